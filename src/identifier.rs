@@ -1,0 +1,647 @@
+//! Identifiers: kinds, canonical forms, hashed forms and the names of columns that hold them.
+//!
+//! Canonical forms follow California's DROP documentation v1.2.0 where it defines one (e-mail, phone, MAID, VIN, ZIP); the
+//! others are ours and stated at each kind. The rules are versioned by [`NORMALISER_VERSION`] and proven by known-answer
+//! vectors before every job. `verify` must not use this module's rules: it has its own.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use md5::Md5;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+/// The version of the canonical forms below; it changes whenever one of them does.
+pub const NORMALISER_VERSION: &str = "1 (DROP 1.2.0)";
+
+/// What an identifier identifies a person by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// DROP Email: all white space removed, then lower-cased; must hold an `@` with something on both sides.
+    Email,
+    /// DROP Phone: digits only, the last ten of them, or all if there are fewer.
+    Phone,
+    /// E.164 with the leading `+`, parsed with libphonenumber's metadata; `region` (ISO 3166-1 alpha-2) reads national numbers.
+    PhoneE164 { region: Option<String> },
+    /// DROP MAID: hex digits only, lower case; must be 32 of them.
+    Maid,
+    /// RFC 9562 text form: lower case, hyphenated; braces, `urn:uuid:` and missing hyphens are accepted.
+    Uuid,
+    /// RFC 5952 text form of the address; an IPv4-mapped IPv6 address is the IPv4 address.
+    Ip,
+    /// Decimal digits without leading zeros or a plus sign; compares by value with integer, decimal and float columns.
+    Integer,
+    /// Compared byte for byte; a numeric column compares by value with an entry that is a plain decimal number.
+    Text,
+    /// DROP VIN: alphanumerics only, lower case; must be 17 of them.
+    Vin,
+    /// DROP ZIP: without `+4`, alphanumerics only, lower case, without leading zeros, the first five.
+    Zip,
+}
+
+/// A hash function of a canonical form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HashFunction {
+    Sha256,
+    Md5,
+    Sha1,
+}
+
+/// How a column spells a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hashed {
+    Sha256Hex,
+    Sha256Base64,
+    Md5Hex,
+    Sha1Hex,
+}
+
+/// One value of a column, typed as it is stored.
+#[derive(Clone, Copy)]
+pub enum Value<'a> {
+    Text(&'a str),
+    Bytes(&'a [u8]),
+    Integer(i128),
+    /// `unscaled / 10^scale`
+    Decimal {
+        unscaled: i128,
+        scale: i8,
+    },
+    Float(f64),
+    Float32(f32),
+    /// A type that holds no identifier of any kind (boolean, date, ...).
+    Other,
+}
+
+/// What became of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Canonical {
+    /// The canonical form was written to the buffer.
+    Text,
+    /// A number's canonical form was written, for kinds that tell numbers from text.
+    Number,
+    /// Empty or blank: no identifier, and nothing to count.
+    Empty,
+    /// Holds something, but nothing this kind can read.
+    NotComparable,
+}
+
+impl Kind {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Kind::Email => "email",
+            Kind::Phone => "phone",
+            Kind::PhoneE164 { .. } => "phone-e164",
+            Kind::Maid => "maid",
+            Kind::Uuid => "uuid",
+            Kind::Ip => "ip",
+            Kind::Integer => "integer",
+            Kind::Text => "text",
+            Kind::Vin => "vin",
+            Kind::Zip => "zip",
+        }
+    }
+
+    /// The kind as the job file names it; `region` belongs to `phone-e164` alone.
+    pub fn parse(name: &str, region: Option<&str>) -> Option<Kind> {
+        Some(match name {
+            "email" => Kind::Email,
+            "phone" => Kind::Phone,
+            "phone-e164" => Kind::PhoneE164 { region: region.map(str::to_uppercase) },
+            "maid" => Kind::Maid,
+            "uuid" => Kind::Uuid,
+            "ip" => Kind::Ip,
+            "integer" => Kind::Integer,
+            "text" => Kind::Text,
+            "vin" => Kind::Vin,
+            "zip" => Kind::Zip,
+            _ => return None,
+        })
+    }
+
+    /// All kinds, for messages.
+    pub const NAMES: [&'static str; 10] =
+        ["email", "phone", "phone-e164", "maid", "uuid", "ip", "integer", "text", "vin", "zip"];
+
+    /// Whether an identifier of `self` in a list can be found in a column of `other`: the region only says how to read.
+    pub fn same_family(&self, other: &Kind) -> bool {
+        self.name() == other.name()
+    }
+
+    /// Writes the canonical form of `value` into `out` (cleared first).
+    pub fn canonicalise(&self, value: Value<'_>, out: &mut Vec<u8>) -> Canonical {
+        out.clear();
+        match value {
+            Value::Text(text) => self.canonicalise_text(text, out),
+            Value::Bytes(bytes) => self.canonicalise_bytes(bytes, out),
+            Value::Integer(_) | Value::Decimal { .. } | Value::Float(_) | Value::Float32(_) => {
+                match number_text(value) {
+                    Some(number) => self.canonicalise_number(&number, out),
+                    None => Canonical::NotComparable,
+                }
+            }
+            Value::Other => Canonical::NotComparable,
+        }
+    }
+
+    fn canonicalise_text(&self, text: &str, out: &mut Vec<u8>) -> Canonical {
+        if let Kind::Text = self {
+            out.extend_from_slice(text.as_bytes());
+            return if text.is_empty() { Canonical::Empty } else { Canonical::Text };
+        }
+        if text.trim().is_empty() {
+            return Canonical::Empty;
+        }
+        let readable = match self {
+            Kind::Email => email(text, out),
+            Kind::Phone => phone(text, out),
+            Kind::PhoneE164 { region } => phone_e164(text, region.as_deref(), out),
+            Kind::Maid => {
+                keep_lowercase(text, out, |c| c.is_ascii_hexdigit());
+                out.len() == 32
+            }
+            Kind::Uuid => uuid_text(text, out),
+            Kind::Ip => text.trim().parse().map(|address: IpAddr| ip(address, out)).is_ok(),
+            Kind::Integer => integer(text.trim(), out),
+            Kind::Vin => {
+                keep_lowercase(text, out, |c| c.is_ascii_alphanumeric());
+                out.len() == 17
+            }
+            Kind::Zip => zip(text, out),
+            Kind::Text => unreachable!("answered above"),
+        };
+        if readable { Canonical::Text } else { Canonical::NotComparable }
+    }
+
+    fn canonicalise_bytes(&self, bytes: &[u8], out: &mut Vec<u8>) -> Canonical {
+        match (self, bytes.len()) {
+            (Kind::Text, 0) => Canonical::Empty,
+            (Kind::Text, _) => {
+                out.extend_from_slice(bytes);
+                Canonical::Text
+            }
+            (Kind::Uuid, 16) => {
+                hyphenated(bytes, out);
+                Canonical::Text
+            }
+            (Kind::Maid, 16) => {
+                out.extend_from_slice(hex::encode(bytes).as_bytes());
+                Canonical::Text
+            }
+            _ => match std::str::from_utf8(bytes) {
+                Ok(text) => self.canonicalise_text(text, out),
+                Err(_) => Canonical::NotComparable,
+            },
+        }
+    }
+
+    fn canonicalise_number(&self, number: &str, out: &mut Vec<u8>) -> Canonical {
+        match self {
+            Kind::Text => {
+                out.extend_from_slice(number.as_bytes());
+                Canonical::Number
+            }
+            Kind::Integer if !number.contains('.') => {
+                out.extend_from_slice(number.as_bytes());
+                Canonical::Text
+            }
+            Kind::Phone | Kind::PhoneE164 { .. } if !number.contains('.') && !number.starts_with('-') => {
+                self.canonicalise_text(number, out)
+            }
+            Kind::Zip if !number.contains('.') && !number.starts_with('-') && number.len() <= 5 => {
+                self.canonicalise_text(number, out)
+            }
+            Kind::Email
+            | Kind::Phone
+            | Kind::PhoneE164 { .. }
+            | Kind::Maid
+            | Kind::Uuid
+            | Kind::Ip
+            | Kind::Integer
+            | Kind::Vin
+            | Kind::Zip => Canonical::NotComparable,
+        }
+    }
+}
+
+/// The canonical number an entry of kind `text` stands for next to its bytes, if it is one: an optional minus, digits without needless
+/// leading zeros, optionally a fraction, whose trailing zeros do not count (`1.50` is `1.5`, but `007` is no number).
+pub fn plain_decimal(text: &str) -> Option<String> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+    let all_digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    if !all_digits(whole) || !all_digits(fraction) || (whole.len() > 1 && whole.starts_with('0')) {
+        return None;
+    }
+    let fraction = fraction.trim_end_matches('0');
+    let magnitude = if fraction.is_empty() { whole.to_owned() } else { format!("{whole}.{fraction}") };
+    Some(if text.starts_with('-') && magnitude != "0" { format!("-{magnitude}") } else { magnitude })
+}
+
+/// The plain decimal text of a number of any width.
+fn number_text(value: Value<'_>) -> Option<String> {
+    match value {
+        Value::Integer(integer) => Some(integer.to_string()),
+        Value::Decimal { unscaled, scale } => {
+            let sign = if unscaled < 0 { "-" } else { "" };
+            let digits = unscaled.unsigned_abs().to_string();
+            if scale <= 0 {
+                return plain_decimal(&format!(
+                    "{sign}{digits}{}",
+                    "0".repeat(if unscaled == 0 { 0 } else { usize::from(scale.unsigned_abs()) })
+                ));
+            }
+            let padded = format!("{digits:0>width$}", width = scale as usize + 1);
+            let (whole, fraction) = padded.split_at(padded.len() - scale as usize);
+            plain_decimal(&format!("{sign}{whole}.{fraction}"))
+        }
+        // Display of a finite float is its shortest exact decimal, never an exponent.
+        Value::Float(float) => float.is_finite().then(|| plain_decimal(&float.to_string())).flatten(),
+        Value::Float32(float) => float.is_finite().then(|| plain_decimal(&float.to_string())).flatten(),
+        Value::Text(_) | Value::Bytes(_) | Value::Other => None,
+    }
+}
+
+fn email(text: &str, out: &mut Vec<u8>) -> bool {
+    if text.is_ascii() {
+        out.extend(text.bytes().filter(|b| !char::from(*b).is_whitespace()).map(|b| b.to_ascii_lowercase()));
+    } else {
+        let bare: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+        out.extend_from_slice(bare.to_lowercase().as_bytes());
+    }
+    match out.iter().position(|b| *b == b'@') {
+        Some(at) => at > 0 && at + 1 < out.len(),
+        None => false,
+    }
+}
+
+fn phone(text: &str, out: &mut Vec<u8>) -> bool {
+    out.extend(text.bytes().filter(u8::is_ascii_digit));
+    out.drain(..out.len().saturating_sub(10));
+    !out.is_empty()
+}
+
+fn phone_e164(text: &str, region: Option<&str>, out: &mut Vec<u8>) -> bool {
+    let region = region.and_then(|region| region.parse().ok());
+    match phonenumber::parse(region, text.trim()) {
+        Ok(number) if phonenumber::is_valid(&number) => {
+            out.extend_from_slice(number.format().mode(phonenumber::Mode::E164).to_string().as_bytes());
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Whether `region` is one that national numbers can be read in.
+pub fn known_region(region: &str) -> bool {
+    region.to_uppercase().parse::<phonenumber::country::Id>().is_ok()
+}
+
+fn keep_lowercase(text: &str, out: &mut Vec<u8>, keep: impl Fn(char) -> bool) {
+    out.extend(text.chars().filter(|c| keep(*c)).map(|c| c.to_ascii_lowercase() as u8));
+}
+
+fn uuid_text(text: &str, out: &mut Vec<u8>) -> bool {
+    let text = text.trim();
+    let text = text.strip_prefix("urn:uuid:").or_else(|| text.strip_prefix("URN:UUID:")).unwrap_or(text);
+    let text = text.strip_prefix('{').and_then(|inner| inner.strip_suffix('}')).unwrap_or(text);
+    let hyphens_ok = match text.len() {
+        32 => true,
+        36 => [8, 13, 18, 23].iter().all(|i| text.as_bytes()[*i] == b'-'),
+        _ => false,
+    };
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    match hex::decode(&digits) {
+        Ok(bytes) if hyphens_ok && bytes.len() == 16 => {
+            hyphenated(&bytes, out);
+            true
+        }
+        _ => false,
+    }
+}
+
+fn hyphenated(bytes: &[u8], out: &mut Vec<u8>) {
+    let digits = hex::encode(bytes);
+    for (i, part) in [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].iter().enumerate()
+    {
+        if i > 0 {
+            out.push(b'-');
+        }
+        out.extend_from_slice(part.as_bytes());
+    }
+}
+
+fn ip(address: IpAddr, out: &mut Vec<u8>) {
+    out.extend_from_slice(address.to_canonical().to_string().as_bytes());
+}
+
+fn integer(text: &str, out: &mut Vec<u8>) -> bool {
+    let (sign, digits) = match text.as_bytes().first() {
+        Some(b'-') => ("-", &text[1..]),
+        Some(b'+') => ("", &text[1..]),
+        _ => ("", text),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return false;
+    }
+    let digits = digits.trim_start_matches('0');
+    if digits.is_empty() {
+        out.push(b'0');
+    } else {
+        out.extend_from_slice(sign.as_bytes());
+        out.extend_from_slice(digits.as_bytes());
+    }
+    true
+}
+
+/// "For ZIP+4 drop the +4" comes first, then the zeros, then five characters (regulation.md 1.4); nine digits without a hyphen are not
+/// recognised as ZIP+4.
+fn zip(text: &str, out: &mut Vec<u8>) -> bool {
+    let text = text.trim();
+    let base = match text.split_once('-') {
+        Some((base, plus4)) if plus4.len() == 4 && plus4.bytes().all(|b| b.is_ascii_digit()) => base,
+        _ => text,
+    };
+    keep_lowercase(base, out, |c| c.is_ascii_alphanumeric());
+    let zeros = out.iter().take_while(|b| **b == b'0').count();
+    out.drain(..zeros);
+    out.truncate(5);
+    !out.is_empty()
+}
+
+impl HashFunction {
+    pub fn name(self) -> &'static str {
+        match self {
+            HashFunction::Sha256 => "sha256",
+            HashFunction::Md5 => "md5",
+            HashFunction::Sha1 => "sha1",
+        }
+    }
+
+    /// The raw digest of `canonical`, written to `out` (cleared first).
+    pub fn digest(self, canonical: &[u8], out: &mut Vec<u8>) {
+        out.clear();
+        match self {
+            HashFunction::Sha256 => out.extend_from_slice(&Sha256::digest(canonical)),
+            HashFunction::Md5 => out.extend_from_slice(&Md5::digest(canonical)),
+            HashFunction::Sha1 => out.extend_from_slice(&Sha1::digest(canonical)),
+        }
+    }
+
+    fn digest_bytes(self) -> usize {
+        match self {
+            HashFunction::Sha256 => 32,
+            HashFunction::Md5 => 16,
+            HashFunction::Sha1 => 20,
+        }
+    }
+}
+
+impl Hashed {
+    pub const NAMES: [&'static str; 4] = ["sha256-hex", "sha256-base64", "md5-hex", "sha1-hex"];
+
+    pub fn parse(name: &str) -> Option<Hashed> {
+        Some(match name {
+            "sha256-hex" => Hashed::Sha256Hex,
+            "sha256-base64" => Hashed::Sha256Base64,
+            "md5-hex" => Hashed::Md5Hex,
+            "sha1-hex" => Hashed::Sha1Hex,
+            _ => return None,
+        })
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Hashed::Sha256Hex => "sha256-hex",
+            Hashed::Sha256Base64 => "sha256-base64",
+            Hashed::Md5Hex => "md5-hex",
+            Hashed::Sha1Hex => "sha1-hex",
+        }
+    }
+
+    pub fn function(self) -> HashFunction {
+        match self {
+            Hashed::Sha256Hex | Hashed::Sha256Base64 => HashFunction::Sha256,
+            Hashed::Md5Hex => HashFunction::Md5,
+            Hashed::Sha1Hex => HashFunction::Sha1,
+        }
+    }
+
+    /// The raw digest that a value spells, written to `out` (cleared first). Hex of either case; surrounding white space is dropped; raw digest
+    /// bytes of the right length are taken as they are.
+    pub fn read(self, value: Value<'_>, out: &mut Vec<u8>) -> Canonical {
+        out.clear();
+        let length = self.function().digest_bytes();
+        let text = match value {
+            Value::Text(text) => text,
+            Value::Bytes(bytes) if bytes.len() == length => {
+                out.extend_from_slice(bytes);
+                return Canonical::Text;
+            }
+            Value::Bytes(bytes) => match std::str::from_utf8(bytes) {
+                Ok(text) => text,
+                Err(_) => return Canonical::NotComparable,
+            },
+            Value::Integer(_) | Value::Decimal { .. } | Value::Float(_) | Value::Float32(_) | Value::Other => {
+                return Canonical::NotComparable;
+            }
+        };
+        let text = text.trim();
+        if text.is_empty() {
+            return Canonical::Empty;
+        }
+        out.resize(length, 0);
+        let readable = match self {
+            Hashed::Sha256Hex | Hashed::Md5Hex | Hashed::Sha1Hex => hex::decode_to_slice(text, out).is_ok(),
+            Hashed::Sha256Base64 => BASE64.decode_slice_unchecked(text, out).is_ok_and(|n| n == length),
+        };
+        if readable { Canonical::Text } else { Canonical::NotComparable }
+    }
+}
+
+/// A column by its path into structs (and through lists): `user.email` is two names, `"a.b"` in double quotes is one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ColumnPath(pub Vec<String>);
+
+impl ColumnPath {
+    /// Parses the job file's spelling. `None`: an empty name or an unclosed quote.
+    pub fn parse(text: &str) -> Option<ColumnPath> {
+        let mut names = Vec::new();
+        let mut rest = text;
+        loop {
+            let (name, after) = match rest.strip_prefix('"') {
+                Some(quoted) => {
+                    let end = quoted.find('"')?;
+                    (&quoted[..end], &quoted[end + 1..])
+                }
+                None => rest.split_at(rest.find('.').unwrap_or(rest.len())),
+            };
+            if name.is_empty() {
+                return None;
+            }
+            names.push(name.to_owned());
+            match after.strip_prefix('.') {
+                Some(next) => rest = next,
+                None if after.is_empty() => return Some(ColumnPath(names)),
+                None => return None,
+            }
+        }
+    }
+}
+
+impl fmt::Display for ColumnPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, name) in self.0.iter().enumerate() {
+            let dot = if i > 0 { "." } else { "" };
+            if name.contains('.') { write!(f, "{dot}\"{name}\"")? } else { write!(f, "{dot}{name}")? }
+        }
+        Ok(())
+    }
+}
+
+/// Known answers of DROP (regulation.md 1.4): kind, raw value, canonical form, SHA-256 in Base64 of the canonical form.
+const VECTORS: [(&str, &str, &str, &str); 9] = [
+    ("zip", "91790-3771", "91790", "2FPZucR4x7U8KlM+SFAX4LPGhwNz/PIZUCSUdDh0o/s="),
+    ("zip", "M1B 1A1", "m1b1a", "n8L9q8mVeT6Xt9/EeUNiTukGDrkbPJ3DvOEx14uElxk="),
+    ("zip", "00712345", "71234", "aeNUYKh7Xw5sqpxSbSP9eOHsj6iXewbUyavv89DIuhQ="),
+    ("email", "Anna.Smith@Domain.com", "anna.smith@domain.com", "KA18MT/ph6IHYjzT9zwETySDQyvSh87YuoSBpOQtkhE="),
+    ("phone", "+1(415)555-9317", "4155559317", "vGM7y5n+hBXRSEAklhHDPCbysyNgYTmXdMcagGUOY8E="),
+    ("phone", "+84(90)123 4567", "4901234567", "ptzVkgbv9DonwvPCHmXmJ2SEOaolSh37z3ZzY/Gmm+U="),
+    ("vin", "1HGCM82633A004352", "1hgcm82633a004352", "iNswy1m+0VSt8jAfFrvaiQ1R/0HAbgSwNGkwqo6QBss="),
+    (
+        "maid",
+        "A3F1C2D4-5678-90AB-CDEF-1234567890AB",
+        "a3f1c2d4567890abcdef1234567890ab",
+        "250KY6lOgzYUB3EHrkbDCE2kMEZQE69SF38muhoDudI=",
+    ),
+    ("text", "juanpablo", "juanpablo", "91hIbrbzNeqHs3o81O5yNrXUj7wDd2shvZ6THKi9qz8="),
+];
+
+/// Runs the known-answer vectors, plain and through every spelling of a hash. The error names the kind that failed.
+pub fn self_test() -> Result<(), String> {
+    let (mut canonical, mut digest, mut read) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, raw, wanted, base64) in VECTORS {
+        let kind = Kind::parse(name, None).ok_or(name)?;
+        if kind.canonicalise(Value::Text(raw), &mut canonical) != Canonical::Text || canonical != wanted.as_bytes() {
+            return Err(format!("the canonical form of {name} is not the known answer"));
+        }
+        HashFunction::Sha256.digest(&canonical, &mut digest);
+        if BASE64.encode(&digest) != base64 {
+            return Err(format!("the SHA-256 of {name} is not the known answer"));
+        }
+        for (hashed, spelled) in [
+            (Hashed::Sha256Base64, base64.to_owned()),
+            (Hashed::Sha256Hex, hex::encode(&digest)),
+            (Hashed::Sha256Hex, hex::encode_upper(&digest)),
+        ] {
+            if hashed.read(Value::Text(&spelled), &mut read) != Canonical::Text || read != digest {
+                return Err(format!("a hashed {name} does not read back as {}", hashed.name()));
+            }
+        }
+    }
+    // RFC 1321 A.5 and RFC 3174 7.3, of "abc".
+    for (function, wanted) in [
+        (HashFunction::Md5, "900150983cd24fb0d6963f7d28e17f72"),
+        (HashFunction::Sha1, "a9993e364706816aba3e25717850c26c9cd0d89d"),
+    ] {
+        function.digest(b"abc", &mut digest);
+        if hex::encode(&digest) != wanted {
+            return Err(format!("{} of \"abc\" is not the known answer", function.name()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(kind: &str, region: Option<&str>, value: Value<'_>, wanted: Option<&str>) {
+        let kind = Kind::parse(kind, region).unwrap();
+        let mut out = Vec::new();
+        let got = match kind.canonicalise(value, &mut out) {
+            Canonical::Text | Canonical::Number => Some(String::from_utf8(out).unwrap()),
+            Canonical::Empty => Some(String::new()),
+            Canonical::NotComparable => None,
+        };
+        assert_eq!(got.as_deref(), wanted, "{kind:?}");
+    }
+
+    #[test]
+    fn text_values_reach_their_canonical_form() {
+        for (kind, raw, wanted) in [
+            ("email", " An na@Ex\u{a0}ample.COM\t", Some("anna@example.com")),
+            ("email", "no-at-sign", None),
+            ("email", "@example.com", None),
+            ("email", "STRASSE@B\u{dc}RO.DE", Some("strasse@b\u{fc}ro.de")),
+            ("email", "   ", Some("")),
+            ("phone", "12-34", Some("1234")),
+            ("phone", "none", None),
+            ("maid", "a3f1c2d4-5678-90ab-cdef-1234567890a", None),
+            ("uuid", "{550E8400-E29B-41D4-A716-446655440000}", Some("550e8400-e29b-41d4-a716-446655440000")),
+            ("uuid", "550e8400e29b41d4a716446655440000", Some("550e8400-e29b-41d4-a716-446655440000")),
+            ("uuid", "550e-8400e29b41d4a716446655440000", None),
+            ("ip", "::ffff:192.0.2.1", Some("192.0.2.1")),
+            ("ip", "2001:DB8:0::1", Some("2001:db8::1")),
+            ("ip", "192.0.2.256", None),
+            ("integer", "+0012", Some("12")),
+            ("integer", "-0", Some("0")),
+            ("integer", "1.0", None),
+            ("text", " As Is ", Some(" As Is ")),
+            ("zip", "02139-1234", Some("2139")),
+        ] {
+            check(kind, None, Value::Text(raw), wanted);
+        }
+        check("phone-e164", Some("DE"), Value::Text("030 123456"), Some("+4930123456"));
+        check("phone-e164", Some("US"), Value::Text("(415) 555-2671"), Some("+14155552671"));
+        check("phone-e164", None, Value::Text("+44 20 7946 0958"), Some("+442079460958"));
+        check("phone-e164", None, Value::Text("020 7946 0958"), None);
+    }
+
+    #[test]
+    fn numbers_match_by_value_and_booleans_never() {
+        check("integer", None, Value::Integer(12345), Some("12345"));
+        check("integer", None, Value::Decimal { unscaled: 1234500, scale: 2 }, Some("12345"));
+        check("integer", None, Value::Decimal { unscaled: 150, scale: 2 }, None);
+        check("text", None, Value::Decimal { unscaled: 150, scale: 2 }, Some("1.5"));
+        check("text", None, Value::Decimal { unscaled: -5, scale: 3 }, Some("-0.005"));
+        check("text", None, Value::Decimal { unscaled: 12, scale: -2 }, Some("1200"));
+        check("text", None, Value::Float(0.1), Some("0.1"));
+        check("text", None, Value::Float(f64::NAN), None);
+        check("phone", None, Value::Integer(14155559317), Some("4155559317"));
+        check("phone", None, Value::Float(4155559317.0), Some("4155559317"));
+        check("text", None, Value::Other, None);
+        assert_eq!(plain_decimal("1.50").as_deref(), Some("1.5"));
+        assert_eq!(plain_decimal("-0.0").as_deref(), Some("0"));
+        for not_plain in ["007", "1e3", "", ".5", "5.", "+1", " 1"] {
+            assert_eq!(plain_decimal(not_plain), None, "{not_plain}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_read_as_what_they_hold() {
+        let bytes = *b"\x55\x0e\x84\x00\xe2\x9b\x41\xd4\xa7\x16\x44\x66\x55\x44\x00\x00";
+        check("uuid", None, Value::Bytes(&bytes), Some("550e8400-e29b-41d4-a716-446655440000"));
+        check("maid", None, Value::Bytes(&bytes), Some("550e8400e29b41d4a716446655440000"));
+        check("email", None, Value::Bytes(b"A@b.c"), Some("a@b.c"));
+        check("email", None, Value::Bytes(b"\xff@b.c"), None);
+    }
+
+    #[test]
+    fn column_paths_split_at_dots_outside_quotes() {
+        let names = |text| ColumnPath::parse(text).map(|path| path.0);
+        assert_eq!(names("user.email"), Some(vec!["user".into(), "email".into()]));
+        assert_eq!(names("\"a.b\".c"), Some(vec!["a.b".into(), "c".into()]));
+        assert_eq!(ColumnPath::parse("\"a.b\".c").unwrap().to_string(), "\"a.b\".c");
+        for broken in ["", "a..b", ".a", "a.", "\"a", "\"a\"b"] {
+            assert_eq!(names(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn the_known_answers_hold() {
+        assert_eq!(self_test(), Ok(()));
+    }
+}

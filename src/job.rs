@@ -1,0 +1,647 @@
+//! The job file: what to look for, where, and what to do about it (contract, section 3).
+//!
+//! Everything is parsed into types here; past this module nobody reads TOML. Unknown keys are faults, and all faults are told
+//! at once. Relative paths are relative to the job file.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use toml::de::DeTable;
+
+use crate::action::{Action, Redact, Redaction};
+use crate::error::{Error, Result};
+use crate::format::{CsvDialect, Format};
+use crate::identifier::{ColumnPath, Hashed, Kind, known_region};
+use crate::store::Location;
+use crate::toml_reader::{Fault, Faults, Field, Table, set};
+
+/// A whole job.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub name: String,
+    /// SHA-256 of the job file's bytes followed by every `--set`, in hex.
+    pub digest: String,
+    pub state: State,
+    pub s3: S3Settings,
+    pub guard: Guard,
+    pub resources: Resources,
+    pub lists: Vec<ListSpec>,
+    pub datasets: Vec<DatasetSpec>,
+}
+
+#[derive(Debug, Clone)]
+pub struct State {
+    /// A prefix: journals, manifests, lock, keys.
+    pub location: Location,
+    pub signing_key: KeySource,
+    pub tag_key: KeySource,
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    File(PathBuf),
+    Env(String),
+}
+
+/// `[storage.s3]`; what is `None` comes from the AWS environment variables and the default chain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct S3Settings {
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub profile: Option<String>,
+    pub allow_http: bool,
+    pub path_style: Option<bool>,
+    /// `unconditional_writes = "allow"`: rewrite even on a store that ignores conditional writes.
+    pub unconditional_writes: bool,
+}
+
+/// What stops a run before anything is written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Guard {
+    /// Largest share of a dataset's rows that may match.
+    pub max_fraction: f64,
+    /// Most rows that may match in all datasets together.
+    pub max_rows: u64,
+    pub max_bad_list_rows: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resources {
+    pub threads: usize,
+    /// Bounds what rewrites, scans and verification hold at a time, in MiB, next to the match index.
+    pub memory_mib: u64,
+    pub requests_in_flight: usize,
+}
+
+/// Which objects a `uri` means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    Object(Location),
+    /// Everything below.
+    Prefix(Location),
+    /// What matches `pattern`, an absolute glob in the store's own spelling; `root` is the longest part without a wildcard.
+    Glob {
+        root: Location,
+        pattern: String,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub struct ListSpec {
+    pub name: String,
+    /// As written, for people.
+    pub uri: String,
+    pub scope: Scope,
+    /// `None`: inferred from each file's name.
+    pub format: Option<ListFormat>,
+    pub request_id: Option<String>,
+    pub received_at: Option<String>,
+    pub columns: Vec<ListColumn>,
+    pub csv: CsvDialect,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListFormat {
+    Csv,
+    Tsv,
+    Parquet,
+    Ndjson,
+    /// One identifier a line.
+    Txt,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListColumn {
+    /// Ignored for `txt`, which has one column.
+    pub column: String,
+    pub kind: Kind,
+    pub hashed: Option<Hashed>,
+}
+
+#[derive(Debug, Clone)]
+pub struct DatasetSpec {
+    pub name: String,
+    /// As written, for people.
+    pub uri: String,
+    pub scope: Scope,
+    /// `None`: inferred from each object's name.
+    pub format: Option<Format>,
+    pub action: Action,
+    pub missing_column: MissingColumn,
+    pub when_empty: WhenEmpty,
+    pub rules: Vec<MatchRule>,
+    pub csv: CsvDialect,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MissingColumn {
+    Error,
+    Skip,
+}
+
+/// What becomes of an object all of whose rows are removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenEmpty {
+    Keep,
+    Drop,
+}
+
+/// A row matches when any rule of its dataset does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MatchRule {
+    Single(MatchPart),
+    /// All parts must match the same list row; each part names its list column.
+    All(Vec<MatchPart>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MatchPart {
+    pub column: ColumnPath,
+    pub kind: Kind,
+    /// The data holds hashes.
+    pub hashed: Option<Hashed>,
+    /// Only this column of the lists is compared; always there in a composite.
+    pub list_column: Option<String>,
+}
+
+impl MatchRule {
+    pub fn parts(&self) -> &[MatchPart] {
+        match self {
+            MatchRule::Single(part) => std::slice::from_ref(part),
+            MatchRule::All(parts) => parts,
+        }
+    }
+}
+
+impl Job {
+    /// Reads and parses a job file; `overrides` are `key=value` of `--set`.
+    pub fn read(path: &Path, overrides: &[String]) -> Result<Job> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Error::usage(format!("cannot read the job file {}: {error}", path.display()))
+                .hint("see jobs/ in the source tree for examples")
+        })?;
+        let folder = std::path::absolute(path)
+            .ok()
+            .and_then(|absolute| absolute.parent().map(Path::to_owned))
+            .unwrap_or_else(|| PathBuf::from("/"));
+        Job::parse(&text, &folder, overrides).map_err(|faults| {
+            let lines: Vec<String> = faults.iter().map(|fault| display_fault(path, fault)).collect();
+            Error::usage(lines.join("\n")).hint("the README's section \"The job file\" lists every key")
+        })
+    }
+
+    /// Parses a job file's text; relative paths start at `folder`.
+    pub fn parse(text: &str, folder: &Path, overrides: &[String]) -> Result<Job, Vec<Fault>> {
+        // One job file a process: leaking its text lets `--set` values and file values live in one table.
+        let text: &'static str = Box::leak(text.to_owned().into_boxed_str());
+        let faults = Faults::new(text);
+        let (table, errors) = DeTable::parse_recoverable(text);
+        for error in &errors {
+            faults.add(error.span().unwrap_or(0..0), "", error.message());
+        }
+        if !errors.is_empty() {
+            return Err(faults.take());
+        }
+        let (span, mut fields) = (table.span(), table.into_inner());
+        for text in overrides {
+            let outcome = match text.split_once('=') {
+                Some((key, value)) => set(&mut fields, key.trim(), value.trim()),
+                None => Err(format!("\"{text}\" is not key=value")),
+            };
+            if let Err(message) = outcome {
+                faults.add(0..0, "--set", message);
+            }
+        }
+        let mut digest = Sha256::new_with_prefix(text);
+        overrides.iter().for_each(|text| digest.update(text));
+        let table = Table::new("", toml::Spanned::new(span, fields), faults.clone());
+        let job = read_job(table, &Edge { folder: folder.to_owned() }, hex::encode(digest.finalize()));
+        match (job, faults.take()) {
+            (Some(job), found) if found.is_empty() => Ok(job),
+            (_, found) => Err(found),
+        }
+    }
+}
+
+fn display_fault(path: &Path, fault: &Fault) -> String {
+    let line = fault.line.map(|line| format!(":{line}")).unwrap_or_default();
+    let key = if fault.key.is_empty() { String::new() } else { format!(" {}", fault.key) };
+    format!("{}{line}:{key} {}", path.display(), fault.message)
+}
+
+/// What a relative path starts from.
+struct Edge {
+    folder: PathBuf,
+}
+
+fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
+    if top.integer("version", 0).is_some_and(|version| version != 1) {
+        top.fault("version", "must be 1");
+    }
+    let name = top.string("name").unwrap_or_else(|| "job".to_owned());
+    let state = edge.state(top.table("state"));
+    let mut storage = top.table("storage");
+    let s3 = s3_settings(storage.table("s3"));
+    storage.finish();
+    let guard = guard(top.table("guard"));
+    let resources = resources(top.table("resources"));
+    let lists: Vec<_> = top.tables("list").into_iter().map(|table| edge.list(table)).collect();
+    let datasets: Vec<_> = top.tables("dataset").into_iter().map(|table| edge.dataset(table)).collect();
+    if lists.is_empty() {
+        top.fault("list", "is missing: a job needs at least one [[list]]");
+    }
+    if datasets.is_empty() {
+        top.fault("dataset", "is missing: a job needs at least one [[dataset]]");
+    }
+    let (lists, datasets): (Option<Vec<_>>, Option<Vec<_>>) =
+        (lists.into_iter().collect(), datasets.into_iter().collect());
+    if let (Some(lists), Some(datasets)) = (&lists, &datasets) {
+        check_names(&top, "list", lists.iter().map(|list| list.name.as_str()));
+        check_names(&top, "dataset", datasets.iter().map(|dataset| dataset.name.as_str()));
+        check_comparable(&top, lists, datasets);
+    }
+    top.finish();
+    Some(Job { name, digest, state: state?, s3, guard, resources, lists: lists?, datasets: datasets? })
+}
+
+fn check_names<'a>(top: &Table<'_>, key: &str, names: impl Iterator<Item = &'a str>) {
+    let mut seen = std::collections::HashSet::new();
+    for name in names.filter(|name| !seen.insert(*name)) {
+        top.fault(key, format!("two are named \"{name}\""));
+    }
+}
+
+/// A pair that can never be compared is a fault, never "clean": a list of one hash function against a column of another, and a
+/// composite whose list columns no list has.
+fn check_comparable(top: &Table<'_>, lists: &[ListSpec], datasets: &[DatasetSpec]) {
+    for dataset in datasets {
+        for rule in &dataset.rules {
+            for part in rule.parts() {
+                let columns = || lists.iter().flat_map(|list| list.columns.iter().map(move |column| (list, column)));
+                let feeds = |column: &ListColumn| part.list_column.as_ref().is_none_or(|name| *name == column.column);
+                for (list, column) in
+                    columns().filter(|(_, column)| feeds(column) && column.kind.same_family(&part.kind))
+                {
+                    if let (Some(listed), Some(stored)) = (column.hashed, part.hashed)
+                        && listed.function() != stored.function()
+                    {
+                        top.fault(
+                            "dataset",
+                            format!(
+                                "{}: column {} holds {} but list {} column {} holds {}: they can never be compared",
+                                dataset.name,
+                                part.column,
+                                stored.name(),
+                                list.name,
+                                column.column,
+                                listed.name()
+                            ),
+                        );
+                    }
+                }
+                if let Some(name) = &part.list_column
+                    && !columns().any(|(_, column)| column.column == *name && column.kind.same_family(&part.kind))
+                {
+                    top.fault(
+                        "dataset",
+                        format!("{}: no list has a column \"{name}\" of kind {}", dataset.name, part.kind.name()),
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn s3_settings(mut table: Table<'_>) -> S3Settings {
+    let settings = S3Settings {
+        endpoint: table.string("endpoint"),
+        region: table.string("region"),
+        profile: table.string("profile"),
+        allow_http: table.boolean("allow_http").unwrap_or(false),
+        path_style: table.boolean("path_style"),
+        unconditional_writes: table
+            .take("unconditional_writes")
+            .and_then(|field| {
+                field.one_of(&["\"refuse\"", "\"allow\""], |text| match text {
+                    "refuse" => Some(false),
+                    "allow" => Some(true),
+                    _ => None,
+                })
+            })
+            .unwrap_or(false),
+    };
+    if settings.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")) && !settings.allow_http {
+        table.fault("endpoint", "is plain http; set allow_http = true to permit it");
+    }
+    table.finish();
+    settings
+}
+
+fn guard(mut table: Table<'_>) -> Guard {
+    let guard = Guard {
+        max_fraction: table.fraction("max_fraction").unwrap_or(0.25),
+        max_rows: table.integer("max_rows", 0).unwrap_or(1_000_000),
+        max_bad_list_rows: table.integer("max_bad_list_rows", 0).unwrap_or(0),
+    };
+    table.finish();
+    guard
+}
+
+fn resources(mut table: Table<'_>) -> Resources {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let resources = Resources {
+        threads: table.integer("threads", 1).map_or(cores, |threads| threads as usize),
+        memory_mib: table.integer("memory_mib", 64).unwrap_or(512),
+        requests_in_flight: table.integer("requests_in_flight", 1).unwrap_or(32) as usize,
+    };
+    table.finish();
+    resources
+}
+
+impl Edge {
+    fn state(&self, mut table: Table<'_>) -> Option<State> {
+        let uri = table.string("uri").unwrap_or_else(|| ".lakescrub/".to_owned());
+        let key = |field: Option<Field<'_>>, name: &str| match field {
+            None => Some(KeySource::File(self.folder.join("keys").join(name))),
+            Some(field) if field.is_table() => {
+                let mut table = field.table()?;
+                let env = table.required("env").and_then(Field::string);
+                table.finish();
+                env.map(KeySource::Env)
+            }
+            Some(field) => field.string().map(|path| KeySource::File(self.folder.join(path))),
+        };
+        let signing_key = key(table.take("signing_key"), "signing.key");
+        let tag_key = key(table.take("tag_key"), "tag.key");
+        let location = match self.location(uri.trim_end_matches('/')) {
+            Ok(location) => Some(location),
+            Err(message) => {
+                table.fault("uri", message);
+                None
+            }
+        };
+        table.finish();
+        Some(State { location: location?, signing_key: signing_key?, tag_key: tag_key? })
+    }
+
+    fn list(&self, mut table: Table<'_>) -> Option<ListSpec> {
+        let name = table.required("name").and_then(Field::string);
+        let uri = table.required("uri").and_then(Field::string);
+        let scope = uri.as_ref().and_then(|uri| self.scope(&table, uri));
+        let format = table.take("format").map(|field| {
+            field.one_of(&["csv", "tsv", "parquet", "ndjson", "txt"], |text| match text {
+                "csv" => Some(ListFormat::Csv),
+                "tsv" => Some(ListFormat::Tsv),
+                "parquet" => Some(ListFormat::Parquet),
+                "ndjson" => Some(ListFormat::Ndjson),
+                "txt" => Some(ListFormat::Txt),
+                _ => None,
+            })
+        });
+        let request_id = table.string("request_id");
+        let received_at = table.string("received_at");
+        let csv = csv_dialect(table.table("csv"));
+        let columns: Vec<_> = table.tables("column").into_iter().map(list_column).collect();
+        if columns.is_empty() {
+            table.fault("column", "is missing: a list needs at least one [[list.column]]");
+        }
+        table.finish();
+        Some(ListSpec {
+            name: name?,
+            uri: uri?,
+            scope: scope?,
+            format: flatten(format)?,
+            request_id,
+            received_at,
+            columns: columns.into_iter().collect::<Option<_>>()?,
+            csv,
+        })
+    }
+
+    fn dataset(&self, mut table: Table<'_>) -> Option<DatasetSpec> {
+        let name = table.required("name").and_then(Field::string);
+        let uri = table.required("uri").and_then(Field::string);
+        let scope = uri.as_ref().and_then(|uri| self.scope(&table, uri));
+        let format = table.take("format").map(|field| {
+            field.one_of(&["parquet", "csv", "tsv", "ndjson"], |text| match text {
+                "parquet" => Some(Format::Parquet),
+                "csv" => Some(Format::Csv),
+                "tsv" => Some(Format::Tsv),
+                "ndjson" => Some(Format::Ndjson),
+                _ => None,
+            })
+        });
+        let missing_column =
+            choice(&mut table, "missing_column", &[("error", MissingColumn::Error), ("skip", MissingColumn::Skip)]);
+        let when_empty = choice(&mut table, "when_empty", &[("keep", WhenEmpty::Keep), ("drop", WhenEmpty::Drop)]);
+        let action = action(&mut table);
+        let csv = csv_dialect(table.table("csv"));
+        let rules: Vec<_> = table.tables("match").into_iter().map(match_rule).collect();
+        if rules.is_empty() {
+            table.fault("match", "is missing: a dataset needs at least one [[dataset.match]]");
+        }
+        table.finish();
+        Some(DatasetSpec {
+            name: name?,
+            uri: uri?,
+            scope: scope?,
+            format: flatten(format)?,
+            action: action?,
+            missing_column: missing_column?,
+            when_empty: when_empty?,
+            rules: rules.into_iter().collect::<Option<_>>()?,
+            csv,
+        })
+    }
+
+    fn scope(&self, table: &Table<'_>, uri: &str) -> Option<Scope> {
+        self.parse_scope(uri).map_err(|message| table.fault("uri", message)).ok()
+    }
+
+    fn parse_scope(&self, uri: &str) -> Result<Scope, String> {
+        let location = self.location(uri)?;
+        if let Some(wildcard) = uri.find(['*', '?', '[', '{']) {
+            let literal = &uri[..wildcard];
+            let root = self.location(&literal[..literal.rfind('/').map_or(0, |slash| slash + 1)])?;
+            let pattern = match location {
+                Location::Local(path) => path.to_str().ok_or("is not UTF-8")?.to_owned(),
+                Location::S3 { key, .. } => key,
+            };
+            globset::Glob::new(&pattern).map_err(|error| format!("is not a glob: {}", error.kind()))?;
+            return Ok(Scope::Glob { root, pattern });
+        }
+        let folder = uri.ends_with('/') || matches!(&location, Location::Local(path) if path.is_dir());
+        Ok(match (folder, location) {
+            (false, location) => Scope::Object(location),
+            (true, location) => Scope::Prefix(location),
+        })
+    }
+
+    fn location(&self, uri: &str) -> Result<Location, String> {
+        if let Some(rest) = uri.strip_prefix("s3://") {
+            let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+            if bucket.is_empty() {
+                return Err("names no bucket".to_owned());
+            }
+            return Ok(Location::S3 { bucket: bucket.to_owned(), key: key.to_owned() });
+        }
+        let path = uri.strip_prefix("file://").unwrap_or(uri);
+        if let Some((scheme, _)) = path.split_once("://") {
+            return Err(format!("has the scheme {scheme}://; s3://, file:// and plain paths are known"));
+        }
+        Ok(Location::Local(without_dots(&self.folder.join(path))))
+    }
+}
+
+/// The path without `.` and `..`, so that a glob over it compares equal to what a listing shows.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::CurDir => {}
+            std::path::Component::ParentDir => {
+                out.pop();
+            }
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+/// `None` of a field that is there but wrong is a failure; a field that is not there is not.
+fn flatten<T>(field: Option<Option<T>>) -> Option<Option<T>> {
+    match field {
+        None => Some(None),
+        Some(None) => None,
+        Some(value) => Some(value),
+    }
+}
+
+/// The first choice is the default.
+fn choice<T: Copy>(table: &mut Table<'_>, name: &'static str, choices: &[(&str, T)]) -> Option<T> {
+    let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+    match table.take(name) {
+        None => Some(choices[0].1),
+        Some(field) => {
+            field.one_of(&names, |text| choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value))
+        }
+    }
+}
+
+fn kind(table: &mut Table<'_>) -> Option<Kind> {
+    let region = table.string("region");
+    if let Some(region) = region.as_ref().filter(|region| !known_region(region)) {
+        table.fault("region", format!("\"{region}\" is no ISO 3166-1 alpha-2 region"));
+    }
+    let kind = table.required("kind")?.one_of(&Kind::NAMES, |name| Kind::parse(name, region.as_deref()))?;
+    if region.is_some() && !matches!(kind, Kind::PhoneE164 { .. }) {
+        table.fault("region", "belongs to kind phone-e164 only");
+    }
+    Some(kind)
+}
+
+fn hashed(table: &mut Table<'_>) -> Option<Option<Hashed>> {
+    flatten(table.take("hashed").map(|field| field.one_of(&Hashed::NAMES, Hashed::parse)))
+}
+
+fn list_column(mut table: Table<'_>) -> Option<ListColumn> {
+    let column = table.required("column").and_then(Field::string);
+    let kind = kind(&mut table);
+    let hashed = hashed(&mut table);
+    table.finish();
+    Some(ListColumn { column: column?, kind: kind?, hashed: hashed? })
+}
+
+fn match_rule(mut table: Table<'_>) -> Option<MatchRule> {
+    let Some(all) = table.take("all") else {
+        return match_part(table, false).map(MatchRule::Single);
+    };
+    let parts: Vec<_> = all.array().into_iter().filter_map(Field::table).map(|part| match_part(part, true)).collect();
+    if parts.len() < 2 {
+        table.fault("all", "needs at least two parts");
+    }
+    table.finish();
+    Some(MatchRule::All(parts.into_iter().collect::<Option<_>>()?))
+}
+
+fn match_part(mut table: Table<'_>, composite: bool) -> Option<MatchPart> {
+    let column = table.required("column").and_then(|field| column_path(field));
+    let kind = kind(&mut table);
+    let hashed = hashed(&mut table);
+    let list_column = if composite { table.required("list_column") } else { table.take("list_column") };
+    let list_column = flatten(list_column.map(Field::string));
+    table.finish();
+    Some(MatchPart { column: column?, kind: kind?, hashed: hashed?, list_column: list_column? })
+}
+
+fn column_path(field: Field<'_>) -> Option<ColumnPath> {
+    field.one_of(&["a column path such as user.email or \"a.b\""], ColumnPath::parse)
+}
+
+fn action(table: &mut Table<'_>) -> Option<Action> {
+    let name = choice(table, "action", &[("delete", false), ("redact", true)]);
+    let columns = table.take("redact").and_then(Field::table).map(|mut columns| columns.take_all());
+    match (name?, columns) {
+        (false, None) => Some(Action::Delete),
+        (false, Some(_)) => {
+            table.fault("redact", "belongs to action = \"redact\"");
+            None
+        }
+        (true, None) => {
+            table.fault("redact", "is missing: action = \"redact\" needs [dataset.redact]");
+            None
+        }
+        (true, Some(columns)) => {
+            if columns.is_empty() {
+                table.fault("redact", "names no column");
+            }
+            columns.into_iter().map(|(name, field)| redact(&name, field)).collect::<Option<_>>().map(Action::Redact)
+        }
+    }
+}
+
+fn redact(name: &str, field: Field<'_>) -> Option<Redact> {
+    // A TOML key is unquoted already: `"user.email"` as a key is a path, `'"a.b"'` a name with a dot.
+    let Some(column) = ColumnPath::parse(name) else {
+        field.fault("is not a column path");
+        return None;
+    };
+    let with = if field.is_table() {
+        let mut table = field.table()?;
+        let constant = table.required("constant").and_then(Field::string);
+        table.finish();
+        Redaction::Constant(constant?)
+    } else {
+        field.one_of(&["null", "tag", "{ constant = \"...\" }"], |text| match text {
+            "null" => Some(Redaction::Null),
+            "tag" => Some(Redaction::Tag),
+            _ => None,
+        })?
+    };
+    Some(Redact { column, with })
+}
+
+fn csv_dialect(mut table: Table<'_>) -> CsvDialect {
+    let default = CsvDialect::default();
+    let byte = |table: &mut Table<'_>, name: &'static str| {
+        table.take(name)?.one_of(&["a single ASCII character"], |text| match text.as_bytes() {
+            [byte] if byte.is_ascii() => Some(*byte),
+            _ => None,
+        })
+    };
+    let dialect = CsvDialect {
+        delimiter: byte(&mut table, "delimiter"),
+        quote: byte(&mut table, "quote").unwrap_or(default.quote),
+        header: table.boolean("header").unwrap_or(default.header),
+        null_strings: table
+            .take("null_strings")
+            .map(|field| field.array().into_iter().filter_map(Field::string).collect())
+            .unwrap_or_default(),
+    };
+    if let Some(field) = table.take("encoding") {
+        field.one_of(&["utf-8"], |text| text.eq_ignore_ascii_case("utf-8").then_some(()));
+    }
+    table.finish();
+    dialect
+}

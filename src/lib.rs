@@ -1,0 +1,11 @@
+//! lakescrub removes the people who opted out from a data lake, and proves it.
+
+// vocabulary
+pub mod error;
+pub mod identifier;
+pub mod action;
+// where
+pub mod store;
+pub mod format;
+pub mod toml_reader;
+pub mod job;

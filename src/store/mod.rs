@@ -1,0 +1,334 @@
+//! Where objects live: one trait over a local disk and S3-compatible storage.
+//!
+//! Every read is pinned to the ETag that was listed and every overwrite is conditional on it (invariant 1), so a changed
+//! object is a [`StoreError::Changed`], never a mixture of two objects. Nothing here knows Parquet, rows or identifiers.
+
+pub mod local;
+pub mod s3;
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::{Error, Exit};
+
+/// The name of one object, or of a prefix of objects, exactly as the store spells it: keys are never decoded,
+/// normalised or split (`a//b`, `a%20b` and `a b` are three keys).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Location {
+    /// An absolute path. A prefix is a folder.
+    Local(PathBuf),
+    /// A prefix is any leading part of a key.
+    S3 { bucket: String, key: String },
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Location::Local(path) => write!(f, "{}", path.display()),
+            Location::S3 { bucket, key } => write!(f, "s3://{bucket}/{key}"),
+        }
+    }
+}
+
+impl Location {
+    /// This prefix extended by `name`; `name` uses `/` on every store.
+    pub fn join(&self, name: &str) -> Location {
+        match self {
+            Location::Local(path) => Location::Local(path.join(name)),
+            Location::S3 { bucket, key } => {
+                let slash = if key.is_empty() || key.ends_with('/') { "" } else { "/" };
+                Location::S3 { bucket: bucket.clone(), key: format!("{key}{slash}{name}") }
+            }
+        }
+    }
+
+    /// The last segment, for messages and format inference.
+    pub fn file_name(&self) -> &str {
+        match self {
+            Location::Local(path) => path.file_name().and_then(|name| name.to_str()).unwrap_or(""),
+            Location::S3 { key, .. } => key.rsplit('/').next().unwrap_or(""),
+        }
+    }
+}
+
+/// The content's name at one moment: the store's own ETag (quoted as the store returned it), on a local disk one made of
+/// size, modification time in nanoseconds and inode.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Etag(pub String);
+
+/// One object as it was listed or written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    pub location: Location,
+    pub size_bytes: u64,
+    pub etag: Etag,
+    /// On a versioned bucket, when the store told it.
+    pub version_id: Option<String>,
+    /// As S3 spells it (`GLACIER`, ...); `None` is the default class.
+    pub storage_class: Option<String>,
+}
+
+/// What must hold for a write to happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Precondition {
+    /// No object has this name yet.
+    Absent,
+    /// The object still has this ETag.
+    Unchanged(Etag),
+    /// Only for names that a run alone uses.
+    None,
+}
+
+/// Whether conditional writes do what they promise, as a probe saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConditionalWrites {
+    Honoured,
+    Ignored,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    #[error("{0} does not exist")]
+    NotFound(Location),
+    /// The object is not the one that was listed, or a put-if-absent found one.
+    #[error("{0} changed since it was listed")]
+    Changed(Location),
+    #[error("access to {location} is denied: {reason}")]
+    Denied { location: Location, reason: String },
+    #[error("{location} is archived in storage class {class}")]
+    Archived { location: Location, class: String },
+    #[error("{location} cannot be reached: {reason}")]
+    Unavailable { location: Location, reason: String },
+    #[error("{location}: {reason}")]
+    Other { location: Location, reason: String },
+}
+
+impl StoreError {
+    /// The exit code this error means for an object in scope.
+    pub fn exit(&self) -> Exit {
+        match self {
+            StoreError::NotFound(_) | StoreError::Archived { .. } | StoreError::Other { .. } => Exit::Incomplete,
+            StoreError::Changed(_) => Exit::Conflict,
+            StoreError::Denied { .. } => Exit::Blocked,
+            StoreError::Unavailable { .. } => Exit::Unavailable,
+        }
+    }
+
+    /// What the person who runs the job can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            StoreError::NotFound(_) => None,
+            StoreError::Changed(_) => Some("another writer is active; run again when it has finished"),
+            StoreError::Denied { .. } => Some(
+                "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, profile or role) and the bucket's policy",
+            ),
+            StoreError::Archived { .. } => Some("restore the object to a readable storage class first"),
+            StoreError::Unavailable { .. } => Some("check the endpoint and the network; it is safe to run again"),
+            StoreError::Other { .. } => None,
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Error {
+        let mut out = Error::new(error.exit(), error.to_string());
+        out.hint = error.hint().map(str::to_owned);
+        out
+    }
+}
+
+/// What the stages need of a store. Implementations retry what is safe to retry; a caller never does.
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Every object whose name starts with `prefix` (S3) or that lies under the folder `prefix` at any depth (local; the
+    /// file itself when `prefix` is one), in byte order of the names. A missing folder is an empty listing. Local: symbolic
+    /// links are followed for files, our own temporary files are left out.
+    async fn list(&self, prefix: &Location) -> Result<Vec<Object>, StoreError>;
+
+    async fn head(&self, location: &Location) -> Result<Object, StoreError>;
+
+    /// Bytes `range` of the object as it was listed; `Changed` when its ETag is another by now.
+    async fn get_range(&self, object: &Object, range: Range<u64>) -> Result<Bytes, StoreError>;
+
+    /// A small object whole.
+    async fn get(&self, location: &Location) -> Result<(Object, Bytes), StoreError>;
+
+    /// Writes a small object in one step; `Changed` when the precondition does not hold. Durable when it returns.
+    async fn put(&self, location: &Location, bytes: Bytes, when: Precondition) -> Result<Object, StoreError>;
+
+    /// Deletes the object if it still has this ETag; an object that is gone already is a success.
+    async fn delete(&self, object: &Object) -> Result<(), StoreError>;
+
+    /// Starts to replace `object` with new content, carrying over its metadata (S3: content type, encoding, language,
+    /// disposition, cache control, user metadata, tags, storage class, encryption; local: owner and permissions).
+    /// `write_id` tells our own write from another's when the reply is lost.
+    async fn replace(&self, object: &Object, write_id: &str) -> Result<Box<dyn Replacement>, StoreError>;
+
+    /// Asks, with a probe object beside `prefix` that is removed again, whether conditional writes are honoured by the calls
+    /// that [`Store::replace`] and [`Store::put`] use.
+    async fn probe(&self, prefix: &Location) -> Result<ConditionalWrites, StoreError>;
+}
+
+/// New content on its way to replace an object. Dropping it without `commit` leaves the object as it was.
+#[async_trait]
+pub trait Replacement: Send {
+    /// Appends; holds back at most one part in memory.
+    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError>;
+
+    /// Ends the content and makes it durable. Where the store can show content before the swap (a local disk), the staged object
+    /// is returned, to be read back before [`Replacement::commit`].
+    async fn stage(&mut self) -> Result<Option<Object>, StoreError>;
+
+    /// The swap: one conditional write on the ETag that was scanned. Returns the object as it now is.
+    async fn commit(self: Box<Self>) -> Result<Object, StoreError>;
+
+    /// Gives up: removes what was staged (temporary file, multipart upload).
+    async fn abort(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// Blocking reads of one pinned object, for code that decodes on a thread of its own: the one bridge from CPU work to I/O.
+/// Must not be used on a runtime thread.
+#[derive(Debug, Clone)]
+pub struct ObjectReader {
+    store: Arc<dyn Store>,
+    object: Object,
+    runtime: tokio::runtime::Handle,
+}
+
+/// How many bytes a sequential read asks for at a time.
+const READ_AHEAD_BYTES: u64 = 4 << 20;
+
+impl ObjectReader {
+    /// Takes the current runtime; call it on a runtime thread and move the reader to a blocking one.
+    pub fn new(store: Arc<dyn Store>, object: Object) -> Self {
+        ObjectReader { store, object, runtime: tokio::runtime::Handle::current() }
+    }
+
+    pub fn object(&self) -> &Object {
+        &self.object
+    }
+
+    pub fn read_range(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.runtime.block_on(self.store.get_range(&self.object, range))
+    }
+
+    /// The object's bytes from `start` on, read ahead in bounded pieces.
+    pub fn read_from(&self, start: u64) -> SequentialReader {
+        SequentialReader { reader: self.clone(), at: start, piece: Bytes::new() }
+    }
+}
+
+/// A `std::io::Read` over an [`ObjectReader`]; a store error travels inside the `io::Error`, see [`store_error`].
+#[derive(Debug)]
+pub struct SequentialReader {
+    reader: ObjectReader,
+    at: u64,
+    piece: Bytes,
+}
+
+impl io::Read for SequentialReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.piece.is_empty() {
+            let end = self.reader.object.size_bytes.min(self.at + READ_AHEAD_BYTES);
+            if self.at >= end {
+                return Ok(0);
+            }
+            self.piece = self.reader.read_range(self.at..end).map_err(io::Error::other)?;
+            self.at = end;
+        }
+        let n = out.len().min(self.piece.len());
+        out[..n].copy_from_slice(&self.piece.split_to(n));
+        Ok(n)
+    }
+}
+
+impl parquet::file::reader::Length for ObjectReader {
+    fn len(&self) -> u64 {
+        self.object.size_bytes
+    }
+}
+
+impl parquet::file::reader::ChunkReader for ObjectReader {
+    type T = SequentialReader;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        Ok(self.read_from(start))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        let end = start.checked_add(length as u64).filter(|end| *end <= self.object.size_bytes);
+        let end = end.ok_or_else(|| parquet::errors::ParquetError::EOF("a range past the end of the object".into()))?;
+        self.read_range(start..end).map_err(|error| parquet::errors::ParquetError::External(Box::new(error)))
+    }
+}
+
+/// Blocking writes to a [`Replacement`], the way back over the bridge. `finish` gives the replacement back for the swap.
+pub struct ReplacementWriter {
+    replacement: Box<dyn Replacement>,
+    buffer: Vec<u8>,
+    runtime: tokio::runtime::Handle,
+}
+
+const WRITE_BUFFER_BYTES: usize = 1 << 20;
+
+impl ReplacementWriter {
+    /// Takes the current runtime, as [`ObjectReader::new`] does.
+    pub fn new(replacement: Box<dyn Replacement>) -> Self {
+        ReplacementWriter {
+            replacement,
+            buffer: Vec::with_capacity(WRITE_BUFFER_BYTES),
+            runtime: tokio::runtime::Handle::current(),
+        }
+    }
+
+    pub fn finish(mut self) -> io::Result<Box<dyn Replacement>> {
+        self.send()?;
+        Ok(self.replacement)
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(WRITE_BUFFER_BYTES));
+        self.runtime.block_on(self.replacement.write(Bytes::from(full))).map_err(io::Error::other)
+    }
+}
+
+impl io::Write for ReplacementWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= WRITE_BUFFER_BYTES {
+            self.send()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.send()
+    }
+}
+
+/// The store error that an `io::Error`, or a library's error around one, carries, if any: so that a lost connection in the
+/// middle of a decode is told as such and not as a corrupt file.
+pub fn store_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a StoreError> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<StoreError>() {
+            return Some(found);
+        }
+        if let Some(io) = error.downcast_ref::<io::Error>()
+            && let Some(found) = io.get_ref().and_then(|inner| inner.downcast_ref::<StoreError>())
+        {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
