@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::format::{CsvDialect, Format};
 use crate::identifier::{ColumnPath, Hashed, Kind, known_region};
 use crate::store::Location;
+use crate::store::s3::S3Settings;
 use crate::toml_reader::{Fault, Faults, Field, Table, set};
 
 /// A whole job.
@@ -42,18 +43,6 @@ pub struct State {
 pub enum KeySource {
     File(PathBuf),
     Env(String),
-}
-
-/// `[storage.s3]`; what is `None` comes from the AWS environment variables and the default chain.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct S3Settings {
-    pub endpoint: Option<String>,
-    pub region: Option<String>,
-    pub profile: Option<String>,
-    pub allow_http: bool,
-    pub path_style: Option<bool>,
-    /// `unconditional_writes = "allow"`: rewrite even on a store that ignores conditional writes.
-    pub unconditional_writes: bool,
 }
 
 /// What stops a run before anything is written.

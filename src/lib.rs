@@ -4,8 +4,10 @@
 pub mod error;
 pub mod identifier;
 pub mod action;
+pub mod meter;
 // where
 pub mod store;
 pub mod format;
 pub mod toml_reader;
 pub mod job;
+pub mod dataset;

@@ -175,6 +175,26 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn probe(&self, prefix: &Location) -> Result<ConditionalWrites, StoreError>;
 }
 
+/// The stores of one run: the local disk, and S3 opened when a location first needs it.
+#[derive(Debug)]
+pub struct Stores {
+    local: Arc<dyn Store>,
+    s3: Arc<dyn Store>,
+}
+
+impl Stores {
+    pub fn new(local: Arc<dyn Store>, s3: Arc<dyn Store>) -> Self {
+        Stores { local, s3 }
+    }
+
+    pub fn of(&self, location: &Location) -> Arc<dyn Store> {
+        match location {
+            Location::Local(_) => self.local.clone(),
+            Location::S3 { .. } => self.s3.clone(),
+        }
+    }
+}
+
 /// New content on its way to replace an object. Dropping it without `commit` leaves the object as it was.
 #[async_trait]
 pub trait Replacement: Send {

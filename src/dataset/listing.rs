@@ -1,0 +1,155 @@
+//! A dataset as a plain listing of objects: which of those under its `uri` are in scope, which are not, and whether they
+//! are really the files of a table format, which must not be rewritten under its log.
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use crate::format::{Compression, Format};
+use crate::job::Scope;
+use crate::store::{Location, Object, Store, StoreError};
+
+/// What a listing showed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    pub in_scope: Vec<Object>,
+    /// In the prefix, but by their names no objects of the dataset: hidden ones (a segment that starts with `_` or `.`), folder
+    /// markers, and other file endings.
+    pub not_in_scope: Vec<Object>,
+    /// The table format whose live files these are, if any.
+    pub table_format: Option<&'static str>,
+}
+
+/// Lists `scope`. An object that is named exactly or by a glob is in scope whatever its ending. `endings` says which names
+/// belong in a prefix.
+pub async fn list(
+    store: &dyn Store,
+    scope: &Scope,
+    endings: &(dyn Fn(&str) -> bool + Sync),
+) -> Result<Listing, StoreError> {
+    match scope {
+        Scope::Object(location) => Ok(Listing { in_scope: vec![store.head(location).await?], ..Listing::default() }),
+        Scope::Prefix(root) => {
+            let objects = store.list(root).await?;
+            let table_format = objects.iter().find_map(|object| table_format(below(root, &object.location)));
+            let (in_scope, not_in_scope) = objects.into_iter().partition(|object| {
+                let name = below(root, &object.location);
+                !is_hidden(name) && !name.ends_with('/') && endings(object.location.file_name())
+            });
+            Ok(Listing { in_scope, not_in_scope, table_format })
+        }
+        Scope::Glob { root, pattern } => {
+            let glob = matcher(pattern);
+            let objects = store.list(root).await?;
+            let table_format = objects.iter().find_map(|object| table_format(below(root, &object.location)));
+            let in_scope = objects.into_iter().filter(|object| glob.is_match(name(&object.location))).collect();
+            Ok(Listing { in_scope, not_in_scope: Vec::new(), table_format })
+        }
+    }
+}
+
+/// `*` and `?` stop at a slash, `**` does not.
+fn matcher(pattern: &str) -> GlobMatcher {
+    let glob = GlobBuilder::new(pattern).literal_separator(true).build();
+    glob.expect("the job file's globs are compiled when it is parsed").compile_matcher()
+}
+
+fn name(location: &Location) -> &str {
+    match location {
+        Location::Local(path) => path.to_str().unwrap_or(""),
+        Location::S3 { key, .. } => key,
+    }
+}
+
+/// The part of the name after the prefix.
+fn below<'a>(root: &Location, location: &'a Location) -> &'a str {
+    let (root, name) = (name(root), name(location));
+    name.strip_prefix(root).unwrap_or(name).trim_start_matches('/')
+}
+
+/// Hive and Spark keep what is no row under names that start with `_` or `.`; a partition folder `_year=2024` is none of them.
+fn is_hidden(name: &str) -> bool {
+    name.split('/').any(|segment| segment.starts_with(['_', '.']) && !segment.contains('='))
+}
+
+fn table_format(name: &str) -> Option<&'static str> {
+    let mut segments = name.split('/').rev();
+    let file = segments.next().unwrap_or("");
+    let folder = segments.next().unwrap_or("");
+    if folder == "_delta_log" {
+        return Some("Delta Lake");
+    }
+    if folder == "metadata" && file.ends_with(".metadata.json") {
+        return Some("Iceberg");
+    }
+    if name.split('/').any(|segment| segment == ".hoodie") {
+        return Some("Hudi");
+    }
+    (folder == "_versions" && file.ends_with(".manifest")).then_some("Lance")
+}
+
+/// The format a file name tells, and its compression: `x.csv.gz`, `part-0.snappy.parquet`.
+pub fn infer(file_name: &str) -> (Option<Format>, Compression) {
+    let lower = file_name.to_ascii_lowercase();
+    let (stem, compression) = match lower.rsplit_once('.') {
+        Some((stem, "gz" | "gzip")) => (stem, Compression::Gzip),
+        Some((stem, "zst" | "zstd")) => (stem, Compression::Zstd),
+        _ => (lower.as_str(), Compression::None),
+    };
+    let format = match stem.rsplit_once('.').map(|(_, ending)| ending) {
+        Some("parquet" | "parq" | "pq") => Some(Format::Parquet),
+        Some("csv") => Some(Format::Csv),
+        Some("tsv" | "tab") => Some(Format::Tsv),
+        Some("ndjson" | "jsonl" | "json") => Some(Format::Ndjson),
+        _ => None,
+    };
+    (format, compression)
+}
+
+/// Whether an object in a prefix belongs to a dataset of `format`: its ending says so, or it has none and the format is declared.
+pub fn belongs(file_name: &str, format: Option<Format>) -> bool {
+    let (inferred, _) = infer(file_name);
+    match format {
+        None => inferred.is_some(),
+        Some(format) => inferred == Some(format) || (inferred.is_none() && !file_name.contains('.')),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_format_compression_and_belonging() {
+        use Compression::*;
+        for (name, format, compression) in [
+            ("a.parquet", Some(Format::Parquet), None),
+            ("part-0.c000.snappy.PARQUET", Some(Format::Parquet), None),
+            ("a.csv.gz", Some(Format::Csv), Gzip),
+            ("a.jsonl.zst", Some(Format::Ndjson), Zstd),
+            ("part-00000", Option::None, None),
+            ("a.csv.bak", Option::None, None),
+        ] {
+            assert_eq!(infer(name), (format, compression), "{name}");
+        }
+        assert!(belongs("part-00000", Some(Format::Parquet)));
+        assert!(!belongs("part-00000", Option::None));
+        assert!(!belongs("a.csv.bak", Some(Format::Csv)));
+        assert!(!belongs("a.csv", Some(Format::Parquet)));
+    }
+
+    #[test]
+    fn hidden_names_and_table_formats_are_seen() {
+        assert!(is_hidden("_temporary/0/a.parquet"));
+        assert!(!is_hidden("_day=1/a.parquet"));
+        assert_eq!(table_format("t/_delta_log/00000000000000000000.json"), Some("Delta Lake"));
+        assert_eq!(table_format("metadata/v1.metadata.json"), Some("Iceberg"));
+        assert_eq!(table_format(".hoodie/hoodie.properties"), Some("Hudi"));
+        assert_eq!(table_format("day=1/a.parquet"), Option::None);
+    }
+
+    #[test]
+    fn a_star_stops_at_a_slash() {
+        assert!(matcher("lake/*.csv").is_match("lake/a.csv"));
+        assert!(!matcher("lake/*.csv").is_match("lake/b/a.csv"));
+        assert!(matcher("lake/**/*.csv").is_match("lake/b/a.csv"));
+    }
+}
