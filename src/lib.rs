@@ -11,3 +11,9 @@ pub mod format;
 pub mod toml_reader;
 pub mod job;
 pub mod dataset;
+// who
+pub mod request;
+pub mod match_index;
+// what
+pub mod column_values;
+pub mod find_parquet;
