@@ -6,10 +6,10 @@ pub mod identifier;
 pub mod action;
 pub mod meter;
 // where
-pub mod store;
-pub mod format;
 pub mod toml_reader;
 pub mod job;
+pub mod store;
+pub mod format;
 pub mod dataset;
 // who
 pub mod request;
@@ -17,3 +17,8 @@ pub mod match_index;
 // what
 pub mod column_values;
 pub mod find_parquet;
+pub mod plan;
+pub mod journal;
+// wiring
+pub mod progress;
+pub mod cli;
