@@ -525,3 +525,121 @@ fn stored_part(part: &MatchPart, form: Form, values: &[Value<'_>], scratch: &mut
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::job::Job;
+
+    /// A job of one list and one dataset.
+    fn job(list_columns: &str, rules: &str) -> Job {
+        let text = format!(
+            "version = 1\n[[list]]\nname = \"l\"\nuri = \"l.csv\"\n{list_columns}\n[[dataset]]\nname = \"d\"\nuri = \"d/\"\nformat = \"parquet\"\n{rules}\n"
+        );
+        Job::parse(&text, Path::new("/"), &[]).unwrap()
+    }
+
+    fn index(job: &Job, rows: &[&[Option<&[u8]>]]) -> (Arc<MatchIndex>, Added) {
+        let mut builder = Builder::new(&job.lists, &job.datasets, [7; 16]);
+        let mut added = Added::default();
+        for cells in rows {
+            added.merge(&builder.add(Entry { list: &job.lists[0], cells }));
+        }
+        (Arc::new(builder.finish()), added)
+    }
+
+    fn check(job: &Job, rows: &[&[Option<&[u8]>]], value: Value<'_>) -> Check {
+        let (index, _) = index(job, rows);
+        let matcher = index.matcher(0, &job.datasets[0]);
+        let Rule::Single { probe, .. } = &matcher.rules[0] else { panic!("a single rule") };
+        probe.check(value, &mut Scratch::default())
+    }
+
+    fn column(kind: &str, hashed: &str) -> String {
+        format!("[[list.column]]\ncolumn = \"c\"\nkind = \"{kind}\"\n{hashed}\n")
+    }
+
+    fn rule(kind: &str, hashed: &str) -> String {
+        format!("[[dataset.match]]\ncolumn = \"c\"\nkind = \"{kind}\"\n{hashed}\n")
+    }
+
+    #[test]
+    fn plain_and_hashed_sides_meet() {
+        let email = b"a@b.c".as_slice();
+        let mut digest = Vec::new();
+        HashFunction::Sha256.digest(email, &mut digest);
+        let hex = hex::encode(&digest);
+        let (plain, sha) = ("", "hashed = \"sha256-hex\"");
+        for (listed, stored, entry, value) in [
+            (plain, plain, email, Value::Text(" A@B.c")),
+            (plain, sha, email, Value::Text(&hex)),
+            (sha, plain, &digest, Value::Text("A@b.C")),
+            (sha, sha, &digest, Value::Text(&hex)),
+        ] {
+            let job = job(&column("email", listed), &rule("email", stored));
+            assert_eq!(check(&job, &[&[Some(entry)]], value), Check::Match, "{listed} {stored}");
+            let other = hex::encode([9u8; 32]);
+            let stranger = if stored == sha { other.as_str() } else { "x@b.c" };
+            assert_eq!(check(&job, &[&[Some(entry)]], Value::Text(stranger)), Check::NoMatch, "{listed} {stored}");
+        }
+    }
+
+    #[test]
+    fn text_meets_numbers_by_value_and_text_by_bytes() {
+        let job = job(&column("text", ""), &rule("text", ""));
+        for (listed, value, wanted) in [
+            ("12345", Value::Integer(12345), Check::Match),
+            ("1.5", Value::Decimal { unscaled: 150, scale: 2 }, Check::Match),
+            ("1.50", Value::Decimal { unscaled: 15, scale: 1 }, Check::Match),
+            ("1.50", Value::Text("1.5"), Check::NoMatch),
+            ("1", Value::Other, Check::NotComparable),
+            ("007", Value::Integer(7), Check::NoMatch),
+        ] {
+            assert_eq!(check(&job, &[&[Some(listed.as_bytes())]], value), wanted, "{listed}");
+        }
+    }
+
+    #[test]
+    fn composites_match_one_list_row_and_no_cross_product() {
+        let columns =
+            "[[list.column]]\ncolumn = \"n\"\nkind = \"text\"\n[[list.column]]\ncolumn = \"z\"\nkind = \"zip\"";
+        let rules = "[[dataset.match]]\nall = [{ column = \"name\", kind = \"text\", list_column = \"n\" }, { column = \"zip\", kind = \"zip\", list_column = \"z\" }]";
+        let job = job(columns, rules);
+        let (index, _) =
+            index(&job, &[&[Some(b"ann"), Some(b"91790")], &[Some(b"bob"), Some(b"71234")], &[Some(b"eve"), None]]);
+        let matcher = index.matcher(0, &job.datasets[0]);
+        let Rule::All { composite, .. } = &matcher.rules[0] else { panic!("a composite") };
+        let one = |text| vec![Value::Text(text)];
+        for (name, zip, wanted) in [
+            (one("ann"), one("91790-1234"), true),
+            (one("ann"), one("71234"), false),
+            (one("eve"), vec![], false),
+            (one("eve"), one(""), false),
+            (vec![Value::Text("x"), Value::Text("bob")], one("0071234"), true),
+        ] {
+            assert_eq!(composite.check(&[name, zip], &mut Scratch::default()), wanted);
+        }
+    }
+
+    #[test]
+    fn duplicates_are_counted_once() {
+        let job = job(&column("email", ""), &rule("email", ""));
+        let (index, added) = index(&job, &[&[Some(b"a@b.c")], &[Some(b"a@b.c")], &[None]]);
+        assert_eq!((index.len(), added.duplicates, added.identifiers["email"]), (1, 1, 1));
+    }
+
+    #[test]
+    fn an_identifier_costs_at_most_forty_bytes() {
+        let job = job(&column("email", ""), &rule("email", ""));
+        let mut builder = Builder::new(&job.lists, &job.datasets, [7; 16]);
+        for i in 0..100_000u32 {
+            builder.add(Entry { list: &job.lists[0], cells: &[Some(format!("{i}@example.com").as_bytes())] });
+        }
+        let index = builder.finish();
+        // A slot is a 16-byte key and a control byte; the table doubles when seven of eight slots are full.
+        let slots = (index.keys.capacity() * 8).div_ceil(7);
+        assert!(slots * 17 <= 40 * index.len(), "{slots} slots for {} identifiers", index.len());
+    }
+}
