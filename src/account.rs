@@ -1,0 +1,437 @@
+//! The account of a run: what was observed, put together for the manifest, and the exit code that follows from it.
+//!
+//! Pure: it takes the plan, the outcomes and what the verifying scan saw, and invents nothing. A count that nobody took is
+//! "not checked".
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::action::{Action, Redaction};
+use crate::error::Exit;
+use crate::identifier::{Kind, NORMALISER_VERSION};
+use crate::job::{DatasetSpec, Job, MatchRule};
+use crate::journal::Swap;
+use crate::manifest::{
+    Canaries, DatasetRecord, JobFile, ListRead, Normaliser, ObjectCounts, Observations, Observed, Residue, RowCounts, Run,
+    Stage, Tool, UploadCounts, Verdict, Verification, VersionCounts,
+};
+use crate::match_index::Added;
+use crate::object_table::{ObjectRow, Outcome as RowOutcome};
+use crate::plan::{self, DatasetPlan, Decision, Plan, Step};
+use crate::request::ListReport;
+use crate::rewrite::{Ended, Outcome};
+use crate::verify::{Verified, VerifiedDataset, VerifiedObject, VerifyOutcome};
+
+/// Everything that was observed in a run.
+pub struct Account<'a> {
+    pub job: &'a Job,
+    pub lists: &'a [(ListReport, Added)],
+    /// `None` in a run that only verifies.
+    pub plan: Option<&'a Plan>,
+    /// By dataset, by step; `None` where nothing was to be done.
+    pub outcomes: &'a [Vec<Option<Outcome>>],
+    /// Swaps of an earlier, killed attempt of this run.
+    pub recovered: &'a [Recovered],
+    pub verified: &'a Verified,
+    /// Buckets on which conditional writes are ignored and the job allows it.
+    pub unconditional_writes: &'a [String],
+}
+
+/// A swap of a killed attempt that did happen.
+#[derive(Debug, Clone)]
+pub struct Recovered {
+    pub swap: Swap,
+    pub etag: String,
+}
+
+/// Names and times of the run, which the account itself cannot know.
+pub struct RunFacts {
+    pub id: String,
+    pub command: &'static str,
+    pub started_at: Timestamp,
+    pub finished_at: Timestamp,
+    pub resumed: bool,
+    pub tool_digest: Observed<String>,
+    pub stages: Vec<Stage>,
+}
+
+/// The account, ready to be sealed.
+pub struct Settlement {
+    pub observations: Observations,
+    pub rows: Vec<ObjectRow>,
+    pub exit: Exit,
+}
+
+impl Account<'_> {
+    /// Draws the account up.
+    pub fn settle(&self, facts: RunFacts) -> Settlement {
+        let mut exits: Vec<Exit> = self.plan.map(plan::exits).unwrap_or_default();
+        let mut rows = Vec::new();
+        for (number, verified) in self.verified.datasets.iter().enumerate() {
+            let spec = &self.job.datasets[number];
+            let plan = self.plan.map(|plan| &plan.datasets[number]);
+            let outcomes = self.outcomes.get(number).map_or(&[][..], Vec::as_slice);
+            let mut dataset = DatasetRows { spec, engine: self.engine(), rows: BTreeMap::new(), exits: Vec::new() };
+            plan.into_iter().for_each(|plan| dataset.take_plan(plan, outcomes));
+            self.recovered.iter().filter(|swap| swap.swap.dataset == spec.name).for_each(|swap| dataset.take_recovered(swap));
+            dataset.take_verified(verified);
+            exits.append(&mut dataset.exits);
+            rows.extend(dataset.rows.into_values());
+        }
+        let exit = Exit::gravest(exits);
+        let observations = self.observations(facts, &rows, exit);
+        Settlement { observations, rows, exit }
+    }
+
+    fn engine(&self) -> String {
+        format!("polars {}", self.verified.engine_version)
+    }
+
+    fn observations(&self, facts: RunFacts, rows: &[ObjectRow], exit: Exit) -> Observations {
+        Observations {
+            run: Run {
+                id: facts.id,
+                started_at: facts.started_at,
+                finished_at: facts.finished_at,
+                command: facts.command.to_owned(),
+                exit: exit.code(),
+                resumed: facts.resumed,
+                tool: Tool {
+                    name: env!("CARGO_PKG_NAME").to_owned(),
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    digest: facts.tool_digest,
+                },
+                job: JobFile { name: self.job.name.clone(), digest: self.job.digest.clone() },
+                stages: facts.stages,
+            },
+            lists: lists(self.lists),
+            normaliser: Normaliser {
+                version: NORMALISER_VERSION.to_owned(),
+                self_test: Observed::Seen("passed".to_owned()),
+            },
+            datasets: self.verified.datasets.iter().enumerate().map(|(i, verified)| self.record(i, verified, rows)).collect(),
+            verification: self.verification(rows),
+            limits: self.limits(),
+            verdict: verdict(exit),
+        }
+    }
+
+    fn record(&self, number: usize, verified: &VerifiedDataset, rows: &[ObjectRow]) -> DatasetRecord {
+        let spec = &self.job.datasets[number];
+        let not_in_scope = Observed::Seen(verified.not_in_scope.len() as u64);
+        DatasetRecord {
+            name: spec.name.clone(),
+            uri: spec.uri.clone(),
+            action: spec.action.name().to_owned(),
+            listed_at: Observed::Seen(verified.listed_at),
+            objects: ObjectCounts::tally(&spec.name, rows, not_in_scope),
+            rows: RowCounts::tally(&spec.name, rows),
+            not_comparable: Observed::Seen(verified.not_comparable.clone()),
+            versions: VersionCounts {
+                listed: Observed::NotChecked,
+                purged: Observed::NotChecked,
+                locked: Observed::NotChecked,
+            },
+            uploads: UploadCounts { listed: Observed::NotChecked, aborted: Observed::NotChecked },
+        }
+    }
+
+    fn verification(&self, rows: &[ObjectRow]) -> Verification {
+        let scanned: Vec<u64> = rows.iter().filter_map(|row| row.rows_scanned).collect();
+        let objects = self.verified.datasets.iter().flat_map(|dataset| &dataset.objects);
+        Verification {
+            engine: "polars".to_owned(),
+            engine_version: self.verified.engine_version.to_owned(),
+            pruning: false,
+            objects: Observed::Seen(scanned.len() as u64),
+            rows: Observed::Seen(scanned.iter().sum()),
+            residue: Residue {
+                rows: Observed::Seen(objects.map(|object| object.rows_matched).sum()),
+                statistics: Observed::NotChecked,
+                dictionaries: Observed::NotChecked,
+                paths: Observed::NotChecked,
+                versions: Observed::NotChecked,
+            },
+            canaries: Canaries { planted: Observed::NotChecked, found: Observed::NotChecked },
+        }
+    }
+
+    /// What was not looked at, in plain sentences.
+    fn limits(&self) -> Vec<String> {
+        let mut limits = vec![
+            "Columns that no [[dataset.match]] names were not searched.".to_owned(),
+            "Noncurrent object versions, delete markers and unfinished uploads were not looked at.".to_owned(),
+            "File statistics, dictionaries, bloom filters and object names were not searched for identifiers.".to_owned(),
+            "Objects that were written after a dataset was listed were not looked at.".to_owned(),
+        ];
+        for (spec, verified) in self.job.datasets.iter().zip(&self.verified.datasets) {
+            if !verified.not_in_scope.is_empty() {
+                let count = verified.not_in_scope.len();
+                limits.push(format!("Dataset {}: {count} objects in its prefix are not in scope by their names.", spec.name));
+            }
+            limits.extend(unlisted_kinds(self.job, spec));
+            limits.extend(tagged_columns(spec));
+        }
+        if self.job.datasets.iter().flat_map(|spec| &spec.rules).flat_map(MatchRule::parts).any(|part| part.kind == Kind::Phone) {
+            limits.push("Kind phone compares the last ten digits: numbers of two countries can be taken for one.".to_owned());
+        }
+        for bucket in self.unconditional_writes {
+            limits.push(format!("The store of bucket {bucket} ignores conditional writes; the job allowed writing all the same."));
+        }
+        limits
+    }
+}
+
+/// A rule for whose kind no list has a column can never match; that is said, not assumed clean.
+fn unlisted_kinds(job: &Job, spec: &DatasetSpec) -> Vec<String> {
+    let listed = |kind: &Kind| job.lists.iter().flat_map(|list| &list.columns).any(|column| column.kind.same_family(kind));
+    let parts = spec.rules.iter().flat_map(MatchRule::parts).filter(|part| !listed(&part.kind));
+    parts
+        .map(|part| format!("Dataset {}: no list holds identifiers of kind {} for column {}.", spec.name, part.kind.name(), part.column))
+        .collect()
+}
+
+fn tagged_columns(spec: &DatasetSpec) -> Vec<String> {
+    let Action::Redact(columns) = &spec.action else { return Vec::new() };
+    let tagged = columns.iter().filter(|redact| redact.with == Redaction::Tag);
+    tagged
+        .map(|redact| format!("Dataset {}: column {} is pseudonymised by keyed tags, not erased.", spec.name, redact.column))
+        .collect()
+}
+
+fn verdict(exit: Exit) -> Verdict {
+    match exit {
+        Exit::Clean => Verdict::Clean,
+        Exit::Residue => Verdict::Residue,
+        Exit::Blocked => Verdict::Blocked,
+        Exit::Internal
+        | Exit::Usage
+        | Exit::Incomplete
+        | Exit::Conflict
+        | Exit::Unavailable
+        | Exit::Untrusted
+        | Exit::Overdue
+        | Exit::Refused
+        | Exit::Interrupted
+        | Exit::Terminated => Verdict::Incomplete,
+    }
+}
+
+/// The lists as the manifest shows them.
+pub fn lists(lists: &[(ListReport, Added)]) -> Vec<ListRead> {
+    let list = |(report, added): &(ListReport, Added)| ListRead {
+        name: report.name.clone(),
+        uri: report.uri.clone(),
+        digest: report.digest.clone(),
+        read_at: report.read_at,
+        rows: report.rows,
+        identifiers: added.identifiers.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
+        duplicates: added.duplicates,
+        malformed: report.malformed,
+    };
+    lists.iter().map(list).collect()
+}
+
+/// The rows of one dataset while they are put together, by location.
+struct DatasetRows<'a> {
+    spec: &'a DatasetSpec,
+    engine: String,
+    rows: BTreeMap<String, ObjectRow>,
+    exits: Vec<Exit>,
+}
+
+impl DatasetRows<'_> {
+    fn take_plan(&mut self, plan: &DatasetPlan, outcomes: &[Option<Outcome>]) {
+        for (number, step) in plan.steps.iter().enumerate() {
+            let outcome = outcomes.get(number).and_then(Option::as_ref);
+            let row = self.planned(step, outcome);
+            self.rows.insert(row.location.clone(), row);
+        }
+    }
+
+    fn planned(&mut self, step: &Step, outcome: Option<&Outcome>) -> ObjectRow {
+        let mut row = ObjectRow::new(&self.spec.name, step.object.location.to_string());
+        row.etag = Some(step.object.etag.0.clone());
+        row.version_id = step.object.version_id.clone();
+        row.size_bytes = Some(step.object.size_bytes);
+        match &step.decision {
+            Decision::Keep => {
+                row.rows_matched = Some(0);
+                row.rows_redacted = Some(0);
+                counts(&mut row, step.rows, 0, step.rows);
+            }
+            Decision::Skip { reason } => {
+                row.outcome = RowOutcome::Skipped;
+                row.reason = Some(reason.clone());
+            }
+            Decision::Refuse { exit, reason } => {
+                row.outcome = failed(*exit);
+                row.reason = Some(reason.clone());
+            }
+            Decision::Rewrite { .. } | Decision::Drop => {
+                row.action = self.spec.action.name().to_owned();
+                row.rows_matched = Some(step.rows_matched);
+                row.reason = Some(step.reason());
+                self.take_outcome(&mut row, step, outcome);
+            }
+        }
+        row
+    }
+
+    fn take_outcome(&mut self, row: &mut ObjectRow, step: &Step, outcome: Option<&Outcome>) {
+        let Some(outcome) = outcome else { return };
+        match &outcome.ended {
+            Ended::Rewritten | Ended::Dropped => {
+                row.outcome = if outcome.ended == Ended::Dropped { RowOutcome::Dropped } else { RowOutcome::Rewritten };
+                row.sha256 = outcome.sha256.clone();
+                row.rows_redacted = Some(outcome.rows_redacted);
+                if let Some(rows_after) = outcome.rows_after {
+                    counts(row, step.rows, outcome.rows_removed, rows_after);
+                }
+                if let Some(object) = &outcome.object {
+                    row.etag = Some(object.etag.0.clone());
+                    row.version_id = object.version_id.clone();
+                    row.size_bytes = Some(object.size_bytes);
+                }
+            }
+            Ended::Failed { exit, reason } => {
+                row.outcome = if *exit == Exit::Incomplete { RowOutcome::Failed } else { failed(*exit) };
+                row.reason = Some(reason.clone());
+                self.exits.push(*exit);
+            }
+            Ended::NotBegun => {
+                row.outcome = RowOutcome::Failed;
+                row.reason = Some("the run was stopped before this object's turn".to_owned());
+                self.exits.push(Exit::Incomplete);
+            }
+        }
+    }
+
+    /// Adds what a killed attempt did to an object, when this attempt found the object as that one left it.
+    fn take_recovered(&mut self, recovered: &Recovered) {
+        let swap = &recovered.swap;
+        let dataset = self.spec.name.clone();
+        let action = self.spec.action.name();
+        let row = self.rows.entry(swap.location.clone()).or_insert_with(|| {
+            let mut row = ObjectRow::new(dataset, swap.location.clone());
+            row.etag = Some(recovered.etag.clone());
+            if swap.dropped {
+                counts(&mut row, 0, 0, 0);
+            }
+            row
+        });
+        let (Some(before), Some(removed), Some(after)) = (row.rows_before, row.rows_removed, row.rows_after) else { return };
+        if before != swap.rows_after {
+            return;
+        }
+        counts(row, swap.rows_before, swap.rows_removed + removed, after);
+        row.rows_matched = Some(row.rows_matched.unwrap_or(0) + swap.rows_matched);
+        row.rows_redacted = Some(row.rows_redacted.unwrap_or(0) + swap.rows_redacted);
+        row.action = action.to_owned();
+        if row.outcome == RowOutcome::Unchanged {
+            row.outcome = if swap.dropped { RowOutcome::Dropped } else { RowOutcome::Rewritten };
+            row.sha256 = (!swap.dropped).then(|| swap.sha256.clone());
+        }
+        row.reason = Some(format!("{} of {} rows matched", swap.rows_matched, swap.rows_before));
+    }
+
+    fn take_verified(&mut self, verified: &VerifiedDataset) {
+        if let Some(table) = verified.table_format {
+            tracing::debug!(dataset = self.spec.name, table, "a table format");
+            self.exits.push(Exit::Incomplete);
+        }
+        if verified.objects.is_empty() && self.rows.values().all(|row| row.outcome != RowOutcome::Dropped) {
+            self.exits.push(Exit::Incomplete);
+        }
+        for object in &verified.objects {
+            self.take_object(object);
+        }
+        let seen: std::collections::HashSet<String> =
+            verified.objects.iter().map(|object| object.object.location.to_string()).collect();
+        for row in self.rows.values_mut().filter(|row| row.outcome != RowOutcome::Dropped && !seen.contains(&row.location)) {
+            row.outcome = RowOutcome::Changed;
+            row.reason = Some("was gone when the dataset was listed again".to_owned());
+            self.exits.push(Exit::Conflict);
+        }
+    }
+
+    fn take_object(&mut self, object: &VerifiedObject) {
+        let location = object.object.location.to_string();
+        let name = self.spec.name.clone();
+        let row = self.rows.entry(location.clone()).or_insert_with(|| {
+            let mut row = ObjectRow::new(name, location);
+            row.rows_matched = Some(object.rows_matched);
+            row
+        });
+        let changed = row.etag.as_ref().is_some_and(|etag| *etag != object.object.etag.0);
+        row.etag = Some(object.object.etag.0.clone());
+        row.version_id = object.object.version_id.clone();
+        row.size_bytes = Some(object.object.size_bytes);
+        match &object.outcome {
+            VerifyOutcome::Checked => {
+                row.rows_scanned = Some(object.rows);
+                row.checked_by = Some(self.engine.clone());
+                if changed {
+                    // Another writer's content: our counts are of bytes that are no longer there.
+                    forget_counts(row);
+                    row.outcome = RowOutcome::Changed;
+                    row.reason = Some("changed after this run had looked at it".to_owned());
+                    self.exits.push(Exit::Conflict);
+                } else if row.rows_after.is_some_and(|after| after != object.rows) {
+                    let ours = row.rows_after.unwrap_or(0);
+                    row.outcome = RowOutcome::Failed;
+                    row.reason = Some(format!("the engines disagree: {ours} rows counted, {} verified", object.rows));
+                    forget_counts(row);
+                    self.exits.push(Exit::Internal);
+                }
+                if object.rows_matched > 0 {
+                    row.outcome = RowOutcome::Residue;
+                    row.reason = Some(format!("{} of {} rows hold a listed identifier", object.rows_matched, object.rows));
+                    self.exits.push(Exit::Residue);
+                }
+            }
+            VerifyOutcome::Skipped { reason } => {
+                row.outcome = RowOutcome::Skipped;
+                row.reason = Some(reason.clone());
+                self.exits.push(Exit::Incomplete);
+            }
+            VerifyOutcome::Failed { exit, reason } => {
+                if row.outcome.is_clean() {
+                    row.outcome = failed(*exit);
+                    row.reason = Some(format!("not verified: {reason}"));
+                }
+                self.exits.push(*exit);
+            }
+        }
+    }
+}
+
+fn counts(row: &mut ObjectRow, before: u64, removed: u64, after: u64) {
+    row.rows_before = Some(before);
+    row.rows_removed = Some(removed);
+    row.rows_after = Some(after);
+}
+
+fn forget_counts(row: &mut ObjectRow) {
+    (row.rows_before, row.rows_removed, row.rows_after) = (None, None, None);
+}
+
+/// The outcome that an object's failure amounts to.
+fn failed(exit: Exit) -> RowOutcome {
+    match exit {
+        Exit::Incomplete => RowOutcome::Unreadable,
+        Exit::Blocked => RowOutcome::Locked,
+        Exit::Conflict => RowOutcome::Changed,
+        Exit::Clean
+        | Exit::Internal
+        | Exit::Usage
+        | Exit::Residue
+        | Exit::Unavailable
+        | Exit::Untrusted
+        | Exit::Overdue
+        | Exit::Refused
+        | Exit::Interrupted
+        | Exit::Terminated => RowOutcome::Failed,
+    }
+}

@@ -1,0 +1,562 @@
+//! One function per command, and the only place that knows the order of the stages.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use clap::CommandFactory;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::account::{self, Account};
+use crate::cli::{Cli, Command, Common, ManifestCommand};
+use crate::error::{Error, Exit, Result};
+use crate::find::{self, Find};
+use crate::format::Tagger;
+use crate::identifier::{self, ColumnPath};
+use crate::job::{DatasetSpec, Job, Scope};
+use crate::journal::{self, Journal, Lock, Unfinished};
+use crate::manifest;
+use crate::manifest_check;
+use crate::match_index::{Added, Builder, MatchIndex};
+use crate::plan::{self, Found, Plan};
+use crate::progress::Progress;
+use crate::request::{self, ListReport};
+use crate::rewrite::{self, Outcome, Rewrite, Settled};
+use crate::show;
+use crate::signature::{self, SigningKey, TagKey};
+use crate::store::{ConditionalWrites, Location, Stores};
+use crate::verify::{self, Verified};
+
+/// Runs one command to its end and says with which code the process is to exit.
+pub fn run(cli: &Cli) -> Result<Exit> {
+    if let Command::Completions { shell } = &cli.command {
+        clap_complete::generate(*shell, &mut Cli::command(), "lakescrub", &mut std::io::stdout());
+        return Ok(Exit::Clean);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::internal(format!("cannot start the runtime: {error}")))?;
+    let outcome = runtime.block_on(run_command(cli));
+    // A blocking read that hangs must not hold the exit back.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run_command(cli: &Cli) -> Result<Exit> {
+    let common = &cli.common;
+    match &cli.command {
+        Command::Scrub { job } => scrub(common, job).await,
+        Command::Plan { job } => plan(common, job).await,
+        Command::Verify { job } => verify(common, job).await,
+        Command::Check { job } => check(common, job).await,
+        Command::Keygen { dir } => keygen(common, dir),
+        Command::Manifest(ManifestCommand::Check { path, public_key }) => {
+            manifest_check(common, path, public_key.as_deref()).await
+        }
+        Command::Manifest(ManifestCommand::Diff { a, b }) => manifest_diff(common, a, b).await,
+        Command::Completions { .. } => unreachable!("answered before the runtime started"),
+    }
+}
+
+/// What every command on a job starts from.
+struct Session {
+    job: Job,
+    stores: Stores,
+    common: Common,
+    progress: Progress,
+    stop: Stop,
+}
+
+/// Which signal asked the run to stop: 0, or the exit code it means.
+#[derive(Clone)]
+struct Stop {
+    asked: Arc<AtomicU8>,
+    bell: Arc<tokio::sync::Notify>,
+}
+
+impl Stop {
+    /// Listens for SIGINT and SIGTERM; the second one ends the process at once.
+    fn listen() -> Result<Stop> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let stop = Stop { asked: Arc::default(), bell: Arc::default() };
+        for (kind, exit) in [(SignalKind::interrupt(), Exit::Interrupted), (SignalKind::terminate(), Exit::Terminated)] {
+            let mut signals = signal(kind).map_err(|error| Error::internal(format!("cannot listen for signals: {error}")))?;
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                while signals.recv().await.is_some() {
+                    if stop.asked.swap(exit.code(), Ordering::SeqCst) != 0 {
+                        std::process::exit(i32::from(exit.code()));
+                    }
+                    tracing::warn!("stopping after what has begun; a second signal stops at once");
+                    stop.bell.notify_waiters();
+                }
+            });
+        }
+        Ok(stop)
+    }
+
+    fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::SeqCst) != 0
+    }
+
+    fn error(&self) -> Error {
+        let exit = if self.asked.load(Ordering::SeqCst) == Exit::Terminated.code() { Exit::Terminated } else { Exit::Interrupted };
+        Error::new(exit, "interrupted; the journal is whole").hint("run again to resume")
+    }
+
+    /// `work`, unless a stop is asked for first: for stages that write nothing.
+    async fn unless<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let bell = self.bell.notified();
+        tokio::pin!(bell);
+        bell.as_mut().enable();
+        if self.is_asked() {
+            return Err(self.error());
+        }
+        tokio::select! {
+            done = work => done,
+            () = bell => Err(self.error()),
+        }
+    }
+}
+
+impl Session {
+    async fn open(common: &Common, path: &Path) -> Result<Session> {
+        let job = Job::read(path, &common.set)?;
+        self_test()?;
+        let stop = Stop::listen()?;
+        let stores = Stores::open(&job.s3, uses_s3(&job)).await?;
+        let progress = Progress::new(common.shows_progress());
+        Ok(Session { job, stores, common: common.clone(), progress, stop })
+    }
+
+    fn now(&self) -> Timestamp {
+        self.common.now.unwrap_or_else(Timestamp::now)
+    }
+
+    /// The list's identifiers and what was read of each list.
+    async fn load(&mut self) -> Result<(Arc<MatchIndex>, Vec<(ListReport, Added)>)> {
+        let stage = self.progress.begin("load", 0);
+        let mut builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
+        let mut added: Vec<Added> = vec![Added::default(); self.job.lists.len()];
+        let numbers: Vec<String> = self.job.lists.iter().map(|list| list.name.clone()).collect();
+        let clock = || self.now();
+        let mut each = |entry: request::Entry<'_>| {
+            let number = numbers.iter().position(|name| *name == entry.list.name).unwrap_or(0);
+            added[number].merge(&builder.add(entry));
+        };
+        let reading = request::read_lists(&self.job, &self.stores, &clock, &stage.meter, &mut each);
+        let reports = self.stop.unless(reading).await?;
+        let index = Arc::new(builder.finish());
+        self.progress.end(stage);
+        tracing::info!(identifiers = index.len(), "lists loaded");
+        Ok((index, reports.into_iter().zip(added).collect()))
+    }
+
+    async fn find(&mut self, index: &Arc<MatchIndex>) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for (number, spec) in self.job.datasets.iter().enumerate() {
+            let stage = self.progress.begin("find", 0);
+            let find = Find {
+                spec,
+                store: self.stores.of(root(&spec.scope)),
+                matcher: Arc::new(index.matcher(number, spec)),
+                resources: &self.job.resources,
+                meter: stage.meter.clone(),
+            };
+            found.push(self.stop.unless(find::find(&find, self.now())).await?);
+            self.progress.end(stage);
+        }
+        Ok(found)
+    }
+
+    fn plan(&mut self, found: Vec<Found>) -> Plan {
+        let stage = self.progress.begin("plan", 0);
+        let plan = plan::build(&self.job.datasets, found);
+        self.progress.end(stage);
+        for dataset in &plan.datasets {
+            if dataset.steps.is_empty() {
+                tracing::warn!(dataset = dataset.name, uri = dataset.uri, "no object matches the dataset's uri");
+            }
+            for step in &dataset.steps {
+                if let plan::Decision::Refuse { reason, .. } | plan::Decision::Skip { reason } = &step.decision {
+                    tracing::warn!(object = %step.object.location, reason, "object left alone");
+                }
+            }
+        }
+        plan
+    }
+
+    async fn verify(&mut self) -> Result<Verified> {
+        let stage = self.progress.begin("verify", 0);
+        let clock = || self.now();
+        let verified = self.stop.unless(verify::verify(&self.job, &self.stores, &clock, &stage.meter)).await?;
+        self.progress.end(stage);
+        Ok(verified)
+    }
+
+    fn signing_key(&self) -> Result<SigningKey> {
+        signature::load_signing_key(&self.job.state.signing_key)
+    }
+
+    /// Refuses stores that ignore conditional writes, unless the job allows them; says which it allowed.
+    async fn probe(&self) -> Result<Vec<String>> {
+        let mut ignored = Vec::new();
+        let mut asked = std::collections::BTreeSet::new();
+        let state = &self.job.state.location;
+        for location in std::iter::once(state).chain(self.job.datasets.iter().map(|spec| root(&spec.scope))) {
+            let Location::S3 { bucket, .. } = location else { continue };
+            if !asked.insert(bucket.clone()) {
+                continue;
+            }
+            match self.stores.of(location).probe(location).await? {
+                ConditionalWrites::Honoured => {}
+                ConditionalWrites::Ignored if self.job.s3.unconditional_writes => ignored.push(bucket.clone()),
+                ConditionalWrites::Ignored => {
+                    return Err(Error::new(
+                        Exit::Refused,
+                        format!("the store of bucket {bucket} ignores conditional writes; nothing was written"),
+                    )
+                    .hint("if no other writer is active, set [storage.s3] unconditional_writes = \"allow\""));
+                }
+            }
+        }
+        Ok(ignored)
+    }
+}
+
+fn uses_s3(job: &Job) -> bool {
+    let scopes = job.lists.iter().map(|list| &list.scope).chain(job.datasets.iter().map(|spec| &spec.scope));
+    scopes.map(root).chain([&job.state.location]).any(|location| matches!(location, Location::S3 { .. }))
+}
+
+fn root(scope: &Scope) -> &Location {
+    match scope {
+        Scope::Object(location) | Scope::Prefix(location) => location,
+        Scope::Glob { root, .. } => root,
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("no random bytes: {error}")))?;
+    Ok(bytes)
+}
+
+/// Both normalisers against the known answers, before every job.
+fn self_test() -> Result<()> {
+    identifier::self_test().and_then(|()| verify::self_test()).map_err(|reason| {
+        Error::internal(format!("the self-test of the normaliser failed: {reason}")).hint("do not use this build")
+    })
+}
+
+async fn plan(common: &Common, path: &Path) -> Result<Exit> {
+    let mut session = Session::open(common, path).await?;
+    let (index, lists) = session.load().await?;
+    let found = session.find(&index).await?;
+    let plan = session.plan(found);
+    let guard = plan::check_guard(&plan, &session.job.guard);
+    let exit = Exit::gravest(plan::exits(&plan).into_iter().chain(guard.as_ref().err().map(|error| error.exit)));
+    if common.json {
+        let mut document = plan::to_json(&plan);
+        document["command"] = json!("plan");
+        document["exit"] = json!({ "code": exit.code(), "name": exit.name() });
+        document["run"] = json!({ "stages": session.progress.stages() });
+        document["lists"] = json!(account::lists(&lists));
+        print_json(&document);
+    } else {
+        print!("{}", show::plan(&plan));
+    }
+    guard.map(|()| exit)
+}
+
+async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
+    let mut session = Session::open(common, path).await?;
+    let signing_key = session.signing_key()?;
+    let tag_key = signature::load_tag_key(&session.job.state.tag_key)?;
+    locked(&mut session, "scrub", async |session, run, lock| {
+        let ignored = session.probe().await?;
+        let recovered = recover(session, run).await?;
+        let (index, lists) = session.load().await?;
+        let found = session.find(&index).await?;
+        let plan = session.plan(found);
+        plan::check_guard(&plan, &session.job.guard)?;
+        let tagger: Arc<dyn Tagger> = Arc::new(JobTagger { key: tag_key, datasets: session.job.datasets.clone() });
+        let outcomes = rewrite(session, run, lock, &plan, tagger).await?;
+        let verified = session.verify().await?;
+        let account = Account {
+            job: &session.job,
+            run,
+            lists: &lists,
+            plan: Some(&plan),
+            outcomes: &outcomes,
+            recovered: &recovered,
+            verified: &verified,
+            unconditional_writes: &ignored,
+        };
+        publish(session, account, &signing_key, run).await
+    })
+    .await
+}
+
+async fn verify(common: &Common, path: &Path) -> Result<Exit> {
+    let mut session = Session::open(common, path).await?;
+    let signing_key = session.signing_key()?;
+    locked(&mut session, "verify", async |session, run, _| {
+        let recovered = recover(session, run).await?;
+        let (_, lists) = session.load().await?;
+        let verified = session.verify().await?;
+        let account = Account {
+            job: &session.job,
+            run,
+            lists: &lists,
+            plan: None,
+            outcomes: &[],
+            recovered: &recovered,
+            verified: &verified,
+            unconditional_writes: &[],
+        };
+        publish(session, account, &signing_key, run).await
+    })
+    .await
+}
+
+/// One run: its name and its journal.
+pub struct Run {
+    pub id: String,
+    pub command: &'static str,
+    pub started_at: Timestamp,
+    /// How many earlier attempts of this run were killed.
+    pub resumed: bool,
+    journal: Journal,
+    unfinished: Option<Unfinished>,
+}
+
+/// Runs `work` under the lock of the state, with the journal of a new run or of the one that never ended.
+async fn locked(
+    session: &mut Session,
+    command: &'static str,
+    work: impl AsyncFnOnce(&mut Session, &Run, &Lock) -> Result<Exit>,
+) -> Result<Exit> {
+    let state = session.job.state.location.clone();
+    let store = session.stores.of(&state);
+    let id = run_id(session.now())?;
+    let lock = Lock::take(store.clone(), &state, &id).await?;
+    let outcome = async {
+        let has_manifest = async |id: &str| manifest::exists(store.as_ref(), &state, id).await;
+        let unfinished = journal::unfinished(&store, &state, has_manifest).await?;
+        let run = match unfinished {
+            Some(unfinished) => {
+                tracing::warn!(run = unfinished.run_id, "going on with a run that never ended");
+                let journal = Journal::resume(store.clone(), &state, &unfinished);
+                let (id, started_at) = (unfinished.run_id.clone(), unfinished.started_at);
+                Run { id, command, started_at, resumed: true, journal, unfinished: Some(unfinished) }
+            }
+            None => {
+                let started_at = session.now();
+                let journal = Journal::begin(store.clone(), &state, &id, started_at, &session.job.name).await?;
+                Run { id, command, started_at, resumed: false, journal, unfinished: None }
+            }
+        };
+        let outcome = work(session, &run, &lock).await;
+        if may_forget(&outcome, &run) {
+            run.journal.remove().await?;
+        }
+        outcome
+    }
+    .await;
+    if let Err(error) = lock.release().await {
+        tracing::warn!(%error, "lock not released; it expires by itself");
+    }
+    outcome
+}
+
+/// Whether the journal tells nothing more: the manifest is written, or nothing was begun that a later run must know of.
+fn may_forget(outcome: &Result<Exit>, run: &Run) -> bool {
+    outcome.is_ok() || (!run.resumed && !run.journal.has_swaps())
+}
+
+fn run_id(now: Timestamp) -> Result<String> {
+    Ok(format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), hex::encode(random::<4>()?)))
+}
+
+/// A swap of an earlier, killed attempt of this run that did happen.
+pub struct Recovered {
+    pub swap: journal::Swap,
+    pub etag: String,
+}
+
+/// Settles what a killed attempt announced.
+async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
+    let mut recovered = Vec::new();
+    for (sequence, swap, confirmed) in run.unfinished.iter().flat_map(|unfinished| &unfinished.swaps) {
+        if let Some(etag) = confirmed {
+            recovered.push(Recovered { swap: swap.clone(), etag: etag.clone() });
+            continue;
+        }
+        let location = location_of(&swap.location);
+        match rewrite::settle(&session.stores.of(&location), &location, swap).await? {
+            Settled::Swapped { etag } => {
+                run.journal.write(&journal::Event::Swapped { sequence: *sequence, etag: etag.clone() }).await?;
+                recovered.push(Recovered { swap: swap.clone(), etag });
+            }
+            Settled::NotSwapped => {
+                run.journal.write(&journal::Event::GivenUp { sequence: *sequence }).await?;
+            }
+        }
+    }
+    Ok(recovered)
+}
+
+/// The location that `Display` showed.
+fn location_of(text: &str) -> Location {
+    match text.strip_prefix("s3://").and_then(|rest| rest.split_once('/')) {
+        Some((bucket, key)) => Location::S3 { bucket: bucket.to_owned(), key: key.to_owned() },
+        None => Location::Local(PathBuf::from(text)),
+    }
+}
+
+/// Carries the plan out; an interrupted rewrite ends what it began and leaves the rest to the next run.
+async fn rewrite(
+    session: &mut Session,
+    run: &Run,
+    lock: &Lock,
+    plan: &Plan,
+    tagger: Arc<dyn Tagger>,
+) -> Result<Vec<Vec<Option<Outcome>>>> {
+    let changes: usize = plan.datasets.iter().map(|dataset| dataset.objects("rewrite") + dataset.objects("drop")).sum();
+    let stage = session.progress.begin("rewrite", changes as u64);
+    let stop = || session.stop.is_asked();
+    let mut outcomes = Vec::new();
+    for (spec, dataset) in session.job.datasets.iter().zip(&plan.datasets) {
+        let rewrite = Rewrite {
+            spec,
+            store: session.stores.of(root(&spec.scope)),
+            journal: &run.journal,
+            lock,
+            tagger: tagger.clone(),
+            resources: &session.job.resources,
+            meter: stage.meter.clone(),
+            stop: &stop,
+        };
+        outcomes.push(rewrite::rewrite(&rewrite, dataset).await);
+    }
+    session.progress.end(stage);
+    lock.check()?;
+    if session.stop.is_asked() { Err(session.stop.error()) } else { Ok(outcomes) }
+}
+
+/// Writes the manifest and prints the result.
+async fn publish(session: &Session, account: Account<'_>, key: &SigningKey, run: &Run) -> Result<Exit> {
+    let state = &session.job.state.location;
+    let store = session.stores.of(state);
+    let previous = manifest::latest(store.as_ref(), state).await?;
+    let exit = account.exit();
+    let draft = account.draft(previous, session.progress.stages(), session.now())?;
+    let published = manifest::publish(store.as_ref(), state, &draft, key).await?;
+    if session.common.json {
+        let mut document: Value = serde_json::to_value(&draft.predicate).map_err(|_| Error::internal("the result is no JSON"))?;
+        document["command"] = json!(run.command);
+        document["exit"] = json!({ "code": exit.code(), "name": exit.name() });
+        document["manifest"] = json!({ "location": published.location, "digest": published.digest });
+        print_json(&document);
+    } else {
+        print!("{}", show::result(&draft, &published.location.to_string(), exit));
+    }
+    Ok(exit)
+}
+
+async fn check(common: &Common, path: &Path) -> Result<Exit> {
+    let session = Session::open(common, path).await?;
+    session.signing_key()?;
+    signature::load_tag_key(&session.job.state.tag_key)?;
+    let mut exits = Vec::new();
+    let mut lines = Vec::new();
+    let state = &session.job.state.location;
+    session.stores.of(state).list(&state.join("manifests")).await?;
+    let ignored = session.probe().await?;
+    let reports =
+        request::read_lists(&session.job, &session.stores, &|| session.now(), &Default::default(), &mut |_| {}).await?;
+    for report in &reports {
+        lines.push(format!("list {}: {} rows in {} files", report.name, report.rows, report.files));
+    }
+    for spec in &session.job.datasets {
+        let objects = find::reach(spec, session.stores.of(root(&spec.scope)).as_ref()).await?;
+        if objects == 0 {
+            exits.push(Exit::Incomplete);
+        }
+        lines.push(format!("dataset {}: {objects} objects at {}", spec.name, spec.uri));
+    }
+    lines.extend(ignored.iter().map(|bucket| format!("bucket {bucket}: ignores conditional writes, allowed by the job")));
+    let exit = Exit::gravest(exits);
+    if common.json {
+        print_json(&json!({ "command": "check", "exit": { "code": exit.code(), "name": exit.name() }, "checked": lines }));
+    } else {
+        lines.iter().for_each(|line| println!("{line}"));
+        println!("{}", if exit == Exit::Clean { "the job is ready to run" } else { "a dataset matches no object" });
+    }
+    Ok(exit)
+}
+
+fn keygen(common: &Common, dir: &Path) -> Result<Exit> {
+    let keys = signature::generate_keys(dir)?;
+    if common.json {
+        print_json(&json!({ "command": "keygen", "directory": dir, "key_id": keys.key_id }));
+    } else {
+        println!("wrote signing.key, signing.pub and tag.key to {}", dir.display());
+        println!("key id {}", keys.key_id);
+    }
+    Ok(Exit::Clean)
+}
+
+/// Where a path or URI on the command line points.
+async fn stores_for(texts: &[&str]) -> Result<(Stores, Vec<Location>)> {
+    let locations: Vec<Location> = texts
+        .iter()
+        .map(|text| match location_of(text.trim_end_matches('/')) {
+            Location::Local(path) => Location::Local(std::path::absolute(&path).unwrap_or(path)),
+            s3 @ Location::S3 { .. } => s3,
+        })
+        .collect();
+    let s3 = locations.iter().any(|location| matches!(location, Location::S3 { .. }));
+    Ok((Stores::open(&Default::default(), s3).await?, locations))
+}
+
+async fn manifest_check(common: &Common, path: &str, public_key: Option<&Path>) -> Result<Exit> {
+    let (stores, locations) = stores_for(&[path]).await?;
+    let report = manifest_check::check(&locations[0], &stores, public_key).await?;
+    if common.json {
+        print_json(&json!({ "command": "manifest check", "exit": { "code": 0, "name": "clean" }, "report": report }));
+    } else {
+        report.lines().iter().for_each(|line| println!("{line}"));
+    }
+    Ok(Exit::Clean)
+}
+
+async fn manifest_diff(common: &Common, a: &str, b: &str) -> Result<Exit> {
+    let (stores, locations) = stores_for(&[a, b]).await?;
+    let report = manifest_check::diff(&locations[0], &locations[1], &stores).await?;
+    if common.json {
+        print_json(&json!({ "command": "manifest diff", "report": report }));
+    } else {
+        report.lines().iter().for_each(|line| println!("{line}"));
+    }
+    Ok(Exit::Clean)
+}
+
+fn print_json(document: &Value) {
+    println!("{document:#}");
+}
+
+/// Tags redacted cells with the job's key, under the kind by which the column is matched.
+struct JobTagger {
+    key: TagKey,
+    datasets: Vec<DatasetSpec>,
+}
+
+impl Tagger for JobTagger {
+    fn tag(&self, column: &ColumnPath, value: &[u8]) -> String {
+        account::tag(&self.key, &self.datasets, column, value)
+    }
+}

@@ -1,0 +1,50 @@
+//! Keyed tags for redacted cells: the only form in which an identifier leaves memory (invariant 5).
+
+use sha2::{Digest, Sha256};
+
+use crate::format::Tagger;
+use crate::identifier::{Canonical, ColumnPath, HashFunction, Kind, Value};
+use crate::job::{DatasetSpec, MatchRule};
+use crate::signature::TagKey;
+
+/// Tags the cells of one dataset: HMAC-SHA-256(tag key, kind, SHA-256 of the canonical form), so that a plain column and a
+/// column of SHA-256 hashes lead to the same tag.
+pub struct DatasetTagger {
+    key: TagKey,
+    rules: Vec<MatchRule>,
+}
+
+impl DatasetTagger {
+    pub fn new(key: TagKey, dataset: &DatasetSpec) -> Self {
+        DatasetTagger { key, rules: dataset.rules.clone() }
+    }
+}
+
+impl Tagger for DatasetTagger {
+    fn tag(&self, column: &ColumnPath, value: &[u8]) -> String {
+        let part = self.rules.iter().flat_map(MatchRule::parts).find(|part| part.column == *column);
+        let mut bytes = Vec::new();
+        let (kind, digest): (&str, [u8; 32]) = match part {
+            Some(part) => match part.hashed {
+                Some(hashed) if hashed.function() == HashFunction::Sha256 => {
+                    match hashed.read(Value::Bytes(value), &mut bytes) {
+                        Canonical::Text => (part.kind.name(), bytes.as_slice().try_into().expect("32 bytes were read")),
+                        Canonical::Number | Canonical::Empty | Canonical::NotComparable => plain(value),
+                    }
+                }
+                Some(_) => plain(value),
+                None => match part.kind.canonicalise(Value::Bytes(value), &mut bytes) {
+                    Canonical::Text | Canonical::Number => (part.kind.name(), Sha256::digest(&bytes).into()),
+                    Canonical::Empty | Canonical::NotComparable => plain(value),
+                },
+            },
+            None => plain(value),
+        };
+        self.key.tag(kind, &digest)
+    }
+}
+
+/// A cell that no rule reads is tagged by its bytes.
+fn plain(value: &[u8]) -> (&'static str, [u8; 32]) {
+    (Kind::Text.name(), Sha256::digest(value).into())
+}
