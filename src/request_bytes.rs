@@ -17,11 +17,19 @@ use crate::store::{SequentialReader, StoreError, store_error};
 pub enum Unusable {
     Store(StoreError),
     /// The bytes are not what their format says.
-    Corrupt { line: Option<u64>, reason: String },
+    Corrupt {
+        line: Option<u64>,
+        reason: String,
+    },
     /// `there` is `None` when the names may not be shown, see [`crate::request_cells::shown_names`].
-    NoColumn { column: String, there: Option<Vec<String>> },
+    NoColumn {
+        column: String,
+        there: Option<Vec<String>>,
+    },
     /// More than one column answers to the name.
-    AmbiguousColumn { column: String },
+    AmbiguousColumn {
+        column: String,
+    },
     /// A temporary file could not be written.
     Scratch(String),
     /// Whoever takes the entries has gone.
@@ -151,7 +159,8 @@ impl Scratch {
         let mut piece = Vec::with_capacity(PIECE_BYTES);
         loop {
             piece.clear();
-            let n = Read::take(&mut self.0, PIECE_BYTES as u64).read_to_end(&mut piece).map_err(Unusable::from_scratch)?;
+            let n =
+                Read::take(&mut self.0, PIECE_BYTES as u64).read_to_end(&mut piece).map_err(Unusable::from_scratch)?;
             if n == 0 || !each(&piece)? {
                 return Ok(());
             }

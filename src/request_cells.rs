@@ -152,10 +152,50 @@ fn describe_kind(kind: &Kind) -> String {
     format!("is not {what}")
 }
 
-/// The names of a file's columns as a message may show them: `None` when any of them does not look like a name, for then
-/// the file has no header and its first line holds identifiers.
+/// The names of a file's columns as a message may show them. `None` when they may be a first line of identifiers: when none
+/// of them has a word that columns of lists are named with, or any of them does not look like a name.
 pub fn shown_names(names: &[String]) -> Option<Vec<String>> {
-    names.iter().all(|name| looks_like_a_name(name)).then(|| names.to_vec())
+    let header = names.iter().any(|name| has_a_header_word(name)) && names.iter().all(|name| looks_like_a_name(name));
+    header.then(|| names.to_vec())
+}
+
+const HEADER_WORDS: [&str; 32] = [
+    "address",
+    "created",
+    "date",
+    "email",
+    "emails",
+    "gaid",
+    "hash",
+    "hashed",
+    "id",
+    "idfa",
+    "identifier",
+    "ids",
+    "ip",
+    "kind",
+    "maid",
+    "mail",
+    "md5",
+    "mobile",
+    "name",
+    "phone",
+    "postal",
+    "received",
+    "request",
+    "sha1",
+    "sha256",
+    "tel",
+    "type",
+    "user",
+    "uuid",
+    "value",
+    "vin",
+    "zip",
+];
+
+fn has_a_header_word(name: &str) -> bool {
+    name.to_lowercase().split(|c: char| !c.is_alphanumeric()).any(|word| HEADER_WORDS.contains(&word))
 }
 
 fn looks_like_a_name(name: &str) -> bool {
@@ -209,6 +249,7 @@ mod tests {
         assert_eq!(shown_names(&names(&["id", "email_sha256"])), Some(names(&["id", "email_sha256"])));
         for identifier in [
             "anna@example.com",
+            "anna-id@example.com",
             "+1 415 555 9317",
             "90210",
             "a3f1c2d4-5678-90ab-cdef-1234567890ab",
@@ -216,6 +257,7 @@ mod tests {
         ] {
             assert_eq!(shown_names(&names(&["id", identifier])), None, "{identifier}");
         }
+        assert_eq!(shown_names(&names(&["Anna", "Smith", "Philip"])), None);
     }
 
     #[test]
@@ -239,8 +281,7 @@ mod tests {
             assert_eq!(row, wanted);
         }
         let flaw = |place, column, reason| Flaw { place, column, reason };
-        let flaws =
-            [flaw(0, 1, Reason::NotComparable), flaw(1, 0, Reason::NotUtf8), flaw(1, 1, Reason::NotComparable)];
+        let flaws = [flaw(0, 1, Reason::NotComparable), flaw(1, 0, Reason::NotUtf8), flaw(1, 1, Reason::NotComparable)];
         assert_eq!(cells.flaws, flaws);
         assert_eq!(cells.malformed_rows(), 2);
     }

@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
+use polars::io::HiveOptions;
 use polars::lazy::dsl::ScanSources;
 use polars::prelude::{
     Column, CsvEncoding, DataFrame, DataType, Engine, LazyCsvReader, LazyFileListReader, LazyFrame, PlanCallback,
@@ -128,6 +129,8 @@ impl Delimited {
                 .with_separator(self.delimiter)
                 .with_quote_char(Some(self.quote))
                 .with_encoding(CsvEncoding::LossyUtf8)
+                // Else Polars takes the number of columns from the first line, which may be blank. Ragged records were refused.
+                .with_truncate_ragged_lines(true)
                 .finish()
         };
         let seen = scan(frame, &names, list, Origin::Delimited, sink)?;
@@ -191,7 +194,8 @@ fn first_record(
 /// from 0 on.
 pub fn read_parquet(list: &ListSpec, scratch: &Scratch, sink: Sink<'_>) -> Result<u64, Unusable> {
     let frame = |source| {
-        let args = ScanArgsParquet { use_statistics: false, cache: false, ..Default::default() };
+        let hive_options = HiveOptions::new_disabled();
+        let args = ScanArgsParquet { hive_options, use_statistics: false, cache: false, ..Default::default() };
         LazyFrame::scan_parquet_sources(ScanSources::Files(Arc::new([source])), args)
     };
     let source = scratch.handle()?;

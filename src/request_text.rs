@@ -27,10 +27,7 @@ const LINE_BYTES_MAX: usize = 64 << 20;
 type Line<'a> = (u64, &'a [u8]);
 
 /// Gives the lines of `text` to `each`, in blocks of whole lines.
-fn each_block(
-    text: &mut dyn Read,
-    each: &mut dyn FnMut(&[Line<'_>]) -> Result<(), Unusable>,
-) -> Result<(), Unusable> {
+fn each_block(text: &mut dyn Read, each: &mut dyn FnMut(&[Line<'_>]) -> Result<(), Unusable>) -> Result<(), Unusable> {
     let (mut block, mut line) = (Vec::with_capacity(2 * PIECE_BYTES), 1);
     loop {
         let ended = read_piece(text, &mut block)? == 0;
@@ -123,8 +120,10 @@ fn json_cells(list: &ListSpec, lines: &[Line<'_>]) -> Result<JsonPart, Unusable>
     let mut cells = CellsBuilder::new(list, lines.len());
     let mut seen = vec![false; wanted.len()];
     for (number, line) in lines {
-        let found = read_object(line, &wanted)
-            .ok_or_else(|| Unusable::Corrupt { line: Some(*number), reason: "the line is not a JSON object".to_owned() })?;
+        let found = read_object(line, &wanted).ok_or_else(|| Unusable::Corrupt {
+            line: Some(*number),
+            reason: "the line is not a JSON object".to_owned(),
+        })?;
         for (column, found) in found.iter().enumerate() {
             seen[column] |= found.is_some();
             cells.push(column, *number, found.as_ref().map_or(Cell::Empty, |found| found.value.cell()));
@@ -147,6 +146,7 @@ struct Found<'a> {
     value: JsonValue<'a>,
 }
 
+#[derive(Clone)]
 enum JsonValue<'a> {
     Null,
     Text(Cow<'a, str>),
@@ -196,7 +196,7 @@ impl<'de> Visitor<'de> for ObjectSeed<'_> {
                 [(column, exact)] => keep(&mut found[*column], *exact, map.next_value_seed(ValueSeed)?),
                 several => {
                     let value = map.next_value_seed(ValueSeed)?;
-                    several.iter().for_each(|(column, exact)| keep(&mut found[*column], *exact, value.copy()));
+                    several.iter().for_each(|(column, exact)| keep(&mut found[*column], *exact, value.clone()));
                 }
             }
         }
@@ -209,18 +209,6 @@ fn keep<'de>(slot: &mut Option<Found<'de>>, exact: bool, value: JsonValue<'de>) 
         Some(found) if found.exact && !exact => {}
         Some(found) if found.exact == exact => found.value = JsonValue::Other,
         Some(_) | None => *slot = Some(Found { exact, value }),
-    }
-}
-
-impl<'a> JsonValue<'a> {
-    fn copy(&self) -> JsonValue<'a> {
-        match self {
-            JsonValue::Null => JsonValue::Null,
-            JsonValue::Text(text) => JsonValue::Text(text.clone()),
-            JsonValue::Integer(integer) => JsonValue::Integer(*integer),
-            JsonValue::Float(float) => JsonValue::Float(*float),
-            JsonValue::Other => JsonValue::Other,
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -34,10 +34,10 @@ impl ListStore {
         Stores::new(store.clone(), store)
     }
 
-    fn object(&self, path: &PathBuf) -> Option<Object> {
+    fn object(&self, path: &Path) -> Option<Object> {
         let bytes = self.objects.get(path)?;
         Some(Object {
-            location: Location::Local(path.clone()),
+            location: Location::Local(path.to_owned()),
             size_bytes: bytes.len() as u64,
             etag: Etag("\"1\"".to_owned()),
             version_id: None,
@@ -46,7 +46,7 @@ impl ListStore {
     }
 }
 
-fn path(location: &Location) -> &PathBuf {
+fn path(location: &Location) -> &Path {
     match location {
         Location::Local(path) => path,
         Location::S3 { .. } => panic!("these tests name local files only"),
