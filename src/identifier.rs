@@ -372,6 +372,8 @@ fn zip(text: &str, out: &mut Vec<u8>) -> bool {
 }
 
 impl HashFunction {
+    pub const ALL: [HashFunction; 3] = [HashFunction::Sha256, HashFunction::Md5, HashFunction::Sha1];
+
     pub fn name(self) -> &'static str {
         match self {
             HashFunction::Sha256 => "sha256",

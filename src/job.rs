@@ -249,6 +249,7 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
         check_names(&top, "list", lists.iter().map(|list| list.name.as_str()));
         check_names(&top, "dataset", datasets.iter().map(|dataset| dataset.name.as_str()));
         check_comparable(&top, lists, datasets);
+        datasets.iter().for_each(|dataset| check_redaction(&top, dataset));
     }
     top.finish();
     Some(Job { name, digest, state: state?, s3, guard, resources, lists: lists?, datasets: datasets? })
@@ -298,6 +299,25 @@ fn check_comparable(top: &Table<'_>, lists: &[ListSpec], datasets: &[DatasetSpec
                     );
                 }
             }
+        }
+    }
+}
+
+/// A redacted row must not match again: every rule needs a redacted column, or the identifier stays and each run finds it anew.
+fn check_redaction(top: &Table<'_>, dataset: &DatasetSpec) {
+    let Action::Redact(columns) = &dataset.action else { return };
+    for rule in &dataset.rules {
+        let covered = |part: &MatchPart| columns.iter().any(|redact| redact.column == part.column);
+        if !rule.parts().iter().any(covered) {
+            let columns: Vec<String> = rule.parts().iter().map(|part| part.column.to_string()).collect();
+            top.fault(
+                "dataset",
+                format!(
+                    "{}: {} is matched but not redacted, so its identifiers would stay",
+                    dataset.name,
+                    columns.join(" and ")
+                ),
+            );
         }
     }
 }
@@ -426,6 +446,7 @@ impl Edge {
         let when_empty = choice(&mut table, "when_empty", &[("keep", WhenEmpty::Keep), ("drop", WhenEmpty::Drop)]);
         let action = action(&mut table);
         let csv = csv_dialect(table.table("csv"));
+        versions(table.table("versions"));
         let rules: Vec<_> = table.tables("match").into_iter().map(match_rule).collect();
         if rules.is_empty() {
             table.fault("match", "is missing: a dataset needs at least one [[dataset.match]]");
@@ -611,6 +632,13 @@ fn redact(name: &str, field: Field<'_>) -> Option<Redact> {
     Some(Redact { column, with })
 }
 
+/// `[dataset.versions]` is part of the job file's language already; until old object versions are purged, the manifest says
+/// that they were not looked at.
+fn versions(mut table: Table<'_>) {
+    choice(&mut table, "noncurrent", &[("purge", ()), ("report", ())]);
+    table.finish();
+}
+
 fn csv_dialect(mut table: Table<'_>) -> CsvDialect {
     let default = CsvDialect::default();
     let byte = |table: &mut Table<'_>, name: &'static str| {
@@ -633,4 +661,91 @@ fn csv_dialect(mut table: Table<'_>) -> CsvDialect {
     }
     table.finish();
     dialect
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEMO: &str = r#"version = 1
+name = "nightly"
+[state]
+uri = "state/"
+signing_key = { env = "KEY" }
+[[list]]
+name = "crm"
+uri = "s3://privacy/optouts/*.csv"
+[[list.column]]
+column = "email"
+kind = "email"
+[[list.column]]
+column = "hash"
+kind = "email"
+hashed = "sha256-base64"
+[[list.column]]
+column = "zip"
+kind = "zip"
+[[list.column]]
+column = "first"
+kind = "text"
+[[dataset]]
+name = "events"
+uri = "lake/../lake/events/"
+format = "parquet"
+[[dataset.match]]
+column = "user.email"
+kind = "email"
+[[dataset.match]]
+all = [{ column = "first", kind = "text", list_column = "first" }, { column = "zip", kind = "zip", list_column = "zip" }]
+"#;
+
+    fn faults(text: &str) -> Vec<String> {
+        let show = |fault: Fault| format!("{}:{} {}", fault.line.unwrap_or(0), fault.key, fault.message);
+        Job::parse(text, Path::new("/jobs"), &[]).err().unwrap_or_default().into_iter().map(show).collect()
+    }
+
+    #[test]
+    fn a_whole_job_is_read() {
+        let job =
+            Job::parse(DEMO, Path::new("/jobs"), &["guard.max_rows=7".into(), "dataset.0.name=other".into()]).unwrap();
+        assert_eq!(job.state.location, Location::Local("/jobs/state".into()));
+        assert_eq!(job.state.signing_key, KeySource::Env("KEY".into()));
+        assert_eq!(job.guard.max_rows, 7);
+        assert_eq!(job.datasets[0].name, "other");
+        assert_eq!(job.datasets[0].scope, Scope::Prefix(Location::Local("/jobs/lake/events".into())));
+        let root = Location::S3 { bucket: "privacy".into(), key: "optouts/".into() };
+        assert_eq!(job.lists[0].scope, Scope::Glob { root, pattern: "optouts/*.csv".into() });
+        assert_eq!(job.datasets[0].rules[1].parts().len(), 2);
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once_with_key_and_line() {
+        let broken = DEMO
+            .replace("name = \"nightly\"", "nme = \"nightly\"")
+            .replace("kind = \"zip\"\n[[list.column]]", "kind = \"postcode\"\n[[list.column]]")
+            .replace("format = \"parquet\"", "format = 5");
+        let found = faults(&broken);
+        assert_eq!(found.len(), 3, "{found:#?}");
+        assert_eq!(found[0], "2:nme is not a known key; did you mean \"name\"?");
+        assert!(found[1].starts_with("18:list[0].column[2].kind \"postcode\" is none of email, phone"), "{}", found[1]);
+        assert_eq!(found[2], "25:dataset[0].format must be a string, not integer");
+    }
+
+    #[test]
+    fn what_can_never_be_clean_is_a_fault() {
+        let md5 = DEMO.replace(
+            "column = \"user.email\"\nkind = \"email\"",
+            "column = \"h\"\nkind = \"email\"\nhashed = \"md5-hex\"",
+        );
+        assert!(faults(&md5)[0].contains("they can never be compared"), "{:?}", faults(&md5));
+        let lost = DEMO.replace("list_column = \"zip\"", "list_column = \"plz\"");
+        assert!(faults(&lost)[0].contains("no list has a column \"plz\" of kind zip"), "{:?}", faults(&lost));
+        let kept = DEMO.replace("format = \"parquet\"", "action = \"redact\"\nredact = { name = \"null\" }");
+        assert!(faults(&kept)[0].contains("user.email is matched but not redacted"), "{:?}", faults(&kept));
+    }
+
+    #[test]
+    fn a_syntax_error_names_its_line() {
+        assert!(faults("version = 1\nname = \n")[0].starts_with("2:"), "{:?}", faults("version = 1\nname = \n"));
+    }
 }

@@ -5,6 +5,12 @@ pub mod error;
 pub mod identifier;
 pub mod action;
 pub mod meter;
+// where
+pub mod toml_reader;
+pub mod job;
+pub mod store;
+pub mod format;
+pub mod dataset;
 // who
 pub mod request;
 pub mod request_bytes;
@@ -12,9 +18,12 @@ pub mod request_cells;
 pub mod request_frames;
 pub mod request_lines;
 pub mod request_text;
-// where
-pub mod store;
-pub mod format;
-pub mod toml_reader;
-pub mod job;
-pub mod dataset;
+pub mod match_index;
+// what
+pub mod column_values;
+pub mod find_parquet;
+pub mod plan;
+pub mod journal;
+// wiring
+pub mod progress;
+pub mod cli;

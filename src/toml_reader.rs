@@ -29,7 +29,7 @@ impl Faults {
     }
 
     pub fn add(&self, span: Range<usize>, key: &str, message: impl Into<String>) {
-        let line = (!span.is_empty()).then(|| self.text[..span.start.min(self.text.len())].matches('\n').count() + 1);
+        let line = (span != (0..0)).then(|| self.text[..span.start.min(self.text.len())].matches('\n').count() + 1);
         self.found.borrow_mut().push(Fault { line, key: key.to_owned(), message: message.into() });
     }
 

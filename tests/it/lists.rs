@@ -542,3 +542,21 @@ fn no_error_ever_quotes_a_cell() {
         assert!(!told.contains(&CANARY.to_lowercase()), "{path} {}: {told}", String::from_utf8_lossy(&bytes));
     }
 }
+
+#[test]
+fn the_sample_lists_hold_what_is_expected_of_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let expected = std::fs::read_to_string(root.join("sample_data/expected.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_str(&expected).unwrap();
+    let job = Job::read(&root.join("jobs/demo.toml"), &[]).unwrap();
+    let files = ["crm_optouts.csv", "privacy_portal.ndjson", "broker_hashes.parquet"];
+    let store = files.iter().fold(ListStore::default(), |store, file| {
+        let path = root.join("sample_data/lists").join(file);
+        store.with(path.to_str().unwrap(), std::fs::read(&path).unwrap())
+    });
+    for report in read(&job, store).unwrap().reports {
+        let wanted = &expected["lists"][&report.name];
+        assert_eq!(wanted["rows"].as_u64(), Some(report.rows), "{}", report.name);
+        assert_eq!(report.malformed, 0, "{}", report.name);
+    }
+}

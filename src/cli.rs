@@ -1,0 +1,148 @@
+//! The command line: flags, logs and how an error looks. Decides nothing about data.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use tracing_subscriber::EnvFilter;
+
+use crate::error::Error;
+
+/// Removes the people who opted out from a data lake, and proves it.
+#[derive(Debug, Parser)]
+#[command(name = "lakescrub", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 clean, 1 internal, 2 usage, 3 incomplete, 4 residue, 5 blocked, 6 conflict, \
+7 unavailable, 8 untrusted, 10 refused, 130/143 interrupted";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The scheduled job: load, find, plan, rewrite, read back, verify, write the manifest
+    Scrub { job: PathBuf },
+    /// Dry run: the same find and plan; prints what would change and writes nothing
+    Plan { job: PathBuf },
+    /// Read-only: scans every object with the independent engine and writes a manifest
+    Verify { job: PathBuf },
+    /// Validates the job file, lists, keys, credentials and reach of every location; reads no rows
+    Check { job: PathBuf },
+    /// Makes DIR/signing.key, DIR/signing.pub and DIR/tag.key; never overwrites
+    Keygen { dir: PathBuf },
+    /// Works on verification manifests; needs no access to the data
+    #[command(subcommand)]
+    Manifest(ManifestCommand),
+    /// Prints a completion script
+    Completions { shell: Shell },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ManifestCommand {
+    /// Checks signature, digests, inclusion proofs and chain
+    Check {
+        /// A run's folder, or the state
+        path: String,
+        /// The key to trust; without it the copy in the state is used
+        #[arg(long, env = "LAKESCRUB_PUBLIC_KEY")]
+        public_key: Option<PathBuf>,
+    },
+    /// Shows what changed between two runs
+    Diff { a: String, b: String },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// The result as one JSON document on stdout
+    #[arg(long, global = true, env = "LAKESCRUB_JSON")]
+    pub json: bool,
+    /// How the log on stderr looks; auto is text
+    #[arg(long, global = true, env = "LAKESCRUB_LOG_FORMAT", value_enum, default_value = "auto")]
+    pub log_format: LogFormat,
+    /// Progress bars on stderr; auto shows them on a terminal
+    #[arg(long, global = true, env = "LAKESCRUB_PROGRESS", value_enum, default_value = "auto")]
+    pub progress: When,
+    /// More log: -v debug, -vv trace
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, env = "LAKESCRUB_VERBOSE")]
+    pub verbose: u8,
+    /// Warnings and errors only
+    #[arg(short, long, global = true, env = "LAKESCRUB_QUIET")]
+    pub quiet: bool,
+    /// Overrides a value of the job file, e.g. guard.max_rows=10 or dataset.0.action=redact
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", env = "LAKESCRUB_SET", value_delimiter = '\n')]
+    pub set: Vec<String>,
+    /// The time the run takes as now, in RFC 3339
+    #[arg(long, global = true, value_name = "RFC3339", env = "LAKESCRUB_NOW")]
+    pub now: Option<jiff::Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Auto,
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    Auto,
+    Always,
+    Never,
+}
+
+impl Common {
+    /// Whether bars are drawn: asked for, or a terminal that is nobody's pipe or build.
+    pub fn shows_progress(&self) -> bool {
+        match self.progress {
+            When::Always => true,
+            When::Never => false,
+            When::Auto => std::io::stderr().is_terminal() && std::env::var_os("CI").is_none() && !self.quiet,
+        }
+    }
+
+    fn colours(&self) -> bool {
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    }
+}
+
+/// Starts the log on stderr. Only this crate speaks below warnings: libraries may quote what they read.
+pub fn start_log(common: &Common) {
+    let level = match (common.quiet, common.verbose) {
+        (true, _) => "warn",
+        (false, 0) => "info",
+        (false, 1) => "debug",
+        (false, _) => "trace",
+    };
+    let filter = EnvFilter::new(format!("off,lakescrub={level}"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A second start in one process (tests) keeps the first log.
+    let _ = match common.log_format {
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+        LogFormat::Auto | LogFormat::Text => log.with_ansi(common.colours()).compact().try_init(),
+    };
+}
+
+/// Prints an error and its hint on stderr.
+pub fn print_error(error: &Error) {
+    let mut err = std::io::stderr().lock();
+    // Nothing is left to tell when stderr is gone.
+    let _ = writeln!(err, "error: {}", error.message);
+    if let Some(hint) = &error.hint {
+        let _ = writeln!(err, "  hint: {hint}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,189 @@
+//! The find stage: lists a dataset and compares every row of every object with the match index.
+//!
+//! An object that cannot be read is a finding of its own, never a silence (invariant 9). Nothing is written here.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use roaring::RoaringTreemap;
+
+use crate::dataset::listing;
+use crate::error::{Error, Exit, Result};
+use crate::find_parquet::{self, CannotOpen, Opened, Shape, by_column};
+use crate::format::{Compression, Format, FormatError, csv, ndjson};
+use crate::identifier::Value;
+use crate::job::{DatasetSpec, MissingColumn, Resources};
+use crate::match_index::{Check, Matcher, Rule, Scratch};
+use crate::meter::Meter;
+use crate::plan::{Finding, Found, Seen};
+use crate::store::{Object, ObjectReader, Store, StoreError};
+
+/// How many objects have their footers open at a time.
+const WAVE_OBJECTS: usize = 128;
+
+/// Everything one dataset's find needs.
+pub struct Find<'a> {
+    pub spec: &'a DatasetSpec,
+    pub store: Arc<dyn Store>,
+    pub matcher: Arc<Matcher>,
+    pub resources: &'a Resources,
+    pub meter: Arc<Meter>,
+}
+
+/// Lists and scans one dataset. An `Err` is about the dataset as a whole: it could not be listed.
+pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
+    let belongs = |name: &str| listing::belongs(name, find.spec.format);
+    let listing = match listing::list(find.store.as_ref(), &find.spec.scope, &belongs).await {
+        Ok(listing) => listing,
+        Err(StoreError::NotFound(_)) => listing::Listing::default(),
+        Err(error) => {
+            let mut error = Error::from(error);
+            error.message = format!("cannot list dataset {} ({}): {}", find.spec.name, find.spec.uri, error.message);
+            return Err(error);
+        }
+    };
+    let mut found = Found { listed_at: now, not_in_scope: listing.not_in_scope, ..Found::default() };
+    if let Some(table) = listing.table_format {
+        let reason = format!("belongs to a live {table} table, whose log a rewrite would break");
+        found.findings = listing.in_scope.into_iter().map(|object| refused(find.spec, object, Exit::Incomplete, &reason)).collect();
+        return Ok(found);
+    }
+    let (mut parquet, mut records) = (Vec::new(), Vec::new());
+    for object in listing.in_scope {
+        let (format, compression) = formats(find.spec, &object);
+        match format {
+            Some(Format::Parquet) => parquet.push(object),
+            Some(format @ (Format::Csv | Format::Tsv | Format::Ndjson)) => records.push((object, format, compression)),
+            None => found.findings.push(refused(find.spec, object, Exit::Incomplete, "has no format that its name tells; set format")),
+        }
+    }
+    for wave in parquet.chunks(WAVE_OBJECTS) {
+        find_wave(find, wave.to_vec(), &mut found).await;
+    }
+    find_records(find, records, &mut found).await;
+    Ok(found)
+}
+
+/// The declared format, or the one the name tells; compression always by name.
+fn formats(spec: &DatasetSpec, object: &Object) -> (Option<Format>, Compression) {
+    let (inferred, compression) = listing::infer(object.location.file_name());
+    (spec.format.or(inferred), compression)
+}
+
+fn refused(spec: &DatasetSpec, object: Object, exit: Exit, reason: &str) -> Finding {
+    let (format, compression) = formats(spec, &object);
+    Finding { object, format, compression, seen: Seen::Failed { exit, reason: reason.to_owned() } }
+}
+
+fn format_exit(error: &FormatError) -> Exit {
+    match error {
+        FormatError::Store(error) => error.exit(),
+        FormatError::Corrupt(_) | FormatError::Unsupported(_) | FormatError::Mismatch(_) => Exit::Incomplete,
+    }
+}
+
+/// An object that lacks a match column: an error or skipped, as the job says.
+fn lacking(spec: &DatasetSpec, reason: String) -> Seen {
+    match spec.missing_column {
+        MissingColumn::Error => Seen::Failed { exit: Exit::Incomplete, reason },
+        MissingColumn::Skip => Seen::Skipped { reason },
+    }
+}
+
+async fn find_wave(find: &Find<'_>, wave: Vec<Object>, found: &mut Found) {
+    let opening = wave.into_iter().map(|object| async {
+        let outcome = find_parquet::open(&find.store, object.clone(), &find.matcher.columns).await;
+        (object, outcome)
+    });
+    let opened: Vec<_> = futures::stream::iter(opening).buffered(find.resources.requests_in_flight).collect().await;
+    let mut groups: Vec<(Shape, Vec<Opened>)> = Vec::new();
+    for (object, outcome) in opened {
+        match outcome {
+            Ok((opened, shape)) => match groups.iter_mut().find(|(known, _)| known.same(&shape)) {
+                Some((_, group)) => group.push(opened),
+                None => groups.push((shape, vec![opened])),
+            },
+            Err(error) => found.findings.push(not_opened(find.spec, object, error)),
+        }
+    }
+    for (shape, group) in &groups {
+        scan_group(find, shape, group, found).await;
+    }
+}
+
+fn not_opened(spec: &DatasetSpec, object: Object, error: CannotOpen) -> Finding {
+    use crate::column_values::NoRoute;
+    let reason = error.to_string();
+    let seen = match error {
+        CannotOpen::Column(NoRoute::Missing(_)) => lacking(spec, reason),
+        CannotOpen::Column(NoRoute::Ambiguous(_) | NoRoute::Struct(_)) => Seen::Failed { exit: Exit::Incomplete, reason },
+        CannotOpen::Format(error) => Seen::Failed { exit: format_exit(&error), reason },
+    };
+    Finding { object, format: Some(Format::Parquet), compression: Compression::None, seen }
+}
+
+/// Scans a group in one plan; when that fails, one object after the other, to learn which one it was.
+async fn scan_group(find: &Find<'_>, shape: &Shape, group: &[Opened], found: &mut Found) {
+    let all: Vec<&Opened> = group.iter().collect();
+    let threads = find.resources.threads;
+    let scan = |objects: Vec<&Opened>| async move {
+        find_parquet::scan(&find.store, shape, &objects, &find.matcher, threads, &find.meter).await
+    };
+    match scan(all).await {
+        Ok(scanned) => {
+            add_counts(&mut found.not_comparable, by_column(&find.matcher.columns, &scanned.not_comparable));
+            for (opened, matched) in group.iter().zip(scanned.matched) {
+                find.meter.add(1, 0, opened.object.size_bytes);
+                found.findings.push(parquet_finding(opened, Seen::Rows { rows: opened.rows, matched }));
+            }
+        }
+        Err(error) if group.len() == 1 => {
+            let seen = Seen::Failed { exit: format_exit(&error), reason: error.to_string() };
+            found.findings.push(parquet_finding(&group[0], seen));
+        }
+        Err(_) => {
+            for opened in group {
+                Box::pin(scan_group(find, shape, std::slice::from_ref(opened), found)).await;
+            }
+        }
+    }
+}
+
+fn parquet_finding(opened: &Opened, seen: Seen) -> Finding {
+    Finding { object: opened.object.clone(), format: Some(Format::Parquet), compression: Compression::None, seen }
+}
+
+fn add_counts(all: &mut BTreeMap<String, u64>, more: BTreeMap<String, u64>) {
+    for (column, count) in more {
+        *all.entry(column).or_default() += count;
+    }
+}
+
+async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression)>, found: &mut Found) {
+    let scans = objects.into_iter().map(|(object, format, compression)| {
+        let reader = ObjectReader::new(find.store.clone(), object.clone());
+        let (spec, matcher) = (find.spec.clone(), find.matcher.clone());
+        let meter = find.meter.clone();
+        async move {
+            let scan = tokio::task::spawn_blocking(move || scan_records(&spec, &matcher, format, compression, &reader));
+            let outcome = scan.await.unwrap_or_else(|_| Err(FormatError::Corrupt("the decoder panicked".to_owned())));
+            if let Ok((Seen::Rows { rows, .. }, _)) = &outcome {
+                meter.add(1, *rows, object.size_bytes);
+            }
+            (object, format, compression, outcome)
+        }
+    });
+    let mut scans = futures::stream::iter(scans).buffered(find.resources.threads);
+    while let Some((object, format, compression, outcome)) = scans.next().await {
+        let seen = match outcome {
+            Ok((seen, not_comparable)) => {
+                add_counts(&mut found.not_comparable, by_column(&find.matcher.columns, &not_comparable));
+                seen
+            }
+            Err(error) => Seen::Failed { exit: format_exit(&error), reason: error.to_string() },
+        };
+        found.findings.push(Finding { object, format: Some(format), compression, seen });
+    }
+}

@@ -1,0 +1,332 @@
+//! The journal of a run and the lock on its state.
+//!
+//! Every swap of an object is announced before it happens and confirmed after it (write before destroy), each entry an
+//! object of its own that is written once. After a kill, the next run reads the journal and knows what the dead one did.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Exit, Result};
+use crate::store::{Location, Object, Precondition, Store, StoreError};
+
+/// What a journal entry says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    Begun {
+        started_at: Timestamp,
+        job: String,
+    },
+    /// The new content is complete and proven as far as the store allows; the swap comes next.
+    Swapping(Swap),
+    Swapped {
+        sequence: u64,
+        etag: String,
+    },
+    /// The swap did not happen: the object is as it was.
+    GivenUp {
+        sequence: u64,
+    },
+}
+
+/// The counts and names of one swap; enough to tell afterwards whether it happened, and to put it into the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swap {
+    pub dataset: String,
+    pub location: String,
+    pub etag_before: String,
+    pub rows_before: u64,
+    pub rows_matched: u64,
+    pub rows_removed: u64,
+    pub rows_redacted: u64,
+    pub rows_after: u64,
+    pub dropped: bool,
+    /// Of the new content; an object that has both is ours.
+    pub size_bytes: u64,
+    pub sha256: String,
+}
+
+/// The journal of one run.
+#[derive(Debug)]
+pub struct Journal {
+    store: Arc<dyn Store>,
+    root: Location,
+    pub run_id: String,
+    next: AtomicU64,
+}
+
+/// What a run that never ended left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    pub run_id: String,
+    pub started_at: Timestamp,
+    /// Swaps by sequence number, with the ETag after it where the swap was confirmed.
+    pub swaps: Vec<(u64, Swap, Option<String>)>,
+    next: u64,
+}
+
+fn journals(state: &Location) -> Location {
+    state.join("journal")
+}
+
+impl Journal {
+    pub async fn begin(
+        store: Arc<dyn Store>,
+        state: &Location,
+        run_id: &str,
+        started_at: Timestamp,
+        job: &str,
+    ) -> Result<Journal> {
+        let root = journals(state).join(run_id);
+        let journal = Journal { store, root, run_id: run_id.to_owned(), next: AtomicU64::new(0) };
+        journal.write(&Event::Begun { started_at, job: job.to_owned() }).await?;
+        Ok(journal)
+    }
+
+    /// Goes on with the journal of a run that never ended.
+    pub fn resume(store: Arc<dyn Store>, state: &Location, unfinished: &Unfinished) -> Journal {
+        let root = journals(state).join(&unfinished.run_id);
+        Journal { store, root, run_id: unfinished.run_id.clone(), next: AtomicU64::new(unfinished.next) }
+    }
+
+    /// Writes one entry durably and returns its sequence number.
+    pub async fn write(&self, event: &Event) -> Result<u64, StoreError> {
+        let sequence = self.next.fetch_add(1, Ordering::SeqCst);
+        let bytes = serde_json::to_vec(event).expect("a journal entry is plain JSON");
+        self.store
+            .put(&self.root.join(&format!("{sequence:08}.json")), Bytes::from(bytes), Precondition::Absent)
+            .await?;
+        stop_for_tests(sequence);
+        Ok(sequence)
+    }
+
+    /// Removes the journal: the run's manifest tells it all now. Entries go last to first, so that a kill in between leaves
+    /// a journal that still begins.
+    pub async fn remove(&self) -> Result<(), StoreError> {
+        remove(&self.store, &self.root).await
+    }
+}
+
+async fn remove(store: &Arc<dyn Store>, root: &Location) -> Result<(), StoreError> {
+    let prefix = root.join("");
+    for entry in store.list(&prefix).await?.iter().rev() {
+        store.delete(entry).await?;
+    }
+    Ok(())
+}
+
+/// Crash tests name an entry after which the process is to die as by kill -9.
+fn stop_for_tests(sequence: u64) {
+    if cfg!(debug_assertions)
+        && std::env::var("LAKESCRUB_TEST_KILL_AFTER_ENTRY").is_ok_and(|wanted| wanted == sequence.to_string())
+    {
+        // An abort runs no destructor and flushes nothing, just as a kill.
+        std::process::abort();
+    }
+}
+
+/// The journal that a run without an end left, if any. `has_manifest` says whether a run's manifest exists: then only the
+/// clean-up was missing, which is done here.
+pub async fn unfinished(
+    store: &Arc<dyn Store>,
+    state: &Location,
+    has_manifest: impl AsyncFn(&str) -> Result<bool>,
+) -> Result<Option<Unfinished>> {
+    let mut found: Vec<Unfinished> = Vec::new();
+    let entries = store.list(&journals(state).join("")).await?;
+    for entry in &entries {
+        let Some((run_id, sequence)) = entry_name(entry) else { continue };
+        let (_, bytes) = store.get(&entry.location).await?;
+        let event: Event = serde_json::from_slice(&bytes).map_err(|_| {
+            Error::new(Exit::Untrusted, format!("the journal entry {} is no journal entry", entry.location))
+                .hint("move the folder journal/ of the state away and run again")
+        })?;
+        if found.last().is_none_or(|last| last.run_id != run_id) {
+            found.push(Unfinished { run_id, started_at: Timestamp::UNIX_EPOCH, swaps: Vec::new(), next: 0 });
+        }
+        found.last_mut().expect("pushed above").take(sequence, event);
+    }
+    let mut open = None;
+    for unfinished in found {
+        if has_manifest(&unfinished.run_id).await? {
+            remove(store, &journals(state).join(&unfinished.run_id)).await?;
+        } else {
+            open = Some(unfinished);
+        }
+    }
+    Ok(open)
+}
+
+fn entry_name(entry: &Object) -> Option<(String, u64)> {
+    let name = entry.location.to_string();
+    let mut segments = name.rsplit('/');
+    let sequence = segments.next()?.strip_suffix(".json")?.parse().ok()?;
+    Some((segments.next()?.to_owned(), sequence))
+}
+
+impl Unfinished {
+    fn take(&mut self, sequence: u64, event: Event) {
+        self.next = self.next.max(sequence + 1);
+        match event {
+            Event::Begun { started_at, .. } => self.started_at = started_at,
+            Event::Swapping(swap) => self.swaps.push((sequence, swap, None)),
+            Event::Swapped { sequence, etag } => {
+                if let Some(swap) = self.swaps.iter_mut().find(|swap| swap.0 == sequence) {
+                    swap.2 = Some(etag);
+                }
+            }
+            Event::GivenUp { sequence } => self.swaps.retain(|swap| swap.0 != sequence),
+        }
+    }
+}
+
+/// Who holds the lock on a state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Holder {
+    run_id: String,
+    host: String,
+    pid: u32,
+    /// Tells a process from a later one of the same number.
+    process_started: String,
+    taken_at: Timestamp,
+    expires_at: Timestamp,
+}
+
+/// After this long without renewal a lock is dead.
+const LOCK_TTL: SignedDuration = SignedDuration::from_secs(60);
+const RENEW_EVERY: Duration = Duration::from_secs(15);
+
+/// The lock on a state, renewed in the background until it is released.
+#[derive(Debug)]
+pub struct Lock {
+    store: Arc<dyn Store>,
+    location: Location,
+    current: Arc<tokio::sync::Mutex<Object>>,
+    lost: Arc<AtomicBool>,
+    renewal: tokio::task::JoinHandle<()>,
+}
+
+impl Lock {
+    /// Takes the lock, or says who holds it. A lock that expired, or whose process died on this machine, is taken over.
+    pub async fn take(store: Arc<dyn Store>, state: &Location, run_id: &str) -> Result<Lock> {
+        let location = state.join("lock.json");
+        let ours = Holder::this(run_id);
+        let mut precondition = Precondition::Absent;
+        for _ in 0..5 {
+            match store.put(&location, ours.bytes(), precondition).await {
+                Ok(object) => return Ok(Lock::hold(store, location, object, ours)),
+                Err(StoreError::Changed(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            precondition = match store.get(&location).await {
+                Err(StoreError::NotFound(_)) => Precondition::Absent,
+                Err(error) => return Err(error.into()),
+                Ok((object, bytes)) => match serde_json::from_slice::<Holder>(&bytes) {
+                    Ok(holder) if holder.lives(&ours) => return Err(holder.refusal()),
+                    // Dead, or no lock of ours at all: taken over unless another run is quicker.
+                    Ok(_) | Err(_) => Precondition::Unchanged(object.etag),
+                },
+            };
+        }
+        Err(Error::new(Exit::Conflict, "the lock of the state changes hands too fast").hint("run again"))
+    }
+
+    fn hold(store: Arc<dyn Store>, location: Location, object: Object, holder: Holder) -> Lock {
+        let current = Arc::new(tokio::sync::Mutex::new(object));
+        let lost = Arc::new(AtomicBool::new(false));
+        let renewal = tokio::spawn(renew(store.clone(), location.clone(), holder, current.clone(), lost.clone()));
+        Lock { store, location, current, lost, renewal }
+    }
+
+    /// An error once another run has taken the lock over; asked before every swap.
+    pub fn check(&self) -> Result<()> {
+        if self.lost.load(Ordering::SeqCst) {
+            return Err(Error::new(
+                Exit::Conflict,
+                format!("the lock {} was taken over by another run", self.location),
+            )
+            .hint("this process was stalled for longer than the lock lives; run again"));
+        }
+        Ok(())
+    }
+
+    pub async fn release(self) -> Result<(), StoreError> {
+        self.renewal.abort();
+        let current = self.current.lock().await.clone();
+        match self.store.delete(&current).await {
+            // Taken over: not ours to remove.
+            Err(StoreError::Changed(_)) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+async fn renew(
+    store: Arc<dyn Store>,
+    location: Location,
+    mut holder: Holder,
+    current: Arc<tokio::sync::Mutex<Object>>,
+    lost: Arc<AtomicBool>,
+) {
+    loop {
+        tokio::time::sleep(RENEW_EVERY).await;
+        holder.expires_at = Timestamp::now() + LOCK_TTL;
+        let mut object = current.lock().await;
+        match store.put(&location, holder.bytes(), Precondition::Unchanged(object.etag.clone())).await {
+            Ok(renewed) => *object = renewed,
+            Err(StoreError::Changed(_) | StoreError::NotFound(_)) => return lost.store(true, Ordering::SeqCst),
+            // The store may come back before the lock expires; if not, the swaps fail as well.
+            Err(_) => tracing::warn!(lock = %location, "lock not renewed"),
+        }
+    }
+}
+
+impl Holder {
+    fn this(run_id: &str) -> Holder {
+        let now = Timestamp::now();
+        Holder {
+            run_id: run_id.to_owned(),
+            host: this_host(),
+            pid: std::process::id(),
+            process_started: process_started(std::process::id()).unwrap_or_default(),
+            taken_at: now,
+            expires_at: now + LOCK_TTL,
+        }
+    }
+
+    fn bytes(&self) -> Bytes {
+        Bytes::from(serde_json::to_vec(self).expect("a lock is plain JSON"))
+    }
+
+    fn lives(&self, ours: &Holder) -> bool {
+        let here = !self.host.is_empty() && self.host == ours.host;
+        let process_gone = here && process_started(self.pid).as_deref() != Some(&self.process_started);
+        !process_gone && Timestamp::now() < self.expires_at
+    }
+
+    fn refusal(&self) -> Error {
+        Error::new(
+            Exit::Conflict,
+            format!("run {} (process {}, since {}) holds the lock on this state", self.run_id, self.pid, self.taken_at),
+        )
+        .hint(format!("wait for it to end; a dead holder's lock expires at {}", self.expires_at))
+    }
+}
+
+/// This boot of this machine, and this space of process numbers: only there does a process number mean anything.
+fn this_host() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let space = std::fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default();
+    if boot.is_empty() || space.is_empty() { String::new() } else { format!("{} {space}", boot.trim()) }
+}
+
+/// The start time of a process in clock ticks since boot: field 22 of proc(5) `stat`, after the name in parentheses.
+fn process_started(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
+}

@@ -1,0 +1,645 @@
+//! The match index: every listed identifier in one flat set, and the rules of a dataset compiled against it.
+//!
+//! No I/O and no clock. An entry is kept only as a 128-bit keyed hash (SipHash-1-3 with a random key of this process) of
+//! its comparison form, so the index costs at most 39 bytes an identifier whatever its length, holds nothing readable, and
+//! nobody outside can construct two values that collide. Two different values compare equal with a probability of 2^-128.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use crate::identifier::{Canonical, ColumnPath, HashFunction, Hashed, Kind, Value, plain_decimal};
+use crate::job::{DatasetSpec, ListColumn, ListSpec, MatchPart, MatchRule};
+use crate::request::Entry;
+
+/// In which form two identifiers of one kind are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Form {
+    Plain,
+    /// The number that an entry of kind `text` stands for.
+    Number,
+    Hash(HashFunction),
+}
+
+/// One logical set of the index: entries of a kind in a form, from any list column or from those of one name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct SetName {
+    kind: &'static str,
+    form: Form,
+    list_column: Option<String>,
+}
+
+/// A composite rule against lists of one shape: the form in which each part is compared.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct CompositeName {
+    dataset: usize,
+    rule: usize,
+    forms: Vec<Form>,
+}
+
+/// Every listed identifier that a job's rules can ask for. Built by [`Builder`].
+pub struct MatchIndex {
+    keys: HashSet<u128, BuildHasherDefault<AlreadyHashed>>,
+    secret: (u64, u64),
+    sets: BTreeMap<SetName, u16>,
+    composites: BTreeMap<CompositeName, u16>,
+}
+
+/// Keys are hashes already: the low half is as good as any.
+#[derive(Default)]
+struct AlreadyHashed(u64);
+
+impl Hasher for AlreadyHashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only u128 keys are hashed")
+    }
+    fn write_u128(&mut self, key: u128) {
+        self.0 = key as u64;
+    }
+}
+
+/// How many identifiers an entry added, and how many were there before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Added {
+    /// New identifiers by kind.
+    pub identifiers: BTreeMap<&'static str, u64>,
+    pub duplicates: u64,
+}
+
+impl Added {
+    pub fn merge(&mut self, other: &Added) {
+        for (kind, count) in &other.identifiers {
+            *self.identifiers.entry(kind).or_default() += count;
+        }
+        self.duplicates += other.duplicates;
+    }
+}
+
+/// Fills a [`MatchIndex`] with what the datasets' rules can ask for.
+pub struct Builder<'a> {
+    index: MatchIndex,
+    lists: &'a [ListSpec],
+    datasets: &'a [DatasetSpec],
+    /// By list, by column.
+    targets: Vec<Vec<Targets>>,
+    scratch: Vec<u8>,
+}
+
+/// The sets that a cell of one list column goes to.
+struct Targets {
+    own: u16,
+    named: Option<u16>,
+    hashes: Vec<(HashFunction, u16)>,
+    numbers: Vec<u16>,
+}
+
+impl Targets {
+    fn new(index: &MatchIndex, column: &ListColumn) -> Self {
+        let (own, named) = (form_of(column.hashed), Some(column.column.clone()));
+        let both =
+            |form: Form| [None, named.clone()].into_iter().filter_map(move |name| index.set(&column.kind, form, &name));
+        let plain = column.hashed.is_none();
+        Targets {
+            own: index.set(&column.kind, own, &None).expect("every list column's own set is wanted"),
+            named: index.set(&column.kind, own, &named),
+            hashes: HashFunction::ALL
+                .iter()
+                .filter(|_| plain)
+                .flat_map(|f| both(Form::Hash(*f)).map(move |set| (*f, set)))
+                .collect(),
+            numbers: both(Form::Number).filter(|_| plain).collect(),
+        }
+    }
+}
+
+impl<'a> Builder<'a> {
+    /// `secret` keys the hashes of this process; it need not be kept.
+    pub fn new(lists: &'a [ListSpec], datasets: &'a [DatasetSpec], secret: [u8; 16]) -> Self {
+        let halves = secret.split_at(8);
+        let half = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        let mut index = MatchIndex {
+            keys: HashSet::default(),
+            secret: (half(halves.0), half(halves.1)),
+            sets: BTreeMap::new(),
+            composites: BTreeMap::new(),
+        };
+        for column in lists.iter().flat_map(|list| &list.columns) {
+            index.want(&column.kind, form_of(column.hashed), &None);
+        }
+        for (dataset, spec) in datasets.iter().enumerate() {
+            for (rule, parts) in spec.rules.iter().enumerate() {
+                match parts {
+                    MatchRule::Single(part) => want_single(&mut index, lists, part),
+                    MatchRule::All(parts) => want_composite(&mut index, lists, parts, dataset, rule),
+                }
+            }
+        }
+        let target = |column: &ListColumn| Targets::new(&index, column);
+        let targets = lists.iter().map(|list| list.columns.iter().map(target).collect()).collect();
+        Builder { index, lists, datasets, targets, scratch: Vec::new() }
+    }
+
+    /// Adds one list row.
+    pub fn add(&mut self, entry: Entry<'_>) -> Added {
+        let mut added = Added::default();
+        let list = self.lists.iter().position(|list| list.name == entry.list.name);
+        let list = list.expect("entries come from the lists the index was made for");
+        for (column, cell) in entry.cells.iter().enumerate() {
+            if let Some(cell) = cell {
+                self.add_cell(list, column, cell, &mut added);
+            }
+        }
+        if !self.index.composites.is_empty() {
+            self.add_composites(&entry);
+        }
+        added
+    }
+
+    pub fn finish(self) -> MatchIndex {
+        self.index
+    }
+
+    fn add_cell(&mut self, list: usize, column: usize, cell: &[u8], added: &mut Added) {
+        let Builder { index, lists, targets, scratch, .. } = self;
+        let (column, targets) = (&lists[list].columns[column], &targets[list][column]);
+        if index.insert(targets.own, cell) {
+            *added.identifiers.entry(column.kind.name()).or_default() += 1;
+        } else {
+            added.duplicates += 1;
+        }
+        if let Some(named) = targets.named {
+            index.insert(named, cell);
+        }
+        for (function, set) in &targets.hashes {
+            function.digest(cell, scratch);
+            index.insert(*set, scratch);
+        }
+        if !targets.numbers.is_empty()
+            && let Some(number) = number_of(&column.kind, cell)
+        {
+            targets.numbers.iter().for_each(|set| {
+                index.insert(*set, number.as_bytes());
+            });
+        }
+    }
+
+    fn add_composites(&mut self, entry: &Entry<'_>) {
+        let mut keys = Vec::new();
+        for (name, set) in &self.index.composites {
+            let MatchRule::All(parts) = &self.datasets[name.dataset].rules[name.rule] else { continue };
+            if composite_forms(entry.list, parts).as_ref() != Some(&name.forms) {
+                continue;
+            }
+            let choices: Option<Vec<_>> =
+                parts.iter().zip(&name.forms).map(|(part, form)| listed_part(entry, part, *form)).collect();
+            if let Some(choices) = choices {
+                combinations(&choices, &mut |bytes| keys.push(self.index.key(*set, bytes)));
+            }
+        }
+        self.index.keys.extend(keys);
+    }
+}
+
+fn form_of(hashed: Option<Hashed>) -> Form {
+    hashed.map_or(Form::Plain, |hashed| Form::Hash(hashed.function()))
+}
+
+fn number_of(kind: &Kind, canonical: &[u8]) -> Option<String> {
+    match kind {
+        Kind::Text => std::str::from_utf8(canonical).ok().and_then(plain_decimal),
+        Kind::Email
+        | Kind::Phone
+        | Kind::PhoneE164 { .. }
+        | Kind::Maid
+        | Kind::Uuid
+        | Kind::Ip
+        | Kind::Integer
+        | Kind::Vin
+        | Kind::Zip => None,
+    }
+}
+
+/// The hash functions in which the lists hold what `part` asks for.
+fn listed_functions<'a>(lists: &'a [ListSpec], part: &'a MatchPart) -> impl Iterator<Item = HashFunction> + 'a {
+    let feeds = move |column: &&ListColumn| {
+        column.kind.same_family(&part.kind) && part.list_column.as_ref().is_none_or(|name| *name == column.column)
+    };
+    lists.iter().flat_map(|list| &list.columns).filter(feeds).filter_map(|column| column.hashed.map(Hashed::function))
+}
+
+fn want_single(index: &mut MatchIndex, lists: &[ListSpec], part: &MatchPart) {
+    index.want(&part.kind, form_of(part.hashed), &part.list_column);
+    if part.hashed.is_none() {
+        if part.kind == Kind::Text {
+            index.want(&part.kind, Form::Number, &part.list_column);
+        }
+        for function in listed_functions(lists, part) {
+            index.want(&part.kind, Form::Hash(function), &part.list_column);
+        }
+    }
+}
+
+fn want_composite(index: &mut MatchIndex, lists: &[ListSpec], parts: &[MatchPart], dataset: usize, rule: usize) {
+    for forms in lists.iter().filter_map(|list| composite_forms(list, parts)) {
+        let next = index.next_set();
+        index.composites.entry(CompositeName { dataset, rule, forms }).or_insert(next);
+    }
+}
+
+/// The forms in which the parts are compared with this list; `None` when it lacks one of the columns.
+fn composite_forms(list: &ListSpec, parts: &[MatchPart]) -> Option<Vec<Form>> {
+    let form = |part: &MatchPart| {
+        let column = &list.columns[listed_column(list, part)?];
+        match (part.hashed, column.hashed) {
+            (Some(stored), Some(listed)) if stored.function() != listed.function() => None,
+            (Some(hashed), _) | (None, Some(hashed)) => Some(Form::Hash(hashed.function())),
+            (None, None) => Some(Form::Plain),
+        }
+    };
+    parts.iter().map(form).collect()
+}
+
+fn listed_column(list: &ListSpec, part: &MatchPart) -> Option<usize> {
+    let wanted = part.list_column.as_deref();
+    list.columns.iter().position(|column| Some(column.column.as_str()) == wanted && column.kind.same_family(&part.kind))
+}
+
+/// Tags keep a number, a text and a digest of the same bytes apart inside a composite.
+const TEXT: u8 = 0;
+const NUMBER: u8 = 1;
+const DIGEST: u8 = 2;
+
+fn tagged(tag: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len() + 5);
+    out.push(tag);
+    // The length keeps ("ab", "c") and ("a", "bc") apart.
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    out.extend_from_slice(bytes);
+    out
+}
+
+/// What the list row offers for a part: its text, and the number it stands for; `None` when the cell is empty.
+fn listed_part(entry: &Entry<'_>, part: &MatchPart, form: Form) -> Option<Vec<Vec<u8>>> {
+    let at = listed_column(entry.list, part)?;
+    let cell = entry.cells[at]?;
+    match (form, entry.list.columns[at].hashed) {
+        (Form::Hash(function), None) => {
+            let mut digest = Vec::new();
+            function.digest(cell, &mut digest);
+            Some(vec![tagged(DIGEST, &digest)])
+        }
+        (Form::Hash(_), Some(_)) => Some(vec![tagged(DIGEST, cell)]),
+        (Form::Plain | Form::Number, _) => {
+            let number = number_of(&part.kind, cell).map(|number| tagged(NUMBER, number.as_bytes()));
+            Some([Some(tagged(TEXT, cell)), number].into_iter().flatten().collect())
+        }
+    }
+}
+
+/// Calls `each` with the concatenation of one choice a part, for every combination.
+fn combinations(choices: &[Vec<Vec<u8>>], each: &mut dyn FnMut(&[u8])) {
+    fn extend(choices: &[Vec<Vec<u8>>], so_far: &mut Vec<u8>, each: &mut dyn FnMut(&[u8])) {
+        let Some((first, rest)) = choices.split_first() else { return each(so_far) };
+        for choice in first {
+            let length = so_far.len();
+            so_far.extend_from_slice(choice);
+            extend(rest, so_far, each);
+            so_far.truncate(length);
+        }
+    }
+    extend(choices, &mut Vec::new(), each);
+}
+
+impl MatchIndex {
+    /// How many keys the index holds.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    fn next_set(&self) -> u16 {
+        u16::try_from(self.sets.len() + self.composites.len()).expect("a job has fewer than 65536 rules")
+    }
+
+    fn want(&mut self, kind: &Kind, form: Form, list_column: &Option<String>) {
+        let next = self.next_set();
+        self.sets.entry(SetName { kind: kind.name(), form, list_column: list_column.clone() }).or_insert(next);
+    }
+
+    fn set(&self, kind: &Kind, form: Form, list_column: &Option<String>) -> Option<u16> {
+        self.sets.get(&SetName { kind: kind.name(), form, list_column: list_column.clone() }).copied()
+    }
+
+    fn key(&self, set: u16, bytes: &[u8]) -> u128 {
+        let mut hasher = SipHasher13::new_with_keys(self.secret.0, self.secret.1 ^ u64::from(set));
+        hasher.write(bytes);
+        hasher.finish128().as_u128()
+    }
+
+    /// Whether the key is new.
+    fn insert(&mut self, set: u16, bytes: &[u8]) -> bool {
+        let key = self.key(set, bytes);
+        self.keys.insert(key)
+    }
+
+    fn holds(&self, set: u16, bytes: &[u8]) -> bool {
+        self.keys.contains(&self.key(set, bytes))
+    }
+
+    /// Compiles the rules of dataset number `dataset` of the job the index was built for.
+    pub fn matcher(self: &Arc<Self>, dataset: usize, spec: &DatasetSpec) -> Matcher {
+        let mut columns: Vec<ColumnPath> = Vec::new();
+        let mut column = |path: &ColumnPath| {
+            columns.iter().position(|known| known == path).unwrap_or_else(|| {
+                columns.push(path.clone());
+                columns.len() - 1
+            })
+        };
+        let rules = spec
+            .rules
+            .iter()
+            .enumerate()
+            .map(|(rule, rules)| match rules {
+                MatchRule::Single(part) => Rule::Single { column: column(&part.column), probe: self.probe(part) },
+                MatchRule::All(parts) => Rule::All {
+                    columns: parts.iter().map(|part| column(&part.column)).collect(),
+                    composite: self.composite(dataset, rule, parts),
+                },
+            })
+            .collect();
+        Matcher { columns, rules }
+    }
+
+    fn probe(self: &Arc<Self>, part: &MatchPart) -> Probe {
+        let set = |form| self.set(&part.kind, form, &part.list_column);
+        Probe {
+            index: self.clone(),
+            kind: part.kind.clone(),
+            hashed: part.hashed,
+            plain: set(form_of(part.hashed)),
+            number: set(Form::Number),
+            hashes: match part.hashed {
+                Some(_) => Vec::new(),
+                None => HashFunction::ALL.iter().filter_map(|f| Some((*f, set(Form::Hash(*f))?))).collect(),
+            },
+        }
+    }
+
+    fn composite(self: &Arc<Self>, dataset: usize, rule: usize, parts: &[MatchPart]) -> Composite {
+        let shapes = self
+            .composites
+            .iter()
+            .filter(|(name, _)| name.dataset == dataset && name.rule == rule)
+            .map(|(name, set)| (name.forms.clone(), *set))
+            .collect();
+        Composite { index: self.clone(), parts: parts.to_vec(), shapes }
+    }
+}
+
+/// The rules of one dataset, ready to be asked.
+pub struct Matcher {
+    /// The distinct columns that the rules name; rules refer to them by position.
+    pub columns: Vec<ColumnPath>,
+    pub rules: Vec<Rule>,
+}
+
+pub enum Rule {
+    Single { column: usize, probe: Probe },
+    All { columns: Vec<usize>, composite: Composite },
+}
+
+/// What a value is to a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    Match,
+    NoMatch,
+    NotComparable,
+}
+
+/// Asks whether one value is listed.
+pub struct Probe {
+    index: Arc<MatchIndex>,
+    kind: Kind,
+    hashed: Option<Hashed>,
+    plain: Option<u16>,
+    number: Option<u16>,
+    hashes: Vec<(HashFunction, u16)>,
+}
+
+/// Buffers that a thread of work reuses from value to value.
+#[derive(Default)]
+pub struct Scratch {
+    canonical: Vec<u8>,
+    digest: Vec<u8>,
+}
+
+impl Probe {
+    pub fn check(&self, value: Value<'_>, scratch: &mut Scratch) -> Check {
+        let read = match self.hashed {
+            Some(hashed) => hashed.read(value, &mut scratch.canonical),
+            None => self.kind.canonicalise(value, &mut scratch.canonical),
+        };
+        let listed = match read {
+            Canonical::Empty => false,
+            Canonical::NotComparable => return Check::NotComparable,
+            Canonical::Number => self.holds(self.number, &scratch.canonical),
+            Canonical::Text => self.holds(self.plain, &scratch.canonical),
+        };
+        if listed || (!scratch.canonical.is_empty() && read != Canonical::Empty && self.hash_listed(scratch)) {
+            Check::Match
+        } else {
+            Check::NoMatch
+        }
+    }
+
+    fn holds(&self, set: Option<u16>, bytes: &[u8]) -> bool {
+        set.is_some_and(|set| self.index.holds(set, bytes))
+    }
+
+    fn hash_listed(&self, scratch: &mut Scratch) -> bool {
+        self.hashes.iter().any(|(function, set)| {
+            function.digest(&scratch.canonical, &mut scratch.digest);
+            self.index.holds(*set, &scratch.digest)
+        })
+    }
+}
+
+/// Asks whether the parts of one row stand together in one list row.
+pub struct Composite {
+    index: Arc<MatchIndex>,
+    parts: Vec<MatchPart>,
+    shapes: Vec<(Vec<Form>, u16)>,
+}
+
+impl Composite {
+    /// `values[i]` are the values of part `i` in this row, several when it stands in a list; none when it is null.
+    pub fn check(&self, values: &[Vec<Value<'_>>], scratch: &mut Scratch) -> bool {
+        self.shapes.iter().any(|(forms, set)| {
+            let parts = self.parts.iter().zip(forms).zip(values);
+            let choices: Vec<Vec<Vec<u8>>> =
+                parts.map(|((part, form), values)| stored_part(part, *form, values, scratch)).collect();
+            let mut found = false;
+            combinations(&choices, &mut |bytes| found |= self.index.holds(*set, bytes));
+            found
+        })
+    }
+
+    /// Whether part `i` cannot read `value`.
+    pub fn is_not_comparable(&self, part: usize, value: Value<'_>, scratch: &mut Scratch) -> bool {
+        read_part(&self.parts[part], value, &mut scratch.canonical) == Canonical::NotComparable
+    }
+}
+
+fn read_part(part: &MatchPart, value: Value<'_>, out: &mut Vec<u8>) -> Canonical {
+    match part.hashed {
+        Some(hashed) => hashed.read(value, out),
+        None => part.kind.canonicalise(value, out),
+    }
+}
+
+fn stored_part(part: &MatchPart, form: Form, values: &[Value<'_>], scratch: &mut Scratch) -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    for value in values {
+        let read = read_part(part, *value, &mut scratch.canonical);
+        let tag = match read {
+            Canonical::Empty | Canonical::NotComparable => continue,
+            Canonical::Number => NUMBER,
+            Canonical::Text => TEXT,
+        };
+        out.push(match (form, part.hashed) {
+            (Form::Hash(function), None) => {
+                function.digest(&scratch.canonical, &mut scratch.digest);
+                tagged(DIGEST, &scratch.digest)
+            }
+            (Form::Hash(_), Some(_)) => tagged(DIGEST, &scratch.canonical),
+            (Form::Plain | Form::Number, _) => tagged(tag, &scratch.canonical),
+        });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::job::Job;
+
+    /// A job of one list and one dataset.
+    fn job(list_columns: &str, rules: &str) -> Job {
+        let text = format!(
+            "version = 1\n[[list]]\nname = \"l\"\nuri = \"l.csv\"\n{list_columns}\n[[dataset]]\nname = \"d\"\nuri = \"d/\"\nformat = \"parquet\"\n{rules}\n"
+        );
+        Job::parse(&text, Path::new("/"), &[]).unwrap()
+    }
+
+    fn index(job: &Job, rows: &[&[Option<&[u8]>]]) -> (Arc<MatchIndex>, Added) {
+        let mut builder = Builder::new(&job.lists, &job.datasets, [7; 16]);
+        let mut added = Added::default();
+        for cells in rows {
+            added.merge(&builder.add(Entry { list: &job.lists[0], cells }));
+        }
+        (Arc::new(builder.finish()), added)
+    }
+
+    fn check(job: &Job, rows: &[&[Option<&[u8]>]], value: Value<'_>) -> Check {
+        let (index, _) = index(job, rows);
+        let matcher = index.matcher(0, &job.datasets[0]);
+        let Rule::Single { probe, .. } = &matcher.rules[0] else { panic!("a single rule") };
+        probe.check(value, &mut Scratch::default())
+    }
+
+    fn column(kind: &str, hashed: &str) -> String {
+        format!("[[list.column]]\ncolumn = \"c\"\nkind = \"{kind}\"\n{hashed}\n")
+    }
+
+    fn rule(kind: &str, hashed: &str) -> String {
+        format!("[[dataset.match]]\ncolumn = \"c\"\nkind = \"{kind}\"\n{hashed}\n")
+    }
+
+    #[test]
+    fn plain_and_hashed_sides_meet() {
+        let email = b"a@b.c".as_slice();
+        let mut digest = Vec::new();
+        HashFunction::Sha256.digest(email, &mut digest);
+        let hex = hex::encode(&digest);
+        let (plain, sha) = ("", "hashed = \"sha256-hex\"");
+        for (listed, stored, entry, value) in [
+            (plain, plain, email, Value::Text(" A@B.c")),
+            (plain, sha, email, Value::Text(&hex)),
+            (sha, plain, &digest, Value::Text("A@b.C")),
+            (sha, sha, &digest, Value::Text(&hex)),
+        ] {
+            let job = job(&column("email", listed), &rule("email", stored));
+            assert_eq!(check(&job, &[&[Some(entry)]], value), Check::Match, "{listed} {stored}");
+            let other = hex::encode([9u8; 32]);
+            let stranger = if stored == sha { other.as_str() } else { "x@b.c" };
+            assert_eq!(check(&job, &[&[Some(entry)]], Value::Text(stranger)), Check::NoMatch, "{listed} {stored}");
+        }
+    }
+
+    #[test]
+    fn text_meets_numbers_by_value_and_text_by_bytes() {
+        let job = job(&column("text", ""), &rule("text", ""));
+        for (listed, value, wanted) in [
+            ("12345", Value::Integer(12345), Check::Match),
+            ("1.5", Value::Decimal { unscaled: 150, scale: 2 }, Check::Match),
+            ("1.50", Value::Decimal { unscaled: 15, scale: 1 }, Check::Match),
+            ("1.50", Value::Text("1.5"), Check::NoMatch),
+            ("1", Value::Other, Check::NotComparable),
+            ("007", Value::Integer(7), Check::NoMatch),
+        ] {
+            assert_eq!(check(&job, &[&[Some(listed.as_bytes())]], value), wanted, "{listed}");
+        }
+    }
+
+    #[test]
+    fn composites_match_one_list_row_and_no_cross_product() {
+        let columns =
+            "[[list.column]]\ncolumn = \"n\"\nkind = \"text\"\n[[list.column]]\ncolumn = \"z\"\nkind = \"zip\"";
+        let rules = "[[dataset.match]]\nall = [{ column = \"name\", kind = \"text\", list_column = \"n\" }, { column = \"zip\", kind = \"zip\", list_column = \"z\" }]";
+        let job = job(columns, rules);
+        let (index, _) =
+            index(&job, &[&[Some(b"ann"), Some(b"91790")], &[Some(b"bob"), Some(b"71234")], &[Some(b"eve"), None]]);
+        let matcher = index.matcher(0, &job.datasets[0]);
+        let Rule::All { composite, .. } = &matcher.rules[0] else { panic!("a composite") };
+        let one = |text| vec![Value::Text(text)];
+        for (name, zip, wanted) in [
+            (one("ann"), one("91790-1234"), true),
+            (one("ann"), one("71234"), false),
+            (one("eve"), vec![], false),
+            (one("eve"), one(""), false),
+            (vec![Value::Text("x"), Value::Text("bob")], one("0071234"), true),
+        ] {
+            assert_eq!(composite.check(&[name, zip], &mut Scratch::default()), wanted);
+        }
+    }
+
+    #[test]
+    fn duplicates_are_counted_once() {
+        let job = job(&column("email", ""), &rule("email", ""));
+        let (index, added) = index(&job, &[&[Some(b"a@b.c")], &[Some(b"a@b.c")], &[None]]);
+        assert_eq!((index.len(), added.duplicates, added.identifiers["email"]), (1, 1, 1));
+    }
+
+    #[test]
+    fn an_identifier_costs_at_most_forty_bytes() {
+        let job = job(&column("email", ""), &rule("email", ""));
+        let mut builder = Builder::new(&job.lists, &job.datasets, [7; 16]);
+        for i in 0..100_000u32 {
+            builder.add(Entry { list: &job.lists[0], cells: &[Some(format!("{i}@example.com").as_bytes())] });
+        }
+        let index = builder.finish();
+        // A slot is a 16-byte key and a control byte; the table doubles when seven of eight slots are full.
+        let slots = (index.keys.capacity() * 8).div_ceil(7);
+        assert!(slots * 17 <= 40 * index.len(), "{slots} slots for {} identifiers", index.len());
+    }
+}

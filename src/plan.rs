@@ -1,0 +1,245 @@
+//! The plan: what a run would do to every object and why, decided from findings alone.
+//!
+//! Pure: the same findings and policy give the same plan, byte for byte, and nothing here reads or writes.
+
+use std::collections::BTreeMap;
+
+use roaring::RoaringTreemap;
+use serde_json::{Value, json};
+
+use crate::action::Action;
+use crate::error::{Error, Exit, Result};
+use crate::format::{Compression, Format};
+use crate::job::{DatasetSpec, Guard, WhenEmpty};
+use crate::store::Object;
+
+/// What the find stage saw of one object.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    pub object: Object,
+    pub format: Option<Format>,
+    pub compression: Compression,
+    pub seen: Seen,
+}
+
+#[derive(Debug, Clone)]
+pub enum Seen {
+    /// Every row was compared; `matched` holds row numbers from 0.
+    Rows { rows: u64, matched: RoaringTreemap },
+    /// Left alone because the job says so.
+    Skipped { reason: String },
+    /// Could not be read or must not be.
+    Failed { exit: Exit, reason: String },
+}
+
+/// What the find stage saw of one dataset.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    pub listed_at: jiff::Timestamp,
+    pub findings: Vec<Finding>,
+    pub not_in_scope: Vec<Object>,
+    /// Values that no rule could read, by column.
+    pub not_comparable: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub datasets: Vec<DatasetPlan>,
+}
+
+#[derive(Debug, Clone)]
+pub struct DatasetPlan {
+    pub name: String,
+    pub uri: String,
+    pub action: Action,
+    pub listed_at: jiff::Timestamp,
+    pub steps: Vec<Step>,
+    pub not_in_scope: Vec<Object>,
+    pub not_comparable: BTreeMap<String, u64>,
+}
+
+/// What is to happen to one object.
+#[derive(Debug, Clone)]
+pub struct Step {
+    pub object: Object,
+    pub format: Option<Format>,
+    pub compression: Compression,
+    pub rows: u64,
+    pub rows_matched: u64,
+    pub decision: Decision,
+}
+
+#[derive(Debug, Clone)]
+pub enum Decision {
+    /// No row matches: the object is not written.
+    Keep,
+    Rewrite {
+        rows: RoaringTreemap,
+    },
+    /// Every row matches and the job wants no empty objects.
+    Drop,
+    /// Left alone because the job says so.
+    Skip {
+        reason: String,
+    },
+    /// Not touched, and the run is not clean.
+    Refuse {
+        exit: Exit,
+        reason: String,
+    },
+}
+
+impl Decision {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Decision::Keep => "keep",
+            Decision::Rewrite { .. } => "rewrite",
+            Decision::Drop => "drop",
+            Decision::Skip { .. } => "skip",
+            Decision::Refuse { .. } => "refuse",
+        }
+    }
+}
+
+impl Step {
+    /// Why the step is what it is, for people.
+    pub fn reason(&self) -> String {
+        let (matched, rows) = (self.rows_matched, self.rows);
+        match &self.decision {
+            Decision::Keep => "no row matches".to_owned(),
+            Decision::Rewrite { .. } if matched == rows => "every row matches".to_owned(),
+            Decision::Rewrite { .. } => format!("{matched} of {rows} rows match"),
+            Decision::Drop => "every row matches and when_empty = \"drop\"".to_owned(),
+            Decision::Skip { reason } | Decision::Refuse { reason, .. } => reason.clone(),
+        }
+    }
+}
+
+impl DatasetPlan {
+    pub fn rows(&self) -> u64 {
+        self.steps.iter().map(|step| step.rows).sum()
+    }
+
+    pub fn rows_matched(&self) -> u64 {
+        self.steps.iter().map(|step| step.rows_matched).sum()
+    }
+
+    pub fn objects(&self, decision: &str) -> usize {
+        self.steps.iter().filter(|step| step.decision.name() == decision).count()
+    }
+}
+
+/// Decides every object of every dataset; `found[i]` belongs to `datasets[i]`.
+pub fn build(datasets: &[DatasetSpec], found: Vec<Found>) -> Plan {
+    Plan { datasets: datasets.iter().zip(found).map(|(spec, found)| plan_dataset(spec, found)).collect() }
+}
+
+fn plan_dataset(spec: &DatasetSpec, found: Found) -> DatasetPlan {
+    let mut steps: Vec<Step> = found.findings.into_iter().map(|finding| decide(spec, finding)).collect();
+    steps.sort_by(|a, b| a.object.location.cmp(&b.object.location));
+    DatasetPlan {
+        name: spec.name.clone(),
+        uri: spec.uri.clone(),
+        action: spec.action.clone(),
+        listed_at: found.listed_at,
+        steps,
+        not_in_scope: found.not_in_scope,
+        not_comparable: found.not_comparable,
+    }
+}
+
+fn decide(spec: &DatasetSpec, finding: Finding) -> Step {
+    let (rows, rows_matched, decision) = match finding.seen {
+        Seen::Skipped { reason } => (0, 0, Decision::Skip { reason }),
+        Seen::Failed { exit, reason } => (0, 0, Decision::Refuse { exit, reason }),
+        Seen::Rows { rows, matched } if matched.is_empty() => (rows, 0, Decision::Keep),
+        Seen::Rows { rows, matched } => {
+            let all = matched.len() == rows && spec.action == Action::Delete && spec.when_empty == WhenEmpty::Drop;
+            let decision = if all { Decision::Drop } else { Decision::Rewrite { rows: matched.clone() } };
+            (rows, matched.len(), decision)
+        }
+    };
+    Step {
+        object: finding.object,
+        format: finding.format,
+        compression: finding.compression,
+        rows,
+        rows_matched,
+        decision,
+    }
+}
+
+/// Refuses a plan that would change more than the job allows.
+pub fn check_guard(plan: &Plan, guard: &Guard) -> Result<()> {
+    let total: u64 = plan.datasets.iter().map(DatasetPlan::rows_matched).sum();
+    if total > guard.max_rows {
+        return Err(Error::new(
+            Exit::Refused,
+            format!("{total} rows match, more than [guard] max_rows = {}; nothing was written", guard.max_rows),
+        )
+        .hint("look at `lakescrub plan`; if the lists are right, raise [guard] max_rows"));
+    }
+    for dataset in &plan.datasets {
+        let (matched, rows) = (dataset.rows_matched(), dataset.rows());
+        if matched as f64 > guard.max_fraction * rows as f64 {
+            return Err(Error::new(
+                Exit::Refused,
+                format!(
+                    "dataset {}: {matched} of {rows} rows match, a larger share than [guard] max_fraction = {}; nothing was written",
+                    dataset.name, guard.max_fraction
+                ),
+            )
+            .hint("look at `lakescrub plan`; if the lists are right, raise [guard] max_fraction"));
+        }
+    }
+    Ok(())
+}
+
+/// How the plan itself bears on the exit code: what could not be looked at, and datasets without an object.
+pub fn exits(plan: &Plan) -> Vec<Exit> {
+    let refused = |step: &Step| match &step.decision {
+        Decision::Refuse { exit, .. } => Some(*exit),
+        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop | Decision::Skip { .. } => None,
+    };
+    let mut exits: Vec<Exit> = plan.datasets.iter().flat_map(|dataset| &dataset.steps).filter_map(refused).collect();
+    if plan.datasets.iter().any(|dataset| dataset.steps.is_empty()) {
+        exits.push(Exit::Incomplete);
+    }
+    exits
+}
+
+/// The plan as JSON; the order of keys and steps is fixed.
+pub fn to_json(plan: &Plan) -> Value {
+    let step = |step: &Step| {
+        json!({
+            "location": step.object.location.to_string(),
+            "etag": step.object.etag.0,
+            "size_bytes": step.object.size_bytes,
+            "format": step.format.map(Format::name),
+            "rows": step.rows,
+            "rows_matched": step.rows_matched,
+            "decision": step.decision.name(),
+            "reason": step.reason(),
+        })
+    };
+    let dataset = |dataset: &DatasetPlan| {
+        json!({
+            "name": dataset.name,
+            "uri": dataset.uri,
+            "action": dataset.action.name(),
+            "objects": {
+                "listed": dataset.steps.len() + dataset.not_in_scope.len(),
+                "rewrite": dataset.objects("rewrite"),
+                "drop": dataset.objects("drop"),
+                "keep": dataset.objects("keep"),
+                "skip": dataset.objects("skip"),
+                "refuse": dataset.objects("refuse"),
+                "not_in_scope": dataset.not_in_scope.len(),
+            },
+            "rows": { "before": dataset.rows(), "matched": dataset.rows_matched() },
+            "not_comparable": dataset.not_comparable,
+            "steps": dataset.steps.iter().map(step).collect::<Vec<_>>(),
+        })
+    };
+    json!({ "datasets": plan.datasets.iter().map(dataset).collect::<Vec<_>>() })
+}

@@ -1,0 +1,356 @@
+//! The rewrite stage: carries out a plan, object by object, each as one conditional swap that is journaled and read back.
+//!
+//! An object that fails is an outcome of its own and stays as it was; the others go on. Old bytes go only after the new
+//! ones were read back and compared: before the swap where the store can show them (a local disk), right after it otherwise.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use sha2::{Digest, Sha256};
+
+use crate::action::Action;
+use crate::error::{Error, Exit, Result};
+use crate::format::{self, Edit, FormatError, Proof, Tagger};
+use crate::job::{DatasetSpec, Resources};
+use crate::journal::{Event, Journal, Lock, Swap};
+use crate::meter::Meter;
+use crate::plan::{DatasetPlan, Decision, Step};
+use crate::store::{Object, ObjectReader, Replacement, ReplacementWriter, Store, StoreError, store_error};
+
+/// Everything the rewrite of one dataset needs.
+pub struct Rewrite<'a> {
+    pub spec: &'a DatasetSpec,
+    pub store: Arc<dyn Store>,
+    pub journal: &'a Journal,
+    pub lock: &'a Lock,
+    pub tagger: Arc<dyn Tagger>,
+    pub resources: &'a Resources,
+    pub meter: Arc<Meter>,
+    /// Set when the run is asked to stop: what has begun is ended, nothing new begins.
+    pub stop: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// What became of one planned step.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The object as it now is; `None` when it was dropped or never swapped.
+    pub object: Option<Object>,
+    pub sha256: Option<String>,
+    pub rows_removed: u64,
+    pub rows_redacted: u64,
+    /// Counted from the store after the write.
+    pub rows_after: Option<u64>,
+    pub ended: Ended,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    Rewritten,
+    Dropped,
+    Failed { exit: Exit, reason: String },
+    /// The run was asked to stop before this step began.
+    NotBegun,
+}
+
+impl Outcome {
+    fn nothing(ended: Ended) -> Outcome {
+        Outcome { object: None, sha256: None, rows_removed: 0, rows_redacted: 0, rows_after: None, ended }
+    }
+}
+
+/// A step's failure, with the exit code it means.
+struct Failure {
+    exit: Exit,
+    reason: String,
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        Failure { exit: error.exit(), reason: error.to_string() }
+    }
+}
+
+impl From<FormatError> for Failure {
+    fn from(error: FormatError) -> Failure {
+        let exit = match &error {
+            FormatError::Store(error) => error.exit(),
+            FormatError::Corrupt(_) | FormatError::Unsupported(_) | FormatError::Mismatch(_) => Exit::Incomplete,
+        };
+        Failure { exit, reason: error.to_string() }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure { exit: error.exit, reason: error.message }
+    }
+}
+
+/// Carries out the steps of one dataset; `outcomes[i]` belongs to `plan.steps[i]`, `None` where nothing was to be done.
+pub async fn rewrite(rewrite: &Rewrite<'_>, plan: &DatasetPlan) -> Vec<Option<Outcome>> {
+    let steps = plan.steps.iter().map(|step| async move {
+        match &step.decision {
+            Decision::Keep | Decision::Skip { .. } | Decision::Refuse { .. } => None,
+            Decision::Rewrite { .. } | Decision::Drop if (rewrite.stop)() => Some(Outcome::nothing(Ended::NotBegun)),
+            Decision::Rewrite { rows } => Some(ended(rewrite, step, swap_rows(rewrite, step, rows).await)),
+            Decision::Drop => Some(ended(rewrite, step, drop_object(rewrite, step).await)),
+        }
+    });
+    futures::stream::iter(steps).buffered(in_flight(rewrite.resources)).collect().await
+}
+
+/// One rewrite holds about one compressed row group next to its part buffers.
+const REWRITE_MIB: u64 = 128;
+
+fn in_flight(resources: &Resources) -> usize {
+    ((resources.memory_mib / REWRITE_MIB).max(1) as usize).min(resources.threads)
+}
+
+fn ended(rewrite: &Rewrite<'_>, step: &Step, outcome: Result<Outcome, Failure>) -> Outcome {
+    rewrite.meter.add(1, step.rows, step.object.size_bytes);
+    match outcome {
+        Ok(outcome) => {
+            tracing::info!(object = %step.object.location, rows_removed = outcome.rows_removed, "object rewritten");
+            outcome
+        }
+        Err(Failure { exit, reason }) => {
+            tracing::error!(object = %step.object.location, reason, "object not rewritten");
+            Outcome::nothing(Ended::Failed { exit, reason })
+        }
+    }
+}
+
+async fn swap_rows(rewrite: &Rewrite<'_>, step: &Step, rows: &roaring::RoaringTreemap) -> Result<Outcome, Failure> {
+    let write_id = format!("{}-{}", rewrite.journal.run_id, random_hex()?);
+    let replacement = rewrite.store.replace(&step.object, &write_id).await?;
+    let written = write_replacement(rewrite, step, rows, replacement).await?;
+    let Written { mut replacement, proof, size_bytes, sha256 } = written;
+    let receipt = proof.receipt().clone();
+    let staged = match check_counts(step, &rewrite.spec.action, &receipt) {
+        Ok(()) => replacement.stage().await.map_err(Failure::from),
+        Err(failure) => Err(failure),
+    };
+    let staged = match staged {
+        Ok(Some(staged)) => read_back(rewrite, step, staged, proof.clone()).await.map(|()| true),
+        Ok(None) => Ok(false),
+        Err(failure) => Err(failure),
+    };
+    let proven = match staged.and_then(|proven| rewrite.lock.check().map_err(Failure::from).map(|()| proven)) {
+        Ok(proven) => proven,
+        Err(failure) => {
+            replacement.abort().await?;
+            return Err(failure);
+        }
+    };
+    let swap = Swap {
+        dataset: rewrite.spec.name.clone(),
+        location: step.object.location.to_string(),
+        etag_before: step.object.etag.0.clone(),
+        rows_before: receipt.rows_before,
+        rows_matched: step.rows_matched,
+        rows_removed: receipt.rows_removed,
+        rows_redacted: receipt.rows_redacted,
+        rows_after: receipt.rows_after,
+        dropped: false,
+        size_bytes,
+        sha256: sha256.clone(),
+    };
+    let sequence = rewrite.journal.write(&Event::Swapping(swap)).await?;
+    let object = match replacement.commit().await {
+        Ok(object) => object,
+        Err(error) => {
+            if let StoreError::Changed(_) = &error {
+                // Certain not to be ours: a swap in doubt (lost connection) stays in the journal for the next run to settle.
+                rewrite.journal.write(&Event::GivenUp { sequence }).await?;
+            }
+            return Err(error.into());
+        }
+    };
+    if !proven {
+        read_back(rewrite, step, object.clone(), proof).await?;
+    }
+    rewrite.journal.write(&Event::Swapped { sequence, etag: object.etag.0.clone() }).await?;
+    Ok(Outcome {
+        object: Some(object),
+        sha256: Some(sha256),
+        rows_removed: receipt.rows_removed,
+        rows_redacted: receipt.rows_redacted,
+        rows_after: Some(receipt.rows_after),
+        ended: Ended::Rewritten,
+    })
+}
+
+async fn drop_object(rewrite: &Rewrite<'_>, step: &Step) -> Result<Outcome, Failure> {
+    rewrite.lock.check()?;
+    let swap = Swap {
+        dataset: rewrite.spec.name.clone(),
+        location: step.object.location.to_string(),
+        etag_before: step.object.etag.0.clone(),
+        rows_before: step.rows,
+        rows_matched: step.rows_matched,
+        rows_removed: step.rows,
+        rows_redacted: 0,
+        rows_after: 0,
+        dropped: true,
+        size_bytes: 0,
+        sha256: String::new(),
+    };
+    let sequence = rewrite.journal.write(&Event::Swapping(swap)).await?;
+    rewrite.store.delete(&step.object).await?;
+    rewrite.journal.write(&Event::Swapped { sequence, etag: String::new() }).await?;
+    Ok(Outcome { rows_removed: step.rows, rows_after: Some(0), ..Outcome::nothing(Ended::Dropped) })
+}
+
+/// What was written must be what was planned: the rows that find counted, and exactly those gone.
+fn check_counts(step: &Step, action: &Action, receipt: &format::Receipt) -> Result<(), Failure> {
+    let (removed, redacted) = match action {
+        Action::Delete => (step.rows_matched, 0),
+        Action::Redact(_) => (0, step.rows_matched),
+    };
+    let as_planned = receipt.rows_before == step.rows
+        && receipt.rows_removed == removed
+        && receipt.rows_redacted == redacted
+        && receipt.rows_before - receipt.rows_removed == receipt.rows_after;
+    if as_planned {
+        return Ok(());
+    }
+    let format::Receipt { rows_before, rows_removed, rows_redacted, rows_after, .. } = receipt;
+    Err(Failure {
+        exit: Exit::Internal,
+        reason: format!(
+            "planned {} of {} rows, but the rewrite counted {rows_before} before, {rows_removed} removed, \
+             {rows_redacted} redacted, {rows_after} after",
+            step.rows_matched, step.rows
+        ),
+    })
+}
+
+struct Written {
+    replacement: Box<dyn Replacement>,
+    proof: Proof,
+    size_bytes: u64,
+    sha256: String,
+}
+
+/// Decodes, filters and encodes on a thread of its own; bytes leave through the replacement as they are made.
+async fn write_replacement(
+    rewrite: &Rewrite<'_>,
+    step: &Step,
+    rows: &roaring::RoaringTreemap,
+    replacement: Box<dyn Replacement>,
+) -> Result<Written, Failure> {
+    let reader = ObjectReader::new(rewrite.store.clone(), step.object.clone());
+    let mut out = Hashing { inner: ReplacementWriter::new(replacement), sha256: Sha256::new(), size_bytes: 0 };
+    let (rows, action, tagger) = (rows.clone(), rewrite.spec.action.clone(), rewrite.tagger.clone());
+    let (kind, dialect) = (format_of(step)?, rewrite.spec.csv.clone());
+    let work = tokio::task::spawn_blocking(move || {
+        let edit = Edit { rows: &rows, action: &action, tagger: tagger.as_ref() };
+        let outcome = format::rewrite(kind, &dialect, &reader, &edit, &mut out);
+        (outcome, out)
+    });
+    let (outcome, out) = work.await.map_err(|_| Failure {
+        exit: Exit::Incomplete,
+        reason: "cannot be decoded: the decoder panicked".to_owned(),
+    })?;
+    let Hashing { inner, sha256, size_bytes } = out;
+    // The last flush blocks on the store as well, so it must not run on a runtime thread.
+    let finished = tokio::task::spawn_blocking(move || inner.finish()).await;
+    let replacement = match finished {
+        Ok(Ok(replacement)) => replacement,
+        Ok(Err(error)) => return Err(io_failure(&error)),
+        Err(_) => return Err(Failure { exit: Exit::Internal, reason: "the last write panicked".to_owned() }),
+    };
+    match outcome {
+        Ok(proof) => Ok(Written { replacement, proof, size_bytes, sha256: hex::encode(sha256.finalize()) }),
+        Err(error) => {
+            replacement.abort().await?;
+            Err(error.into())
+        }
+    }
+}
+
+fn format_of(step: &Step) -> Result<format::Encoded, Failure> {
+    let format = step.format.ok_or_else(|| Failure { exit: Exit::Internal, reason: "planned without a format".to_owned() })?;
+    Ok(format::Encoded { format, compression: step.compression })
+}
+
+fn io_failure(error: &io::Error) -> Failure {
+    match store_error(error) {
+        Some(found) => found.clone().into(),
+        None => Failure { exit: Exit::Internal, reason: format!("cannot write: {}", error.kind()) },
+    }
+}
+
+/// Opens the written object anew and compares it with what was kept.
+async fn read_back(rewrite: &Rewrite<'_>, step: &Step, object: Object, proof: Proof) -> Result<(), Failure> {
+    let reader = ObjectReader::new(rewrite.store.clone(), object);
+    let source = ObjectReader::new(rewrite.store.clone(), step.object.clone());
+    let (kind, dialect) = (format_of(step)?, rewrite.spec.csv.clone());
+    let work = tokio::task::spawn_blocking(move || format::read_back(kind, &dialect, &reader, &source, &proof));
+    match work.await {
+        Ok(outcome) => outcome.map_err(Failure::from),
+        Err(_) => Err(Failure { exit: Exit::Incomplete, reason: "differs after the rewrite: the decoder panicked".to_owned() }),
+    }
+}
+
+/// Counts and digests what passes through.
+struct Hashing {
+    inner: ReplacementWriter,
+    sha256: Sha256,
+    size_bytes: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.sha256.update(&bytes[..n]);
+        self.size_bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+fn random_hex() -> Result<String> {
+    let mut bytes = [0u8; 8];
+    getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("no random bytes: {error}")))?;
+    Ok(hex::encode(bytes))
+}
+
+/// What a swap that a dead run announced came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// The object is ours, with this ETag.
+    Swapped { etag: String, version_id: Option<String> },
+    /// It is as it was, or someone else's by now: this run looks at it afresh.
+    NotSwapped,
+}
+
+/// Looks whether an announced swap happened: an object with the announced size and digest is ours.
+pub async fn settle(store: &Arc<dyn Store>, location: &crate::store::Location, swap: &Swap) -> Result<Settled> {
+    let object = match store.head(location).await {
+        Ok(object) if swap.dropped || object.size_bytes != swap.size_bytes => {
+            drop(object);
+            return Ok(Settled::NotSwapped);
+        }
+        Ok(object) => object,
+        Err(StoreError::NotFound(_)) if swap.dropped => return Ok(Settled::Swapped { etag: String::new(), version_id: None }),
+        Err(StoreError::NotFound(_)) => return Ok(Settled::NotSwapped),
+        Err(error) => return Err(error.into()),
+    };
+    let mut sha256 = Sha256::new();
+    let mut at = 0;
+    while at < object.size_bytes {
+        let end = object.size_bytes.min(at + (4 << 20));
+        sha256.update(store.get_range(&object, at..end).await?);
+        at = end;
+    }
+    if hex::encode(sha256.finalize()) == swap.sha256 {
+        Ok(Settled::Swapped { etag: object.etag.0, version_id: object.version_id })
+    } else {
+        Ok(Settled::NotSwapped)
+    }
+}

@@ -1,0 +1,338 @@
+#!/usr/bin/env python3
+"""The benchmark behind `make bench`: plan, scrub and verify beside cp, Polars and DuckDB, in one run on one machine.
+
+    run.py BINARY [--rows 4000000] [--runs 3] [--threads 2] [--only NAME]
+
+Everything it needs it makes below .bench/: a virtual environment for the peers, the lake (gen.py, once), lists, job files. Each figure is the
+median of --runs runs, which are interleaved; caches are warm. Times:
+
+    wall, cpu, rss   of the whole child process, from wait4
+    inside           what the program itself timed: lakescrub's stages load + find, a peer's work after its imports
+
+No ratio is printed between programs that matched different rows; then the exit code is 1. Results go to .bench/result.json, too.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+BENCH = HERE.parent.parent / ".bench"
+VENV = BENCH / "venv"
+PACKAGES = ["duckdb==2.0.0", "numpy==2.4.6", "polars==2.1.0", "pyarrow==26.0.1"]
+PEERS = ["polars", "duckdb"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    order: str
+    list: str
+    peers: tuple  # of "find", "scrub"
+
+    @property
+    def name(self):
+        return f"{self.order}/{self.list}"
+
+
+CASES = [
+    Case("arrival", "random_1k", ("find", "scrub")),
+    Case("arrival", "large", ("find",)),
+    Case("sorted", "random_1k", ()),
+    Case("sorted", "one_group_of_five", ()),
+    Case("sorted", "clustered_1k", ("find", "scrub")),
+    Case("csv", "random_1k", ("find", "scrub")),
+]
+
+# ----------------------------------------------------------------------------------------------------------- preparation
+
+
+def make_venv():
+    stamp = VENV / "packages.json"
+    if stamp.exists() and json.loads(stamp.read_text()) == PACKAGES:
+        return
+    print(f"making {VENV} with {', '.join(PACKAGES)}", file=sys.stderr)
+    shutil.rmtree(VENV, ignore_errors=True)
+    try:
+        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+    except subprocess.CalledProcessError:
+        sys.exit("bench: python3 cannot make a virtual environment; on Debian: apt-get install python3-venv")
+    subprocess.run([VENV / "bin" / "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES], check=True)
+    stamp.write_text(json.dumps(PACKAGES))
+
+
+def make_lake(rows, threads):
+    made = BENCH / "lake" / "lake.json"
+    if not made.exists() or json.loads(made.read_text())["rows_asked"] != rows:
+        print(f"making {BENCH / 'lake'} of {rows:,} rows", file=sys.stderr)
+        command = [VENV / "bin" / "python", HERE / "gen.py", "--out", BENCH / "lake", "--rows", str(rows), "--jobs", str(threads)]
+        subprocess.run(command, check=True)
+    return json.loads(made.read_text())
+
+
+def write_job(case, threads):
+    """A job over the copy in .bench/work/lake; paths are relative to the job file."""
+    path = BENCH / "jobs" / f"{case.order}-{case.list}.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"""\
+version = 1
+name = "bench-{case.order}-{case.list}"
+
+[state]
+uri = "../work/state/"
+signing_key = "../keys/signing.key"
+tag_key = "../keys/tag.key"
+
+[guard]
+max_fraction = 1.0
+max_rows = 1_000_000_000
+
+[resources]
+threads = {threads}
+
+[[list]]
+name = "{case.list}"
+uri = "../lake/lists/{case.list}.txt"
+
+[[list.column]]
+column = "email"
+kind = "email"
+
+[[dataset]]
+name = "{case.order}"
+uri = "../work/lake/"
+format = "{"csv" if case.order == "csv" else "parquet"}"
+
+[[dataset.match]]
+column = "email"
+kind = "email"
+""")
+    return path
+
+
+def fresh_copy(case):
+    shutil.rmtree(BENCH / "work", ignore_errors=True)
+    (BENCH / "work" / "out").mkdir(parents=True)
+    shutil.copytree(BENCH / "lake" / case.order, BENCH / "work" / "lake")
+
+
+# ----------------------------------------------------------------------------------------------------------- measurement
+
+
+@dataclasses.dataclass
+class Sample:
+    wall_s: float
+    cpu_s: float
+    rss_mb: float
+    foreign_cores: float  # busy with other work meanwhile
+    inside_s: float | None = None
+    rows_matched: int | None = None
+    stages: dict = dataclasses.field(default_factory=dict)
+
+
+def busy_seconds():
+    """CPU time of the whole machine spent on anything but idling and waiting for disks."""
+    fields = [int(n) for n in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(command, results_on_stdout=True):
+    """Runs `command`, which must succeed, and returns its sample and the JSON document it printed."""
+    os.sync()  # what others left to write is not this one's cost
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
+        busy, start = busy_seconds(), time.perf_counter()
+        child = subprocess.Popen([str(word) for word in command], stdout=out, stderr=log, stdin=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        wall = time.perf_counter() - start
+        child.returncode = os.waitstatus_to_exitcode(status)
+        busy = busy_seconds() - busy
+        out.seek(0), log.seek(0)
+        if child.returncode != 0:
+            words = " ".join(child.args)
+            sys.exit(f"bench: exit {child.returncode} of: {words}\n{out.read()[-2000:]}\n{log.read()[-4000:]}")
+        cpu = usage.ru_utime + usage.ru_stime
+        sample = Sample(wall, cpu, usage.ru_maxrss / 1024, max(0.0, busy - cpu) / wall)
+        return sample, json.load(out) if results_on_stdout else None
+
+
+def measure_lakescrub(binary, command, job):
+    sample, result = measure([binary, command, job, "--json", "--progress", "never"])
+    sample.stages = {stage["name"]: stage["seconds"] for stage in result.get("run", {}).get("stages", [])}
+    if "find" in sample.stages:
+        sample.inside_s = sample.stages.get("load", 0.0) + sample.stages["find"]
+    matched = [dataset.get("rows", {}).get("matched") for dataset in result.get("datasets", [])]
+    # After a scrub `verify` matches nothing; that it exits 0 says so.
+    if command != "verify" and matched and all(isinstance(rows, int) for rows in matched):
+        sample.rows_matched = sum(matched)
+    return sample
+
+
+def measure_peer(engine, work, case, threads):
+    objects = sorted(str(path) for path in (BENCH / "lake" / case.order).iterdir())
+    command = [VENV / "bin" / "python", HERE / "peers.py", engine, work, "--threads", threads]
+    command += ["--list", BENCH / "lake" / "lists" / f"{case.list}.txt", "--out", BENCH / "work" / "out", *objects]
+    sample, result = measure(command)
+    sample.inside_s, sample.rows_matched = result["seconds"], result["rows_matched"]
+    return sample
+
+
+def measure_cp(case):
+    target = BENCH / "work" / "copy"
+    shutil.rmtree(target, ignore_errors=True)
+    copy = 'cp -r --reflink=never "$0" "$1" && sync "$1"/*'
+    sample, _ = measure(["sh", "-c", copy, BENCH / "lake" / case.order, target], results_on_stdout=False)
+    shutil.rmtree(target)
+    return sample
+
+
+def warm(folder):
+    # Not read here: a child's peak memory starts at what its parent once had.
+    subprocess.run(["cat", *folder.iterdir()], check=True, stdout=subprocess.DEVNULL)
+
+
+def run_case(case, binary, threads, runs):
+    job = write_job(case, threads)
+    samples = collections.defaultdict(list)
+    for run in range(runs):
+        print(f"{case.name}: run {run + 1} of {runs}", file=sys.stderr)
+        fresh_copy(case)
+        warm(BENCH / "lake" / case.order)
+        for command in ("plan", "scrub", "verify"):
+            samples[f"lakescrub {command}"].append(measure_lakescrub(binary, command, job))
+        for work in case.peers:
+            for engine in PEERS:
+                samples[f"{engine} {work}"].append(measure_peer(engine, work, case, threads))
+        samples["cp + sync"].append(measure_cp(case))
+    shutil.rmtree(BENCH / "work")
+    return {name: median(many) for name, many in samples.items()}
+
+
+def median(samples):
+    """The median of each figure; counts must agree between runs."""
+    counts = {sample.rows_matched for sample in samples}
+    if len(counts) != 1:
+        sys.exit(f"bench: the same command matched different rows from run to run: {counts}")
+    middle = lambda name: statistics.median(getattr(sample, name) for sample in samples)
+    inside = [sample.inside_s for sample in samples if sample.inside_s is not None]
+    stages = {name: statistics.median(sample.stages[name] for sample in samples) for name in samples[0].stages}
+    figures = [middle(name) for name in ("wall_s", "cpu_s", "rss_mb", "foreign_cores")]
+    return Sample(*figures, statistics.median(inside) if inside else None, counts.pop(), stages)
+
+
+# ---------------------------------------------------------------------------------------------------------------- report
+
+
+class Ratios:
+    """Collects sentences; refuses to compare what matched different rows."""
+
+    def __init__(self):
+        self.lines, self.values, self.refused = [], {}, False
+
+    def add(self, label, a, b, figure, same_rows=True):
+        """`figure` of sample `a` over that of `b`."""
+        if same_rows and (a.rows_matched is None or a.rows_matched != b.rows_matched):
+            self.refused = True
+            self.lines.append(f"{label:<62} refused: matched rows differ ({a.rows_matched} and {b.rows_matched})")
+            return
+        over, under = getattr(a, figure), getattr(b, figure)
+        if over is None or under is None:
+            self.lines.append(f"{label:<62} not measured: no stage times in the result")
+            return
+        self.values[label] = over / under
+        self.lines.append(f"{label:<62} {over:8.2f} / {under:8.2f} s = {over / under:5.2f}")
+
+
+def compare(results, made):
+    ratios = Ratios()
+    for case in CASES:
+        rows = results.get(case.name)
+        if rows is None:
+            continue
+        planned = made["lists"][case.list]["rows_matched"]
+        if case.order != "csv" and rows["lakescrub scrub"].rows_matched != planned:
+            ratios.refused = True
+            ratios.lines.append(f"{case.name}: lakescrub matched {rows['lakescrub scrub'].rows_matched} rows, the lake holds {planned}")
+        for engine in PEERS:
+            if "find" in case.peers:
+                ratios.add(f"{case.name}: find, lakescrub over {engine}, inside", rows["lakescrub plan"], rows[f"{engine} find"], "inside_s")
+                ratios.add(f"{case.name}: find, lakescrub plan over {engine}, cpu", rows["lakescrub plan"], rows[f"{engine} find"], "cpu_s")
+            if "scrub" in case.peers:
+                ratios.add(f"{case.name}: scrub, lakescrub over {engine}, wall", rows["lakescrub scrub"], rows[f"{engine} scrub"], "wall_s")
+                ratios.add(f"{case.name}: scrub, lakescrub over {engine}, cpu", rows["lakescrub scrub"], rows[f"{engine} scrub"], "cpu_s")
+        ratios.add(f"{case.name}: scrub over cp + sync, wall", rows["lakescrub scrub"], rows["cp + sync"], "wall_s", same_rows=False)
+    few, all_groups = (results.get(f"sorted/{name}") for name in ("one_group_of_five", "random_1k"))
+    if few and all_groups:
+        for figure in ("wall_s", "cpu_s"):
+            label = f"sorted: scrub of 1 row group in 5 over all, {figure[:-2]}"
+            ratios.add(label, few["lakescrub scrub"], all_groups["lakescrub scrub"], figure, same_rows=False)
+    return ratios
+
+
+def table(results):
+    header = ["case", "what", "wall s", "cpu s", "rss MB", "inside s", "rows matched", "others", "stages"]
+    lines = [header]
+    show = lambda value, form: "-" if value is None else format(value, form)
+    for name, rows in results.items():
+        for what, sample in rows.items():
+            stages = "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in sample.stages.items())
+            figures = [f"{sample.wall_s:.2f}", f"{sample.cpu_s:.2f}", f"{sample.rss_mb:.0f}", show(sample.inside_s, ".2f")]
+            lines.append([name, what, *figures, show(sample.rows_matched, ","), f"{sample.foreign_cores:.1f}", stages])
+            name = ""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    left = {0, 1, len(header) - 1}
+    cells = lambda line: (cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
+    return "\n".join("  ".join(cells(line)).rstrip() for line in lines)
+
+
+def folder_mb(folder):
+    return sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+
+
+def main():
+    parser = argparse.ArgumentParser(description="lakescrub beside cp, Polars and DuckDB")
+    parser.add_argument("binary", type=pathlib.Path, help="lakescrub, release build")
+    parser.add_argument("--rows", type=int, default=4_000_000, help="rows in each order of the lake (default 4000000)")
+    parser.add_argument("--runs", type=int, default=3, help="of which the median is taken (default 3)")
+    parser.add_argument("--threads", type=int, default=2, help="for every program (default 2)")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    args = parser.parse_args()
+    binary = args.binary.resolve()
+    if not os.access(binary, os.X_OK):
+        sys.exit(f"bench: {binary} is not there or cannot be run; `make bench` builds it")
+
+    BENCH.mkdir(exist_ok=True)
+    make_venv()
+    made = make_lake(args.rows, args.threads)
+    if not (BENCH / "keys" / "signing.key").exists():
+        subprocess.run([binary, "keygen", BENCH / "keys"], check=True, stdout=subprocess.DEVNULL)
+    results = {case.name: run_case(case, binary, args.threads, args.runs) for case in CASES if args.only in case.name}
+
+    ratios = compare(results, made)
+    sizes = {order: round(folder_mb(BENCH / "lake" / order)) for order in ("arrival", "sorted", "csv")}
+    print(f"{made['rows']:,} rows in each order, {made['files']} objects of {made['row_groups_per_file']} row groups; MB {sizes};", end=" ")
+    print(f"{os.cpu_count()} cores, {args.threads} threads, medians of {args.runs}; others: cores busy with other work\n")
+    print(table(results))
+    print("\n" + "\n".join(ratios.lines))
+    report = {
+        "machine": {"cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},
+        "settings": {"rows": made["rows"], "runs": args.runs, "threads": args.threads, "packages": PACKAGES},
+        "binary_size_bytes": binary.stat().st_size,
+        "lake": made | {"size_mb": sizes},
+        "cases": {name: {what: dataclasses.asdict(sample) for what, sample in rows.items()} for name, rows in results.items()},
+        "ratios": ratios.values,
+    }
+    (BENCH / "result.json").write_text(json.dumps(report, indent=2) + "\n")
+    return 1 if ratios.refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
