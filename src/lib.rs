@@ -13,6 +13,11 @@ pub mod format;
 pub mod dataset;
 // who
 pub mod request;
+pub mod request_bytes;
+pub mod request_cells;
+pub mod request_frames;
+pub mod request_lines;
+pub mod request_text;
 pub mod match_index;
 // what
 pub mod column_values;
