@@ -89,11 +89,15 @@ impl SigningKey {
     }
 
     pub fn to_pem(&self) -> Zeroizing<String> {
-        let mut der = Zeroizing::new(PKCS8_BEFORE_SEED.to_vec());
-        der.reserve_exact(32);
+        // Room for all of it at once: a buffer that grows leaves its first half unwiped.
+        let mut der = Zeroizing::new(Vec::with_capacity(48));
+        der.extend_from_slice(&PKCS8_BEFORE_SEED);
         der.extend_from_slice(self.0.as_bytes());
-        let body = Zeroizing::new(BASE64_STANDARD.encode(&*der));
-        Zeroizing::new(format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", *body))
+        let mut pem = Zeroizing::new(String::with_capacity(128));
+        pem.push_str("-----BEGIN PRIVATE KEY-----\n");
+        BASE64_STANDARD.encode_string(&*der, &mut pem);
+        pem.push_str("\n-----END PRIVATE KEY-----\n");
+        pem
     }
 
     pub fn public_key(&self) -> PublicKey {
@@ -173,7 +177,8 @@ impl TagKey {
     }
 
     pub fn to_text(&self) -> Zeroizing<String> {
-        let mut text = Zeroizing::new(BASE64_STANDARD.encode(*self.0));
+        let mut text = Zeroizing::new(String::with_capacity(45));
+        BASE64_STANDARD.encode_string(*self.0, &mut text);
         text.push('\n');
         text
     }
