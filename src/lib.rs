@@ -11,3 +11,9 @@ pub mod format;
 pub mod toml_reader;
 pub mod job;
 pub mod dataset;
+// proof
+pub mod verify_normalise;
+pub mod verify_read;
+pub mod verify_records;
+pub mod verify_list;
+pub mod verify;
