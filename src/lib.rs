@@ -24,6 +24,19 @@ pub mod column_values;
 pub mod find_parquet;
 pub mod plan;
 pub mod journal;
+// proof
+pub mod verify_normalise;
+pub mod verify_read;
+pub mod verify_records;
+pub mod verify_list;
+pub mod verify;
+pub mod signature;
+pub mod keys;
+pub mod merkle;
+pub mod object_table;
+pub mod manifest;
+pub mod chain;
+pub mod manifest_check;
 // wiring
 pub mod progress;
 pub mod cli;

@@ -1,0 +1,348 @@
+//! The independent proof: every object of a fresh listing is read again, with Polars and a second normaliser, and whatever still
+//! matches is counted.
+//!
+//! No line of `find`, `match_index`, `request`, `format`, `rewrite` or of their libraries runs here, and no rule of `identifier`: a fault
+//! there must show here (invariant 3). Nothing is skipped by statistics, bloom filter or page index (invariant 10). Reads only.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use crate::dataset::listing;
+use crate::error::{Error, Exit, Result};
+use crate::format::{Compression, CsvDialect, Format};
+use crate::identifier::ColumnPath;
+use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Scope};
+use crate::meter::Meter;
+use crate::store::{Location, Object, ObjectReader, Store, StoreError, Stores};
+use crate::verify_list::{Rules, Suppressed, add};
+use crate::verify_normalise;
+use crate::verify_read::{Fault, Gates, Scanned, Work, scan_parquet};
+use crate::verify_records::{HELD_BYTES, Layout, Promised, scan_records};
+
+/// What the verifier saw.
+#[derive(Debug, Clone)]
+pub struct Verified {
+    pub engine: &'static str,
+    pub engine_version: &'static str,
+    pub lists: Vec<VerifiedList>,
+    pub datasets: Vec<VerifiedDataset>,
+}
+
+/// One list as it was read anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedList {
+    pub name: String,
+    /// SHA-256 in hex: of the one file's stored bytes, or of the sorted lines `sha256  location\n` of several.
+    pub digest: String,
+    pub read_at: Timestamp,
+    pub rows: u64,
+    /// Different ones; a number of kind `text` counts as text and as number.
+    pub identifiers: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct VerifiedDataset {
+    pub name: String,
+    pub listed_at: Timestamp,
+    /// Set when the objects are the live files of a table: their rows are checked all the same.
+    pub table_format: Option<&'static str>,
+    /// In the order of the listing.
+    pub objects: Vec<VerifiedObject>,
+    pub not_in_scope: Vec<Object>,
+    /// Values that hold something which is no identifier of their column's kind, by column; columns without any are left out.
+    pub not_comparable: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedObject {
+    pub object: Object,
+    /// Counted while reading. Of an object that failed: 0, unless only a column was missing.
+    pub rows: u64,
+    /// Rows that still match, by whichever of the rules could be checked.
+    pub rows_matched: u64,
+    pub outcome: VerifyOutcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VerifyOutcome {
+    /// Every row was compared by every rule.
+    Checked,
+    /// A match column is missing, and the job says `missing_column = "skip"`; the other rules were checked.
+    Skipped {
+        reason: String,
+    },
+    Failed {
+        exit: Exit,
+        reason: String,
+    },
+}
+
+/// Checks all datasets of the job. An object that cannot be checked is an outcome of its own and the others go on.
+///
+/// Errors: a list that cannot be read ([`Exit::Usage`], or what the store says), a dataset that cannot be listed.
+pub async fn verify(
+    job: &Job,
+    stores: &Stores,
+    clock: &(dyn Fn() -> Timestamp + Sync),
+    meter: &Meter,
+) -> Result<Verified> {
+    let gates = Gates::new(&job.resources);
+    let mut seed = [0; 16];
+    getrandom::fill(&mut seed).map_err(|error| Error::internal(format!("cannot draw a random key: {error}")))?;
+    let suppressed = Arc::new(Mutex::new(Suppressed::new(job, seed)));
+    let mut lists = Vec::with_capacity(job.lists.len());
+    for list in &job.lists {
+        lists.push(read_list(list, stores, clock(), &gates, &suppressed).await?);
+    }
+    let suppressed = Arc::into_inner(suppressed).expect("the readers of the lists are gone");
+    let suppressed = Arc::new(suppressed.into_inner().unwrap_or_else(|broken| broken.into_inner()));
+    for list in &mut lists {
+        list.identifiers = suppressed.identifiers(&list.name);
+    }
+    let mut datasets = Vec::with_capacity(job.datasets.len());
+    for dataset in &job.datasets {
+        datasets.push(verify_dataset(dataset, stores, clock(), &gates, &suppressed, meter).await?);
+    }
+    Ok(Verified { engine: "polars", engine_version: polars::VERSION, lists, datasets })
+}
+
+/// Known answers through the verifier's own normaliser, to be run before every job. The error names the kind that failed.
+pub fn self_test() -> Result<(), String> {
+    verify_normalise::self_test()
+}
+
+async fn read_list(
+    list: &ListSpec,
+    stores: &Stores,
+    read_at: Timestamp,
+    gates: &Gates,
+    suppressed: &Arc<Mutex<Suppressed>>,
+) -> Result<VerifiedList> {
+    let store = stores.of(root(&list.scope));
+    let files = listing::list(&*store, &list.scope, &|_| true).await.map_err(|error| list_error(list, error))?;
+    let files: Vec<Object> = files.in_scope.into_iter().filter(|file| !file.location.file_name().is_empty()).collect();
+    if files.is_empty() {
+        return Err(Error::usage(format!("list {} is missing: {} matches no file", list.name, list.uri)));
+    }
+    let columns: Vec<ColumnPath> = list.columns.iter().map(|column| ColumnPath(vec![column.column.clone()])).collect();
+    let (mut rows, mut file_digests) = (0, Vec::with_capacity(files.len()));
+    for file in &files {
+        let unusable = |fault: Fault| unusable_list(list, &file.location, fault);
+        let (shared, sets) = (list.clone(), suppressed.clone());
+        let work: Work = Arc::new(move |batch| {
+            add(&sets, &shared, batch)?;
+            Ok(crate::verify_read::Tally { rows: batch.rows as u64, ..Default::default() })
+        });
+        let shape = list_shape(list, &file.location).map_err(unusable)?;
+        let scanned = scan(&store, file, &shape, &columns, gates, &work).await.map_err(unusable)?;
+        if let Some(missing) = scanned.missing.first() {
+            return Err(unusable(Fault::unreadable(format!("lacks column {}", columns[*missing]))));
+        }
+        rows += scanned.tally.rows;
+        file_digests.push((stored_digest(&store, file).await.map_err(unusable)?, file.location.to_string()));
+    }
+    Ok(VerifiedList { name: list.name.clone(), digest: list_digest(file_digests), read_at, rows, identifiers: 0 })
+}
+
+fn root(scope: &Scope) -> &Location {
+    match scope {
+        Scope::Object(location) | Scope::Prefix(location) => location,
+        Scope::Glob { root, .. } => root,
+    }
+}
+
+/// A list that is not there is the job file's fault; a store that cannot be reached is not.
+fn list_error(list: &ListSpec, error: StoreError) -> Error {
+    let mut out = Error::from(error);
+    out.exit = if out.exit == Exit::Incomplete { Exit::Usage } else { out.exit };
+    out.message = format!("list {} cannot be read: {}", list.name, out.message);
+    out
+}
+
+fn unusable_list(list: &ListSpec, file: &Location, fault: Fault) -> Error {
+    let exit = if fault.exit == Exit::Incomplete { Exit::Usage } else { fault.exit };
+    Error::new(exit, format!("list {} cannot be read: {file} {}", list.name, fault.reason))
+}
+
+async fn stored_digest(store: &Arc<dyn Store>, file: &Object) -> Result<String, Fault> {
+    const PIECE_BYTES: u64 = 4 << 20;
+    let (mut digest, mut at) = (Sha256::new(), 0);
+    while at < file.size_bytes {
+        let end = file.size_bytes.min(at + PIECE_BYTES);
+        digest.update(store.get_range(file, at..end).await?);
+        at = end;
+    }
+    Ok(hex::encode(digest.finalize()))
+}
+
+fn list_digest(mut files: Vec<(String, String)>) -> String {
+    if files.len() == 1 {
+        return files.swap_remove(0).0;
+    }
+    let mut lines: Vec<String> =
+        files.into_iter().map(|(digest, location)| format!("{digest}  {location}\n")).collect();
+    lines.sort_unstable();
+    hex::encode(Sha256::digest(lines.concat()))
+}
+
+/// How an object's bytes are to be read.
+enum Shape {
+    Parquet,
+    Records { layout: Layout, promised: Promised },
+}
+
+fn shape(format: Format, promised: Promised, dialect: &CsvDialect) -> Result<Shape, Fault> {
+    let delimited =
+        |delimiter| Layout::Delimited { delimiter: dialect.delimiter.unwrap_or(delimiter), dialect: dialect.clone() };
+    Ok(match format {
+        Format::Parquet if promised != Promised::Nothing => {
+            return Err(Fault::unreadable("is a compressed Parquet file, which cannot be read in part"));
+        }
+        Format::Parquet => Shape::Parquet,
+        Format::Csv => Shape::Records { layout: delimited(b','), promised },
+        Format::Tsv => Shape::Records { layout: delimited(b'\t'), promised },
+        Format::Ndjson => Shape::Records { layout: Layout::Ndjson, promised },
+    })
+}
+
+fn promised(compression: Compression) -> Promised {
+    match compression {
+        Compression::None => Promised::Nothing,
+        Compression::Gzip => Promised::Gzip,
+        Compression::Zstd => Promised::Zstd,
+    }
+}
+
+fn list_shape(list: &ListSpec, file: &Location) -> Result<Shape, Fault> {
+    let (inferred, compression) = listing::infer(file.file_name());
+    let promised = promised(compression);
+    let declared = match list.format {
+        Some(ListFormat::Txt) => None,
+        Some(ListFormat::Csv) => Some(Format::Csv),
+        Some(ListFormat::Tsv) => Some(Format::Tsv),
+        Some(ListFormat::Parquet) => Some(Format::Parquet),
+        Some(ListFormat::Ndjson) => Some(Format::Ndjson),
+        None => inferred,
+    };
+    let lower = file.file_name().to_ascii_lowercase();
+    let is_txt = list.format == Some(ListFormat::Txt) || lower.ends_with(".txt") || lower.contains(".txt.");
+    match declared {
+        Some(format) => shape(format, promised, &list.csv),
+        None if is_txt => Ok(Shape::Records { layout: Layout::Lines, promised }),
+        None => Err(Fault::unreadable("tells no format by its name")),
+    }
+}
+
+async fn verify_dataset(
+    dataset: &DatasetSpec,
+    stores: &Stores,
+    listed_at: Timestamp,
+    gates: &Gates,
+    suppressed: &Arc<Suppressed>,
+    meter: &Meter,
+) -> Result<VerifiedDataset> {
+    let store = stores.of(root(&dataset.scope));
+    let belongs = |name: &str| listing::belongs(name, dataset.format);
+    let listing = match listing::list(&*store, &dataset.scope, &belongs).await {
+        Ok(listing) => listing,
+        // An object named in the job that is not there is a dataset without objects.
+        Err(StoreError::NotFound(_)) => listing::Listing::default(),
+        Err(error) => {
+            let mut out = Error::from(error);
+            out.message = format!("dataset {} cannot be listed: {}", dataset.name, out.message);
+            return Err(out);
+        }
+    };
+    let rules = Arc::new(suppressed.rules(dataset));
+    let checked = listing.in_scope.into_iter().map(|object| {
+        let (store, rules) = (store.clone(), rules.clone());
+        async move { verify_object(dataset, store, object, gates, suppressed, rules, meter).await }
+    });
+    let checked: Vec<_> = futures::stream::iter(checked).buffered(2 * gates.threads()).collect().await;
+    let mut not_comparable = BTreeMap::new();
+    let mut objects = Vec::with_capacity(checked.len());
+    for (object, counts) in checked {
+        for (column, count) in rules.columns.iter().zip(counts).filter(|(_, count)| *count > 0) {
+            *not_comparable.entry(column.to_string()).or_insert(0) += count;
+        }
+        objects.push(object);
+    }
+    let (name, table_format) = (dataset.name.clone(), listing.table_format);
+    Ok(VerifiedDataset { name, listed_at, table_format, objects, not_in_scope: listing.not_in_scope, not_comparable })
+}
+
+/// The object's outcome, and what was not comparable by column of `rules`.
+async fn verify_object(
+    dataset: &DatasetSpec,
+    store: Arc<dyn Store>,
+    object: Object,
+    gates: &Gates,
+    suppressed: &Arc<Suppressed>,
+    rules: Arc<Rules>,
+    meter: &Meter,
+) -> (VerifiedObject, Vec<u64>) {
+    let (sets, shared) = (suppressed.clone(), rules.clone());
+    let work: Work = Arc::new(move |batch| sets.matches(&shared, batch));
+    let scanned = match object_shape(dataset, &object) {
+        Ok(shape) => scan(&store, &object, &shape, &rules.columns, gates, &work).await,
+        Err(fault) => Err(fault),
+    };
+    let size_bytes = object.size_bytes;
+    let (verified, counts) = match scanned {
+        Err(Fault { exit, reason }) => {
+            let outcome = VerifyOutcome::Failed { exit, reason };
+            (VerifiedObject { object, rows: 0, rows_matched: 0, outcome }, Vec::new())
+        }
+        Ok(scanned) => {
+            let outcome = outcome(dataset, &rules, &scanned);
+            let (rows, rows_matched) = (scanned.tally.rows, scanned.tally.rows_matched);
+            (VerifiedObject { object, rows, rows_matched, outcome }, scanned.tally.not_comparable)
+        }
+    };
+    meter.add(1, verified.rows, size_bytes);
+    (verified, counts)
+}
+
+fn object_shape(dataset: &DatasetSpec, object: &Object) -> Result<Shape, Fault> {
+    let (inferred, compression) = listing::infer(object.location.file_name());
+    let format = dataset.format.or(inferred).ok_or_else(|| Fault::unreadable("tells no format by its name"))?;
+    shape(format, promised(compression), &dataset.csv)
+}
+
+fn outcome(dataset: &DatasetSpec, rules: &Rules, scanned: &Scanned) -> VerifyOutcome {
+    if scanned.missing.is_empty() {
+        return VerifyOutcome::Checked;
+    }
+    let names: Vec<String> = scanned.missing.iter().map(|column| rules.columns[*column].to_string()).collect();
+    let reason = format!("lacks match column {}", names.join(", "));
+    match dataset.missing_column {
+        MissingColumn::Error => VerifyOutcome::Failed { exit: Exit::Incomplete, reason },
+        MissingColumn::Skip => VerifyOutcome::Skipped { reason },
+    }
+}
+
+async fn scan(
+    store: &Arc<dyn Store>,
+    object: &Object,
+    shape: &Shape,
+    columns: &[ColumnPath],
+    gates: &Gates,
+    work: &Work,
+) -> Result<Scanned, Fault> {
+    match shape {
+        Shape::Parquet => scan_parquet(&**store, object, columns, gates, work).await,
+        Shape::Records { layout, promised } => {
+            let _held = gates.memory(HELD_BYTES.min(4 * object.size_bytes)).await;
+            let _running = gates.cpu().await;
+            let reader = ObjectReader::new(store.clone(), object.clone());
+            let (layout, promised, columns, work) = (layout.clone(), *promised, columns.to_vec(), work.clone());
+            tokio::task::spawn_blocking(move || scan_records(&reader, promised, &layout, &columns, &work))
+                .await
+                .map_err(|error| Fault::from_join(&error))?
+        }
+    }
+}

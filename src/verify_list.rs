@@ -1,0 +1,345 @@
+//! The suppression lists as the verifier reads them anew: sets of keyed fingerprints, and the question whether a row is in them.
+//!
+//! Lists and data go through the same steps: values become canonical forms or digests, these become fingerprints. Which rule asks
+//! for which list column is decided here. Invariant: no text of a list is kept, only fingerprints under a key of this run.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher, Hasher};
+use std::mem::discriminant;
+use std::sync::Mutex;
+
+use polars::prelude::*;
+
+use crate::identifier::{ColumnPath, HashFunction, Hashed, Kind};
+use crate::job::{DatasetSpec, Job, ListColumn, ListSpec, MatchPart, MatchRule};
+use crate::verify_normalise::{Fingerprints, Form, canonicals, digest_of, digests, function_of, plain_numbers};
+use crate::verify_read::{Batch, Leaf, Tally};
+
+/// All lists of a job, ready to be asked.
+pub struct Suppressed {
+    fingerprints: Fingerprints,
+    selections: Vec<Selection>,
+    composites: Vec<Composite>,
+    /// Functions that some data column is hashed with: plain list entries are kept under them too.
+    stored_functions: Vec<HashFunction>,
+    lists: HashMap<String, HashSet<u128, Spread>>,
+}
+
+/// What one match part may be compared with.
+struct Selection {
+    kind: Kind,
+    list_column: Option<String>,
+    /// Functions that the selected list columns are hashed with: plain data is compared under them too.
+    listed_functions: Vec<HashFunction>,
+    keys: HashSet<u128, Spread>,
+}
+
+/// The list rows that a rule with several parts may match.
+struct Composite {
+    selections: Vec<usize>,
+    rows: HashSet<u128, Spread>,
+}
+
+/// The rules of one dataset, resolved against [`Suppressed`].
+pub struct Rules {
+    pub columns: Vec<ColumnPath>,
+    probes: Vec<Probe>,
+    /// Probes and composite of each rule with several parts.
+    composites: Vec<(Vec<usize>, usize)>,
+}
+
+struct Probe {
+    column: usize,
+    kind: Kind,
+    hashed: Option<Hashed>,
+    selection: usize,
+    /// A rule of its own, next to being part of one.
+    single: bool,
+    /// Another probe reads the same column in the same way and counts what is not comparable.
+    counted_elsewhere: bool,
+}
+
+/// Fingerprints are spread evenly already.
+#[derive(Clone, Copy, Default)]
+pub struct Spread;
+
+impl BuildHasher for Spread {
+    type Hasher = Spreader;
+
+    fn build_hasher(&self) -> Spreader {
+        Spreader(0)
+    }
+}
+
+pub struct Spreader(u64);
+
+impl Hasher for Spreader {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u128(&mut self, value: u128) {
+        self.0 = value as u64;
+    }
+}
+
+impl Suppressed {
+    /// Empty sets for everything the job's rules ask for.
+    pub fn new(job: &Job, seed: [u8; 16]) -> Suppressed {
+        let mut empty = Suppressed {
+            fingerprints: Fingerprints::new(seed),
+            selections: Vec::new(),
+            composites: Vec::new(),
+            stored_functions: Vec::new(),
+            lists: HashMap::new(),
+        };
+        let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::parts);
+        for part in parts() {
+            if empty.selection(part).is_none() {
+                let keys = HashSet::with_hasher(Spread);
+                let (kind, list_column) = (part.kind.clone(), part.list_column.clone());
+                let mut selection = Selection { kind, list_column, listed_functions: Vec::new(), keys };
+                let hashed = job.lists.iter().flat_map(|list| &list.columns).filter(|column| selection.takes(column));
+                let functions: BTreeSet<_> = hashed.filter_map(|column| column.hashed).map(function_of).collect();
+                selection.listed_functions = functions.into_iter().collect();
+                empty.selections.push(selection);
+            }
+        }
+        let functions: BTreeSet<_> = parts().filter_map(|part| part.hashed).map(function_of).collect();
+        empty.stored_functions = functions.into_iter().collect();
+        for rule in job.datasets.iter().flat_map(|dataset| &dataset.rules) {
+            if let MatchRule::All(parts) = rule {
+                let selections: Vec<usize> = parts.iter().filter_map(|part| empty.selection(part)).collect();
+                if !empty.composites.iter().any(|known| known.selections == selections) {
+                    empty.composites.push(Composite { selections, rows: HashSet::with_hasher(Spread) });
+                }
+            }
+        }
+        empty
+    }
+
+    fn selection(&self, part: &MatchPart) -> Option<usize> {
+        self.selections.iter().position(|selection| {
+            discriminant(&selection.kind) == discriminant(&part.kind) && selection.list_column == part.list_column
+        })
+    }
+
+    /// How many different identifiers (or digests of some) the list named `list` holds.
+    pub fn identifiers(&self, list: &str) -> u64 {
+        self.lists.get(list).map_or(0, |keys| keys.len() as u64)
+    }
+
+    /// The rules of a dataset of the job that these sets were made for.
+    pub fn rules(&self, dataset: &DatasetSpec) -> Rules {
+        let mut rules = Rules { columns: Vec::new(), probes: Vec::new(), composites: Vec::new() };
+        for rule in &dataset.rules {
+            match rule {
+                MatchRule::Single(part) => {
+                    let probe = rules.probe(part, self);
+                    rules.probes[probe].single = true;
+                }
+                MatchRule::All(parts) => {
+                    let probes: Vec<usize> = parts.iter().map(|part| rules.probe(part, self)).collect();
+                    let selections: Vec<usize> = probes.iter().map(|probe| rules.probes[*probe].selection).collect();
+                    let composite = self.composites.iter().position(|known| known.selections == selections);
+                    rules.composites.push((probes, composite.expect("made for every rule of the job")));
+                }
+            }
+        }
+        rules
+    }
+
+    /// How many rows of the batch match a rule, and what could not be compared.
+    pub fn matches(&self, rules: &Rules, batch: &Batch) -> PolarsResult<Tally> {
+        let mut matched = vec![false; batch.rows];
+        let mut not_comparable = vec![0; rules.columns.len()];
+        let mut hits: Vec<Vec<(u32, u128)>> = Vec::with_capacity(rules.probes.len());
+        for probe in &rules.probes {
+            let mut found = Vec::new();
+            for leaf in &batch.columns[probe.column] {
+                let count = self.hits(probe, leaf, &mut found)?;
+                not_comparable[probe.column] += if probe.counted_elsewhere { 0 } else { count };
+            }
+            if probe.single {
+                found.iter().for_each(|(row, _)| matched[*row as usize] = true);
+            }
+            hits.push(found);
+        }
+        for (probes, composite) in &rules.composites {
+            let mut parts: Vec<_> = probes.iter().map(|probe| hits[*probe].clone()).collect();
+            let rows = &self.composites[*composite].rows;
+            each_row(&mut parts, &mut |row, keys| matched[row as usize] |= rows.contains(&self.fingerprints.row(keys)));
+        }
+        let rows_matched = matched.iter().filter(|matched| **matched).count() as u64;
+        Ok(Tally { rows: batch.rows as u64, rows_matched, not_comparable })
+    }
+
+    /// The values of a leaf that some list holds, by row.
+    fn hits(&self, probe: &Probe, leaf: &Leaf, found: &mut Vec<(u32, u128)>) -> PolarsResult<u64> {
+        let selection = &self.selections[probe.selection];
+        let mut keep = |index: usize, key: u128| {
+            if selection.keys.contains(&key) {
+                found.push((leaf.row(index), key));
+            }
+        };
+        if let Some(hashed) = probe.hashed {
+            let function = function_of(hashed);
+            return digests(hashed, &leaf.values, &mut |index, digest| {
+                keep(index, self.fingerprints.digest(function, digest));
+            });
+        }
+        // A value that comes again is not hashed again: columns of identifiers repeat a few of them over and over.
+        let mut known: HashMap<u128, Vec<u128>, Spread> = HashMap::with_hasher(Spread);
+        canonicals(&probe.kind, &leaf.values, &mut |index, form, canonical| {
+            let key = self.fingerprints.canonical(form, canonical);
+            keep(index, key);
+            if !selection.listed_functions.is_empty() {
+                let under =
+                    |function: &HashFunction| self.fingerprints.digest(*function, &digest_of(*function, canonical));
+                let keys = known.entry(key).or_insert_with(|| selection.listed_functions.iter().map(under).collect());
+                keys.iter().for_each(|key| keep(index, *key));
+            }
+        })
+    }
+}
+
+impl Selection {
+    fn takes(&self, column: &ListColumn) -> bool {
+        discriminant(&self.kind) == discriminant(&column.kind)
+            && self.list_column.as_ref().is_none_or(|name| *name == column.column)
+    }
+}
+
+impl Rules {
+    fn probe(&mut self, part: &MatchPart, lists: &Suppressed) -> usize {
+        let column = self.columns.iter().position(|column| *column == part.column).unwrap_or_else(|| {
+            self.columns.push(part.column.clone());
+            self.columns.len() - 1
+        });
+        let selection = lists.selection(part).expect("made for every part of the job");
+        let reads_alike =
+            |probe: &Probe| probe.column == column && probe.kind == part.kind && probe.hashed == part.hashed;
+        if let Some(known) = self.probes.iter().position(|probe| reads_alike(probe) && probe.selection == selection) {
+            return known;
+        }
+        let counted_elsewhere = self.probes.iter().any(reads_alike);
+        let (kind, hashed) = (part.kind.clone(), part.hashed);
+        self.probes.push(Probe { column, kind, hashed, selection, single: false, counted_elsewhere });
+        self.probes.len() - 1
+    }
+}
+
+/// Takes a batch of one list's columns, in the order of `list.columns`, into the sets.
+pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> PolarsResult<()> {
+    let mut sets = suppressed.lock().unwrap_or_else(|broken| broken.into_inner());
+    let keyed = list.columns.iter().zip(&batch.columns).map(|(column, leaves)| sets.keyed(column, leaves));
+    let keyed: Vec<Vec<(u32, u128)>> = keyed.collect::<PolarsResult<_>>()?;
+    let Suppressed { fingerprints, selections, composites, lists, .. } = &mut *sets;
+    let all = lists.entry(list.name.clone()).or_default();
+    for (column, keyed) in list.columns.iter().zip(&keyed) {
+        all.extend(keyed.iter().map(|(_, key)| *key));
+        for selection in selections.iter_mut().filter(|selection| selection.takes(column)) {
+            selection.keys.extend(keyed.iter().map(|(_, key)| *key));
+        }
+    }
+    for composite in composites {
+        let mut parts = Vec::with_capacity(composite.selections.len());
+        for selection in &composite.selections {
+            let taken = list.columns.iter().zip(&keyed).filter(|(column, _)| selections[*selection].takes(column));
+            parts.push(taken.flat_map(|(_, keyed)| keyed.iter().copied()).collect::<Vec<_>>());
+        }
+        each_row(&mut parts, &mut |_, keys| {
+            composite.rows.insert(fingerprints.row(keys));
+        });
+    }
+    Ok(())
+}
+
+impl Suppressed {
+    /// What the values of a list column may be met as in the data, by row.
+    fn keyed(&self, column: &ListColumn, leaves: &[Leaf]) -> PolarsResult<Vec<(u32, u128)>> {
+        let mut keyed = Vec::new();
+        for leaf in leaves {
+            match column.hashed {
+                // What cannot be read here is told by whoever reads the lists for the scrub.
+                Some(hashed) => digests(hashed, &leaf.values, &mut |index, digest| {
+                    keyed.push((leaf.row(index), self.fingerprints.digest(function_of(hashed), digest)));
+                })?,
+                None => self.keyed_plain(&column.kind, leaf, &mut keyed)?,
+            };
+        }
+        Ok(keyed)
+    }
+
+    fn keyed_plain(&self, kind: &Kind, leaf: &Leaf, keyed: &mut Vec<(u32, u128)>) -> PolarsResult<u64> {
+        let mut texts: (Vec<u32>, Vec<String>) = Default::default();
+        let unread = canonicals(kind, &leaf.values, &mut |index, _, canonical| {
+            let row = leaf.row(index);
+            // A number in a list stands for its text too, as it would in a list of text.
+            keyed.push((row, self.fingerprints.canonical(Form::Text, canonical)));
+            for function in &self.stored_functions {
+                keyed.push((row, self.fingerprints.digest(*function, &digest_of(*function, canonical))));
+            }
+            if let (Kind::Text, Ok(text)) = (kind, std::str::from_utf8(canonical)) {
+                texts.0.push(row);
+                texts.1.push(text.to_owned());
+            }
+        })?;
+        let numbers = plain_numbers(StringChunked::from_iter_values("v".into(), texts.1.iter()))?;
+        for (row, number) in texts.0.iter().zip(numbers.iter()) {
+            keyed.extend(number.map(|number| (*row, self.fingerprints.canonical(Form::Number, number.as_bytes()))));
+        }
+        Ok(unread)
+    }
+}
+
+/// Gives every combination of one key from each part that stand in the same row. A part without a key in a row rules the row out.
+fn each_row(parts: &mut [Vec<(u32, u128)>], each: &mut dyn FnMut(u32, &[u128])) {
+    for part in parts.iter_mut() {
+        part.sort_unstable();
+        part.dedup();
+    }
+    let Some((first, others)) = parts.split_first() else {
+        return;
+    };
+    for run in first.chunk_by(|a, b| a.0 == b.0) {
+        let row = run[0].0;
+        let mut runs = vec![run];
+        runs.extend(others.iter().map(|part| {
+            let start = part.partition_point(|(other, _)| *other < row);
+            let end = part.partition_point(|(other, _)| *other <= row);
+            &part[start..end]
+        }));
+        if runs.iter().all(|run| !run.is_empty()) {
+            combine(&runs, &mut Vec::with_capacity(runs.len()), &mut |keys| each(row, keys));
+        }
+    }
+}
+
+fn combine(runs: &[&[(u32, u128)]], keys: &mut Vec<u128>, each: &mut dyn FnMut(&[u128])) {
+    let Some((first, others)) = runs.split_first() else {
+        return each(keys);
+    };
+    for (_, key) in *first {
+        keys.push(*key);
+        combine(others, keys, each);
+        keys.pop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_combine_within_a_row_and_never_across() {
+        let mut seen = Vec::new();
+        let mut parts = vec![vec![(2, 20), (0, 1), (0, 2)], vec![(0, 7), (1, 8), (2, 9)]];
+        each_row(&mut parts, &mut |row, keys| seen.push((row, keys.to_vec())));
+        assert_eq!(seen, [(0, vec![1, 7]), (0, vec![2, 7]), (2, vec![20, 9])]);
+    }
+}

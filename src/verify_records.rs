@@ -1,0 +1,706 @@
+//! How the verifier sees CSV, NDJSON and plain lines: as batches of their identifier columns, like [`crate::verify_read`].
+//!
+//! CSV is cut into blocks at record ends and made regular (line ends, stray quotes) by a small automaton that counts the
+//! records; Polars parses the blocks, and both must agree on the count, so that no quoting fault can hide a record. NDJSON goes
+//! line by line through serde_json, for Polars gives a column one type and a repeated key one value. Nothing here knows identifiers.
+
+use std::io::{BufRead, BufReader, Cursor, Read};
+use std::sync::Arc;
+
+use polars::prelude::*;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::format::CsvDialect;
+use crate::identifier::ColumnPath;
+use crate::store::{ObjectReader, store_error};
+use crate::verify_read::{Batch, Fault, Leaf, Scanned, Work, ambiguous, resolve};
+
+/// What a file of records holds.
+#[derive(Debug, Clone)]
+pub enum Layout {
+    Delimited {
+        delimiter: u8,
+        dialect: CsvDialect,
+    },
+    Ndjson,
+    /// One value a line; there is one column.
+    Lines,
+}
+
+/// How large a block may grow before it is parsed, and about a quarter of what a scan of records holds.
+const BLOCK_BYTES: usize = 8 << 20;
+
+pub const HELD_BYTES: u64 = 4 * BLOCK_BYTES as u64;
+
+/// A longer record would have to be held whole; most likely a quote was never closed.
+const RECORD_BYTES_MAX: usize = 256 << 20;
+
+/// Reads an object to its end and gives its batches to `work`. Blocking.
+pub fn scan_records(
+    object: &ObjectReader,
+    promised: Promised,
+    layout: &Layout,
+    columns: &[ColumnPath],
+    work: &Work,
+) -> Result<Scanned, Fault> {
+    if object.object().size_bytes == 0 {
+        return Ok(Scanned::default());
+    }
+    let mut content = text(decompressed(object, promised)?)?;
+    match layout {
+        Layout::Delimited { delimiter, dialect } => scan_delimited(&mut content, *delimiter, dialect, columns, work),
+        Layout::Ndjson => scan_ndjson(&mut content, columns, work),
+        Layout::Lines => scan_lines(&mut content, columns, work),
+    }
+}
+
+/// The compression a name promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promised {
+    Nothing,
+    Gzip,
+    Zstd,
+}
+
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// The magic number decides: what is compressed under a plain name is looked into all the same.
+fn decompressed(object: &ObjectReader, promised: Promised) -> Result<Box<dyn BufRead>, Fault> {
+    let head = object.read_range(0..object.object().size_bytes.min(4))?;
+    let stored = BufReader::with_capacity(256 << 10, object.read_from(0));
+    if head.starts_with(&GZIP_MAGIC) {
+        let plain = flate2::bufread::MultiGzDecoder::new(stored);
+        return Ok(Box::new(BufReader::with_capacity(256 << 10, plain)));
+    }
+    if head.starts_with(&ZSTD_MAGIC) {
+        let plain = zstd::stream::read::Decoder::with_buffer(stored).map_err(read_fault)?;
+        return Ok(Box::new(BufReader::with_capacity(256 << 10, plain)));
+    }
+    match promised {
+        Promised::Nothing => Ok(Box::new(stored)),
+        Promised::Gzip => Err(Fault::unreadable("is named as gzip but does not begin like gzip")),
+        Promised::Zstd => Err(Fault::unreadable("is named as zstd but does not begin like zstd")),
+    }
+}
+
+/// Drops a byte order mark; UTF-16 would hide every value.
+fn text(mut content: Box<dyn BufRead>) -> Result<Box<dyn BufRead>, Fault> {
+    let mut head = Vec::new();
+    content.by_ref().take(3).read_to_end(&mut head).map_err(read_fault)?;
+    if head.starts_with(&[0xff, 0xfe]) || head.starts_with(&[0xfe, 0xff]) {
+        return Err(Fault::unreadable("is UTF-16; only UTF-8 is read"));
+    }
+    if head == [0xef, 0xbb, 0xbf] {
+        head.clear();
+    }
+    Ok(Box::new(Cursor::new(head).chain(content)))
+}
+
+fn read_fault(error: std::io::Error) -> Fault {
+    match store_error(&error) {
+        Some(found) => Fault::from(found.clone()),
+        None => Fault::unreadable(format!("cannot be read or decompressed: {}", error.kind())),
+    }
+}
+
+fn scan_delimited(
+    content: &mut dyn BufRead,
+    delimiter: u8,
+    dialect: &CsvDialect,
+    columns: &[ColumnPath],
+    work: &Work,
+) -> Result<Scanned, Fault> {
+    let mut records = Regular::new(delimiter, dialect.quote);
+    let (mut table, mut scanned) = (None, Scanned::default());
+    loop {
+        let piece = content.fill_buf().map_err(read_fault)?;
+        let (read, ended) = (piece.len(), piece.is_empty());
+        records.push(piece)?;
+        content.consume(read);
+        if ended {
+            records.end()?;
+        }
+        if records.whole_bytes >= BLOCK_BYTES || (ended && records.whole > 0) {
+            let block = records.take();
+            if table.is_none() {
+                table = Some(DelimitedTable::of(&block, delimiter, dialect, columns)?);
+            }
+            let table = table.as_mut().expect("made above");
+            scanned.tally.add(&work(&table.parse(block)?)?);
+        }
+        if ended {
+            scanned.missing = table.map(|table| table.missing()).unwrap_or_default();
+            return Ok(scanned);
+        }
+    }
+}
+
+/// Whole records, one a line, with every irregular field quoted anew.
+struct Block {
+    bytes: Vec<u8>,
+    records: usize,
+    width: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    RecordStart,
+    FieldStart,
+    Unquoted,
+    Quoted,
+    /// After a quote inside quotes: an escaped one, or the closing one.
+    Quote,
+    /// After the closing quote came something else.
+    AfterQuoted,
+}
+
+/// Makes CSV regular: `\n` alone ends a record, blank lines are gone, and a quote stands only where it quotes. What the fields mean
+/// does not change.
+struct Regular {
+    delimiter: u8,
+    quote: u8,
+    at: At,
+    out: Vec<u8>,
+    field_start: usize,
+    irregular: bool,
+    fields: usize,
+    width: Option<usize>,
+    /// Whole records in `out`, and where they end.
+    whole: usize,
+    whole_bytes: usize,
+    /// Records since the start, for messages.
+    record: u64,
+}
+
+impl Regular {
+    fn new(delimiter: u8, quote: u8) -> Self {
+        Regular {
+            delimiter,
+            quote,
+            at: At::RecordStart,
+            out: Vec::new(),
+            field_start: 0,
+            irregular: false,
+            fields: 0,
+            width: None,
+            whole: 0,
+            whole_bytes: 0,
+            record: 0,
+        }
+    }
+
+    fn push(&mut self, piece: &[u8]) -> Result<(), Fault> {
+        for byte in piece {
+            self.step(*byte)?;
+        }
+        if self.out.len() - self.whole_bytes > RECORD_BYTES_MAX {
+            return Err(Fault::unreadable(format!(
+                "record {} is longer than 256 MiB: is a quote unclosed",
+                self.record + 1
+            )));
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), Fault> {
+        let line_end = byte == b'\n' || byte == b'\r';
+        let (quote, delimiter) = (byte == self.quote, byte == self.delimiter);
+        match self.at {
+            At::RecordStart if line_end => return Ok(()),
+            At::Quoted => {
+                self.out.push(byte);
+                if quote {
+                    self.at = At::Quote;
+                }
+                return Ok(());
+            }
+            At::Quote if quote => {
+                self.out.push(byte);
+                self.at = At::Quoted;
+                return Ok(());
+            }
+            At::RecordStart | At::FieldStart if quote => {
+                self.out.push(byte);
+                self.at = At::Quoted;
+                return Ok(());
+            }
+            At::RecordStart | At::FieldStart | At::Unquoted | At::Quote | At::AfterQuoted => {}
+        }
+        if line_end {
+            return self.end_record();
+        }
+        if delimiter {
+            self.end_field();
+            self.out.push(byte);
+            self.field_start = self.out.len();
+            self.at = At::FieldStart;
+            return Ok(());
+        }
+        self.irregular |= quote || self.at == At::Quote;
+        self.at = match self.at {
+            At::Quote | At::AfterQuoted => At::AfterQuoted,
+            At::RecordStart | At::FieldStart | At::Unquoted | At::Quoted => At::Unquoted,
+        };
+        self.out.push(byte);
+        Ok(())
+    }
+
+    fn end_field(&mut self) {
+        self.fields += 1;
+        if std::mem::take(&mut self.irregular) {
+            let raw = self.out.split_off(self.field_start);
+            let value = self.value(&raw);
+            self.out.push(self.quote);
+            for byte in value {
+                self.out.extend(std::iter::repeat_n(byte, if byte == self.quote { 2 } else { 1 }));
+            }
+            self.out.push(self.quote);
+        }
+    }
+
+    /// What an irregular field means: a quoted part, if it begins with one, and everything after it as it stands.
+    fn value(&self, raw: &[u8]) -> Vec<u8> {
+        let Some(mut rest) = raw.strip_prefix(&[self.quote]) else {
+            return raw.to_vec();
+        };
+        let mut value = Vec::with_capacity(raw.len());
+        while let Some(at) = rest.iter().position(|byte| *byte == self.quote) {
+            value.extend_from_slice(&rest[..at]);
+            match rest.get(at + 1) {
+                Some(next) if *next == self.quote => value.push(self.quote),
+                _ => {
+                    value.extend_from_slice(&rest[at + 1..]);
+                    return value;
+                }
+            }
+            rest = &rest[at + 2..];
+        }
+        value.extend_from_slice(rest);
+        value
+    }
+
+    fn end_record(&mut self) -> Result<(), Fault> {
+        self.end_field();
+        self.out.push(b'\n');
+        self.record += 1;
+        let fields = std::mem::take(&mut self.fields);
+        let width = *self.width.get_or_insert(fields);
+        if fields != width {
+            return Err(Fault::unreadable(format!(
+                "record {} has {fields} fields, the first has {width}",
+                self.record
+            )));
+        }
+        self.at = At::RecordStart;
+        self.field_start = self.out.len();
+        self.whole_bytes = self.out.len();
+        self.whole += 1;
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), Fault> {
+        match self.at {
+            At::RecordStart => Ok(()),
+            At::Quoted => Err(Fault::unreadable(format!("ends inside quotes, in record {}", self.record + 1))),
+            At::FieldStart | At::Unquoted | At::Quote | At::AfterQuoted => self.end_record(),
+        }
+    }
+
+    /// The whole records so far.
+    fn take(&mut self) -> Block {
+        let rest = self.out.split_off(self.whole_bytes);
+        self.field_start -= self.whole_bytes;
+        let bytes = std::mem::replace(&mut self.out, rest);
+        self.whole_bytes = 0;
+        Block { bytes, records: std::mem::take(&mut self.whole), width: self.width.unwrap_or(0) }
+    }
+}
+
+/// Where the columns are, and how to parse.
+struct DelimitedTable {
+    options: CsvReadOptions,
+    /// By column asked for: its field.
+    fields: Vec<Option<usize>>,
+    null_strings: Vec<String>,
+    header_is_next: bool,
+}
+
+impl DelimitedTable {
+    fn of(first: &Block, delimiter: u8, dialect: &CsvDialect, columns: &[ColumnPath]) -> Result<Self, Fault> {
+        let schema: Schema = (0..first.width).map(|i| Field::new(i.to_string().into(), DataType::String)).collect();
+        let parse = CsvParseOptions::default().with_separator(delimiter).with_quote_char(Some(dialect.quote));
+        let options = CsvReadOptions::default()
+            .with_has_header(false)
+            .with_infer_schema_length(Some(0))
+            .with_schema(Some(Arc::new(schema)))
+            .with_n_threads(Some(1))
+            .with_parse_options(parse);
+        let mut table = DelimitedTable {
+            options,
+            fields: Vec::new(),
+            null_strings: dialect.null_strings.clone(),
+            header_is_next: dialect.header,
+        };
+        let names = if dialect.header {
+            let end = header_end(&first.bytes, dialect.quote);
+            let (bytes, _) = escaped(first.bytes[..end].to_vec());
+            let frame = table.frame(bytes, (0..first.width).collect())?;
+            frame
+                .columns()
+                .iter()
+                .map(|name| Ok(name.str()?.get(0).unwrap_or("").to_owned()))
+                .collect::<PolarsResult<_>>()?
+        } else {
+            (1..=first.width).map(|number| number.to_string()).collect::<Vec<_>>()
+        };
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        table.fields = columns
+            .iter()
+            .map(|column| match column.0.as_slice() {
+                [name] => resolve(&names, name).map_err(|()| ambiguous(column)),
+                _ => Ok(None),
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(table)
+    }
+
+    fn missing(&self) -> Vec<usize> {
+        (0..self.fields.len()).filter(|column| self.fields[*column].is_none()).collect()
+    }
+
+    fn frame(&self, bytes: Vec<u8>, fields: Vec<usize>) -> PolarsResult<DataFrame> {
+        let options = self.options.clone().with_projection(Some(Arc::new(fields)));
+        options.into_reader_with_file_handle(Cursor::new(bytes)).finish()
+    }
+
+    fn parse(&mut self, block: Block) -> Result<Batch, Fault> {
+        let skipped = usize::from(std::mem::take(&mut self.header_is_next));
+        let rows = block.records - skipped;
+        let mut fields: Vec<usize> = self.fields.iter().flatten().copied().collect();
+        fields.sort_unstable();
+        fields.dedup();
+        if fields.is_empty() {
+            return Ok(Batch { rows, columns: self.fields.iter().map(|_| Vec::new()).collect() });
+        }
+        let (bytes, escapes) = escaped(block.bytes);
+        let frame = self.frame(bytes, fields)?;
+        if frame.height() != block.records {
+            return Err(Fault::unreadable(format!(
+                "two readers count {} and {} records in one part of it: its quoting is ambiguous",
+                frame.height(),
+                block.records
+            )));
+        }
+        let leaves = |field: &Option<usize>| match field {
+            None => Ok(Vec::new()),
+            Some(field) => {
+                let texts = frame.column(&field.to_string())?.str()?.slice(skipped as i64, rows);
+                Ok(cells(&texts, &self.null_strings, escapes))
+            }
+        };
+        Ok(Batch { rows, columns: self.fields.iter().map(leaves).collect::<PolarsResult<_>>()? })
+    }
+}
+
+fn header_end(bytes: &[u8], quote: u8) -> usize {
+    let mut quoted = false;
+    let end = bytes.iter().position(|byte| {
+        quoted ^= *byte == quote;
+        !quoted && *byte == b'\n'
+    });
+    end.map_or(bytes.len(), |end| end + 1)
+}
+
+/// Bytes that are no UTF-8 are carried through Polars as characters of the last private plane.
+const ESCAPE_BASE: u32 = 0x10_ff00;
+
+fn escaped(bytes: Vec<u8>) -> (Vec<u8>, bool) {
+    if std::str::from_utf8(&bytes).is_ok() {
+        return (bytes, false);
+    }
+    let mut out = String::with_capacity(bytes.len() + 64);
+    for chunk in bytes.utf8_chunks() {
+        out.push_str(chunk.valid());
+        out.extend(chunk.invalid().iter().filter_map(|byte| char::from_u32(ESCAPE_BASE + u32::from(*byte))));
+    }
+    (out.into_bytes(), true)
+}
+
+fn unescaped(text: &str) -> Option<Vec<u8>> {
+    let byte = |c: char| u32::from(c).checked_sub(ESCAPE_BASE).filter(|byte| *byte >= 0x80).map(|byte| byte as u8);
+    text.chars().any(|c| byte(c).is_some()).then(|| {
+        let mut out = Vec::with_capacity(text.len());
+        text.chars().for_each(|c| match byte(c) {
+            Some(byte) => out.push(byte),
+            None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        });
+        out
+    })
+}
+
+/// The cells of one column: null strings are null, and those with bytes that are no UTF-8 are bytes.
+fn cells(texts: &StringChunked, null_strings: &[String], escapes: bool) -> Vec<Leaf> {
+    let is_null = |text: &str| null_strings.iter().any(|null| null == text);
+    let kept = |text: &str| !is_null(text) && !(escapes && unescaped(text).is_some());
+    let all_kept = null_strings.is_empty() && !escapes;
+    let plain =
+        if all_kept { texts.clone() } else { texts.iter().map(|text| text.filter(|text| kept(text))).collect() };
+    let mut leaves = vec![Leaf { rows: None, values: plain.into_series() }];
+    if escapes {
+        let odd = texts.iter().enumerate().filter_map(|(row, text)| Some((row as u32, unescaped(text?)?)));
+        let (rows, bytes): (Vec<u32>, Vec<Vec<u8>>) = odd.unzip();
+        let values = BinaryChunked::from_iter_values("v".into(), bytes.iter()).into_series();
+        leaves.push(Leaf { rows: Some(rows), values });
+    }
+    leaves
+}
+
+fn scan_lines(content: &mut dyn BufRead, columns: &[ColumnPath], work: &Work) -> Result<Scanned, Fault> {
+    let mut scanned = Scanned::default();
+    each_block_of_lines(content, &mut |lines| {
+        let (bytes, escapes) = escaped(lines.iter().map(|(_, line)| *line).collect::<Vec<_>>().join(&b'\n'));
+        let text = String::from_utf8(bytes).expect("escaped above");
+        let texts = StringChunked::from_iter_values("v".into(), text.split('\n'));
+        // One identifier a line: there is one column, whatever it is called.
+        let columns = (0..columns.len()).map(|i| if i == 0 { cells(&texts, &[], escapes) } else { Vec::new() });
+        scanned.tally.add(&work(&Batch { rows: lines.len(), columns: columns.collect() })?);
+        Ok(())
+    })?;
+    Ok(scanned)
+}
+
+type NumberedLine<'a> = (u64, &'a [u8]);
+
+/// Gives all lines that are not blank, numbered from 1, in blocks.
+fn each_block_of_lines(
+    content: &mut dyn BufRead,
+    each: &mut dyn FnMut(&[NumberedLine<'_>]) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let (mut block, mut number) = (Vec::new(), 1);
+    loop {
+        let ended =
+            Read::take(&mut *content, RECORD_BYTES_MAX as u64).read_until(b'\n', &mut block).map_err(read_fault)? == 0;
+        if !ended && block.len() < BLOCK_BYTES {
+            continue;
+        }
+        if block.len() >= RECORD_BYTES_MAX {
+            return Err(Fault::unreadable("has a line longer than 256 MiB"));
+        }
+        let all: Vec<NumberedLine<'_>> = (number..).zip(block.split(|byte| *byte == b'\n')).collect();
+        number += all.len() as u64 - 1;
+        let lines: Vec<NumberedLine<'_>> = all
+            .into_iter()
+            .map(|(number, line)| (number, line.strip_suffix(b"\r").unwrap_or(line)))
+            .filter(|(_, line)| !line.trim_ascii().is_empty())
+            .collect();
+        if !lines.is_empty() {
+            each(&lines)?;
+        }
+        block.clear();
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+fn scan_ndjson(content: &mut dyn BufRead, columns: &[ColumnPath], work: &Work) -> Result<Scanned, Fault> {
+    let mut scanned = Scanned::default();
+    let mut seen = vec![false; columns.len()];
+    each_block_of_lines(content, &mut |lines| {
+        let mut found: Vec<Found> = columns.iter().map(|_| Found::default()).collect();
+        for (row, (number, line)) in lines.iter().enumerate() {
+            let node: Node =
+                serde_json::from_slice(line).map_err(|_| Fault::unreadable(format!("line {number} is no JSON")))?;
+            let Node::Object(_) = node else {
+                return Err(Fault::unreadable(format!("line {number} is no JSON object")));
+            };
+            for ((column, found), seen) in columns.iter().zip(&mut found).zip(&mut seen) {
+                *seen |= walk(&node, &column.0, row as u32, found).map_err(|()| ambiguous(column))?;
+            }
+        }
+        let columns = found.into_iter().map(Found::leaves).collect();
+        scanned.tally.add(&work(&Batch { rows: lines.len(), columns })?);
+        Ok(())
+    })?;
+    if scanned.tally.rows > 0 {
+        scanned.missing = (0..columns.len()).filter(|column| !seen[*column]).collect();
+    }
+    Ok(scanned)
+}
+
+/// A JSON value that keeps repeated keys.
+enum Node {
+    Null,
+    Boolean,
+    Integer(i128),
+    Float(f64),
+    Text(String),
+    Array(Vec<Node>),
+    Object(Vec<(String, Node)>),
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+struct NodeVisitor;
+
+impl<'de> Visitor<'de> for NodeVisitor {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
+        Ok(Node::Boolean)
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
+        Ok(Node::Integer(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
+        Ok(Node::Integer(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
+        Ok(Node::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
+        Ok(Node::Text(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
+        let mut nodes = Vec::new();
+        while let Some(node) = items.next_element()? {
+            nodes.push(node);
+        }
+        Ok(Node::Array(nodes))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
+        let mut nodes = Vec::new();
+        while let Some(entry) = entries.next_entry()? {
+            nodes.push(entry);
+        }
+        Ok(Node::Object(nodes))
+    }
+}
+
+/// The values of one column in some lines, by type.
+#[derive(Default)]
+struct Found {
+    texts: (Vec<u32>, Vec<String>),
+    integers: (Vec<u32>, Vec<i128>),
+    floats: (Vec<u32>, Vec<f64>),
+    /// Booleans and objects: never an identifier.
+    others: Vec<u32>,
+}
+
+impl Found {
+    fn leaves(self) -> Vec<Leaf> {
+        let texts = StringChunked::from_iter_values("v".into(), self.texts.1.iter()).into_series();
+        let integers = Int128Chunked::from_vec("v".into(), self.integers.1).into_series();
+        let floats = Float64Chunked::from_vec("v".into(), self.floats.1).into_series();
+        let others = BooleanChunked::full("v".into(), true, self.others.len()).into_series();
+        let rows = [self.texts.0, self.integers.0, self.floats.0, self.others];
+        let leaves = rows.into_iter().zip([texts, integers, floats, others]);
+        leaves.map(|(rows, values)| Leaf { rows: Some(rows), values }).filter(|leaf| !leaf.values.is_empty()).collect()
+    }
+}
+
+/// Notes what lies on `path`; whether the path exists.
+fn walk(node: &Node, path: &[String], row: u32, found: &mut Found) -> Result<bool, ()> {
+    match (node, path.split_first()) {
+        (Node::Array(items), _) => {
+            let mut seen = items.is_empty();
+            for item in items {
+                seen |= walk(item, path, row, found)?;
+            }
+            Ok(seen)
+        }
+        (Node::Object(entries), Some((name, rest))) => {
+            let mut names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
+            // A key that is repeated is one name with several values.
+            names.sort_unstable();
+            names.dedup();
+            let Some(at) = resolve(&names, name)? else {
+                return Ok(false);
+            };
+            let mut seen = false;
+            for (_, node) in entries.iter().filter(|(name, _)| name == names[at]) {
+                seen |= walk(node, rest, row, found)?;
+            }
+            Ok(seen)
+        }
+        // Of a null parent nothing is known, so it is no sign of a misspelt path.
+        (Node::Null, _) => Ok(true),
+        (_, Some(_)) => Ok(false),
+        (Node::Object(_) | Node::Boolean, None) => {
+            found.others.push(row);
+            Ok(true)
+        }
+        (Node::Text(text), None) => {
+            found.texts.0.push(row);
+            found.texts.1.push(text.clone());
+            Ok(true)
+        }
+        (Node::Integer(value), None) => {
+            found.integers.0.push(row);
+            found.integers.1.push(*value);
+            Ok(true)
+        }
+        (Node::Float(value), None) => {
+            found.floats.0.push(row);
+            found.floats.1.push(*value);
+            Ok(true)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The regular form and the number of records.
+    fn check(csv: &str, wanted: Result<(&str, usize), &str>) {
+        let mut regular = Regular::new(b',', b'"');
+        // One byte at a time: no state may hang on where a piece ends.
+        let outcome = csv.bytes().try_for_each(|byte| regular.push(&[byte])).and_then(|()| regular.end());
+        let got = outcome.map(|()| (regular.take().bytes, regular.record as usize)).map_err(|fault| fault.reason);
+        let wanted = wanted.map(|(text, records)| (text.as_bytes().to_vec(), records)).map_err(str::to_owned);
+        assert_eq!(got, wanted, "{csv:?}");
+    }
+
+    #[test]
+    fn csv_is_made_regular_without_a_change_of_meaning() {
+        check("a,b\n1,2\n", Ok(("a,b\n1,2\n", 2)));
+        check("a,b\r\n1,2", Ok(("a,b\n1,2\n", 2)));
+        check("a\r\r\n\nb\r", Ok(("a\nb\n", 2)));
+        check("a,\"x\r\ny\"\n", Ok(("a,\"x\r\ny\"\n", 1)));
+        check("a,5\" pipe\nb,6\" pipe\n", Ok(("a,\"5\"\" pipe\"\nb,\"6\"\" pipe\"\n", 2)));
+        check("a,\"b\"c\"d\n", Ok(("a,\"bc\"\"d\"\n", 1)));
+        check("\"\"\n\"a\"\"b\"\n", Ok(("\"\"\n\"a\"\"b\"\n", 2)));
+        check("a,b\n1\n", Err("record 2 has 1 fields, the first has 2"));
+        check("a,b\n1,\"2\n", Err("ends inside quotes, in record 2"));
+        check("", Ok(("", 0)));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_survive_the_way_through_polars() {
+        let raw = b"a\xff\xc3b\xc3\xa9".to_vec();
+        let (bytes, escapes) = escaped(raw.clone());
+        assert!(escapes);
+        assert_eq!(unescaped(std::str::from_utf8(&bytes).unwrap()), Some(raw));
+        assert_eq!(unescaped("caf\u{e9}"), None);
+    }
+}
