@@ -91,6 +91,11 @@ pub async fn publish(
 
 /// The last run that has a manifest, be the head one behind or not. `None` in a state without any. Call it before a run
 /// changes anything: a chain that cannot be continued is better known then.
+pub async fn has_manifest(store: &dyn Store, state: &Location, run_id: &str) -> Result<bool> {
+    Ok(get_if_there(store, &run_folder(state, run_id).join(ENVELOPE_FILE)).await?.is_some())
+}
+
+/// The last manifest of the chain.
 pub async fn latest(store: &dyn Store, state: &Location) -> Result<Option<Previous>> {
     Ok(end_of_chain(store, state).await?.and_then(|(_, _, end)| end.last))
 }

@@ -105,6 +105,11 @@ impl Journal {
         Ok(sequence)
     }
 
+    /// Whether a swap was announced: then a later run must know of it.
+    pub fn has_swaps(&self) -> bool {
+        self.next.load(Ordering::SeqCst) > 1
+    }
+
     /// Removes the journal: the run's manifest tells it all now. Entries go last to first, so that a kill in between leaves
     /// a journal that still begins.
     pub async fn remove(&self) -> Result<(), StoreError> {

@@ -22,8 +22,10 @@ pub mod match_index;
 // what
 pub mod column_values;
 pub mod find_parquet;
+pub mod find;
 pub mod plan;
 pub mod journal;
+pub mod rewrite;
 // proof
 pub mod verify_normalise;
 pub mod verify_read;
@@ -33,10 +35,14 @@ pub mod verify;
 pub mod signature;
 pub mod keys;
 pub mod merkle;
+pub mod tag;
 pub mod object_table;
 pub mod manifest;
 pub mod chain;
 pub mod manifest_check;
 // wiring
+pub mod account;
+pub mod show;
 pub mod progress;
 pub mod cli;
+pub mod run;

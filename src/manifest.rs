@@ -406,6 +406,20 @@ impl Statement {
     }
 }
 
+impl StageName {
+    pub fn name(self) -> &'static str {
+        match self {
+            StageName::Load => "load",
+            StageName::Find => "find",
+            StageName::Plan => "plan",
+            StageName::Rewrite => "rewrite",
+            StageName::Purge => "purge",
+            StageName::Verify => "verify",
+            StageName::Manifest => "manifest",
+        }
+    }
+}
+
 impl Verdict {
     pub fn name(self) -> &'static str {
         match self {

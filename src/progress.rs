@@ -4,16 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
-use serde::Serialize;
-
+use crate::manifest::{Stage as StageTime, StageName};
 use crate::meter::Meter;
-
-/// How long one stage took, in seconds.
-#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
-pub struct StageTime {
-    pub name: String,
-    pub seconds: f64,
-}
 
 /// Times the stages of a run and shows how far they are.
 pub struct Progress {
@@ -23,7 +15,7 @@ pub struct Progress {
 
 /// One running stage; its meter is handed to the work.
 pub struct Stage {
-    name: &'static str,
+    name: StageName,
     started: Instant,
     pub meter: Arc<Meter>,
     bar: Option<(ProgressBar, tokio::task::JoinHandle<()>)>,
@@ -35,7 +27,7 @@ impl Progress {
     }
 
     /// Starts a stage of `objects` objects (0: not known yet).
-    pub fn begin(&self, name: &'static str, objects: u64) -> Stage {
+    pub fn begin(&self, name: StageName, objects: u64) -> Stage {
         let meter = Arc::new(Meter::default());
         let bar = self.bars.then(|| draw(name, objects, meter.clone()));
         Stage { name, started: Instant::now(), meter, bar }
@@ -51,7 +43,7 @@ impl Progress {
         let (objects, rows) = (stage.meter.objects(), stage.meter.rows());
         let bytes = stage.meter.bytes();
         tracing::info!(
-            stage = stage.name,
+            stage = stage.name.name(),
             objects,
             rows,
             bytes,
@@ -60,7 +52,7 @@ impl Progress {
         );
         match self.stages.iter_mut().find(|known| known.name == stage.name) {
             Some(known) => known.seconds += seconds,
-            None => self.stages.push(StageTime { name: stage.name.to_owned(), seconds }),
+            None => self.stages.push(StageTime { name: stage.name, seconds }),
         }
     }
 
@@ -70,7 +62,7 @@ impl Progress {
     }
 }
 
-fn draw(name: &'static str, objects: u64, meter: Arc<Meter>) -> (ProgressBar, tokio::task::JoinHandle<()>) {
+fn draw(name: StageName, objects: u64, meter: Arc<Meter>) -> (ProgressBar, tokio::task::JoinHandle<()>) {
     let bar = if objects > 0 { ProgressBar::new(objects) } else { ProgressBar::new_spinner() };
     let template = if objects > 0 {
         "{prefix:>8} {wide_bar} {pos}/{len} objects  {msg}  {eta} left"
@@ -78,7 +70,7 @@ fn draw(name: &'static str, objects: u64, meter: Arc<Meter>) -> (ProgressBar, to
         "{prefix:>8} {spinner} {pos} objects  {msg}  {elapsed}"
     };
     bar.set_style(ProgressStyle::with_template(template).expect("the template is well formed"));
-    bar.set_prefix(name);
+    bar.set_prefix(name.name());
     let drawn = bar.clone();
     let started = Instant::now();
     let drawing = tokio::spawn(async move {

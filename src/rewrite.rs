@@ -324,7 +324,7 @@ fn random_hex() -> Result<String> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
     /// The object is ours, with this ETag.
-    Swapped { etag: String, version_id: Option<String> },
+    Swapped { etag: String },
     /// It is as it was, or someone else's by now: this run looks at it afresh.
     NotSwapped,
 }
@@ -337,7 +337,7 @@ pub async fn settle(store: &Arc<dyn Store>, location: &crate::store::Location, s
             return Ok(Settled::NotSwapped);
         }
         Ok(object) => object,
-        Err(StoreError::NotFound(_)) if swap.dropped => return Ok(Settled::Swapped { etag: String::new(), version_id: None }),
+        Err(StoreError::NotFound(_)) if swap.dropped => return Ok(Settled::Swapped { etag: String::new() }),
         Err(StoreError::NotFound(_)) => return Ok(Settled::NotSwapped),
         Err(error) => return Err(error.into()),
     };
@@ -349,7 +349,7 @@ pub async fn settle(store: &Arc<dyn Store>, location: &crate::store::Location, s
         at = end;
     }
     if hex::encode(sha256.finalize()) == swap.sha256 {
-        Ok(Settled::Swapped { etag: object.etag.0, version_id: object.version_id })
+        Ok(Settled::Swapped { etag: object.etag.0 })
     } else {
         Ok(Settled::NotSwapped)
     }

@@ -1,5 +1,6 @@
 //! One function per command, and the only place that knows the order of the stages.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -7,16 +8,18 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use clap::CommandFactory;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use crate::account::{self, Account};
+use crate::account::{self, Account, Recovered, RunFacts, Settlement};
+use crate::chain;
 use crate::cli::{Cli, Command, Common, ManifestCommand};
 use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
-use crate::format::Tagger;
-use crate::identifier::{self, ColumnPath};
-use crate::job::{DatasetSpec, Job, Scope};
+use crate::identifier;
+use crate::job::{Job, Scope};
+use crate::keys;
 use crate::journal::{self, Journal, Lock, Unfinished};
-use crate::manifest;
+use crate::manifest::{Observed, StageName};
 use crate::manifest_check;
 use crate::match_index::{Added, Builder, MatchIndex};
 use crate::plan::{self, Found, Plan};
@@ -24,8 +27,9 @@ use crate::progress::Progress;
 use crate::request::{self, ListReport};
 use crate::rewrite::{self, Outcome, Rewrite, Settled};
 use crate::show;
-use crate::signature::{self, SigningKey, TagKey};
+use crate::signature::{SigningKey, TagKey};
 use crate::store::{ConditionalWrites, Location, Stores};
+use crate::tag::DatasetTagger;
 use crate::verify::{self, Verified};
 
 /// Runs one command to its end and says with which code the process is to exit.
@@ -137,7 +141,7 @@ impl Session {
 
     /// The list's identifiers and what was read of each list.
     async fn load(&mut self) -> Result<(Arc<MatchIndex>, Vec<(ListReport, Added)>)> {
-        let stage = self.progress.begin("load", 0);
+        let stage = self.progress.begin(StageName::Load, 0);
         let mut builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
         let mut added: Vec<Added> = vec![Added::default(); self.job.lists.len()];
         let numbers: Vec<String> = self.job.lists.iter().map(|list| list.name.clone()).collect();
@@ -157,7 +161,7 @@ impl Session {
     async fn find(&mut self, index: &Arc<MatchIndex>) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         for (number, spec) in self.job.datasets.iter().enumerate() {
-            let stage = self.progress.begin("find", 0);
+            let stage = self.progress.begin(StageName::Find, 0);
             let find = Find {
                 spec,
                 store: self.stores.of(root(&spec.scope)),
@@ -172,7 +176,7 @@ impl Session {
     }
 
     fn plan(&mut self, found: Vec<Found>) -> Plan {
-        let stage = self.progress.begin("plan", 0);
+        let stage = self.progress.begin(StageName::Plan, 0);
         let plan = plan::build(&self.job.datasets, found);
         self.progress.end(stage);
         for dataset in &plan.datasets {
@@ -189,7 +193,7 @@ impl Session {
     }
 
     async fn verify(&mut self) -> Result<Verified> {
-        let stage = self.progress.begin("verify", 0);
+        let stage = self.progress.begin(StageName::Verify, 0);
         let clock = || self.now();
         let verified = self.stop.unless(verify::verify(&self.job, &self.stores, &clock, &stage.meter)).await?;
         self.progress.end(stage);
@@ -197,7 +201,7 @@ impl Session {
     }
 
     fn signing_key(&self) -> Result<SigningKey> {
-        signature::load_signing_key(&self.job.state.signing_key)
+        keys::load_signing_key(&self.job.state.signing_key)
     }
 
     /// Refuses stores that ignore conditional writes, unless the job allows them; says which it allowed.
@@ -274,7 +278,7 @@ async fn plan(common: &Common, path: &Path) -> Result<Exit> {
 async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
     let signing_key = session.signing_key()?;
-    let tag_key = signature::load_tag_key(&session.job.state.tag_key)?;
+    let tag_key = Arc::new(keys::load_tag_key(&session.job.state.tag_key)?);
     locked(&mut session, "scrub", async |session, run, lock| {
         let ignored = session.probe().await?;
         let recovered = recover(session, run).await?;
@@ -282,12 +286,10 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
         let found = session.find(&index).await?;
         let plan = session.plan(found);
         plan::check_guard(&plan, &session.job.guard)?;
-        let tagger: Arc<dyn Tagger> = Arc::new(JobTagger { key: tag_key, datasets: session.job.datasets.clone() });
-        let outcomes = rewrite(session, run, lock, &plan, tagger).await?;
+        let outcomes = rewrite(session, run, lock, &plan, tag_key).await?;
         let verified = session.verify().await?;
         let account = Account {
             job: &session.job,
-            run,
             lists: &lists,
             plan: Some(&plan),
             outcomes: &outcomes,
@@ -295,7 +297,7 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
             verified: &verified,
             unconditional_writes: &ignored,
         };
-        publish(session, account, &signing_key, run).await
+        publish(session, &account, &signing_key, run).await
     })
     .await
 }
@@ -309,7 +311,6 @@ async fn verify(common: &Common, path: &Path) -> Result<Exit> {
         let verified = session.verify().await?;
         let account = Account {
             job: &session.job,
-            run,
             lists: &lists,
             plan: None,
             outcomes: &[],
@@ -317,7 +318,7 @@ async fn verify(common: &Common, path: &Path) -> Result<Exit> {
             verified: &verified,
             unconditional_writes: &[],
         };
-        publish(session, account, &signing_key, run).await
+        publish(session, &account, &signing_key, run).await
     })
     .await
 }
@@ -344,7 +345,7 @@ async fn locked(
     let id = run_id(session.now())?;
     let lock = Lock::take(store.clone(), &state, &id).await?;
     let outcome = async {
-        let has_manifest = async |id: &str| manifest::exists(store.as_ref(), &state, id).await;
+        let has_manifest = async |id: &str| chain::has_manifest(store.as_ref(), &state, id).await;
         let unfinished = journal::unfinished(&store, &state, has_manifest).await?;
         let run = match unfinished {
             Some(unfinished) => {
@@ -379,12 +380,6 @@ fn may_forget(outcome: &Result<Exit>, run: &Run) -> bool {
 
 fn run_id(now: Timestamp) -> Result<String> {
     Ok(format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), hex::encode(random::<4>()?)))
-}
-
-/// A swap of an earlier, killed attempt of this run that did happen.
-pub struct Recovered {
-    pub swap: journal::Swap,
-    pub etag: String,
 }
 
 /// Settles what a killed attempt announced.
@@ -423,10 +418,10 @@ async fn rewrite(
     run: &Run,
     lock: &Lock,
     plan: &Plan,
-    tagger: Arc<dyn Tagger>,
+    tag_key: Arc<TagKey>,
 ) -> Result<Vec<Vec<Option<Outcome>>>> {
     let changes: usize = plan.datasets.iter().map(|dataset| dataset.objects("rewrite") + dataset.objects("drop")).sum();
-    let stage = session.progress.begin("rewrite", changes as u64);
+    let stage = session.progress.begin(StageName::Rewrite, changes as u64);
     let stop = || session.stop.is_asked();
     let mut outcomes = Vec::new();
     for (spec, dataset) in session.job.datasets.iter().zip(&plan.datasets) {
@@ -435,7 +430,7 @@ async fn rewrite(
             store: session.stores.of(root(&spec.scope)),
             journal: &run.journal,
             lock,
-            tagger: tagger.clone(),
+            tagger: Arc::new(DatasetTagger::new(tag_key.clone(), spec)),
             resources: &session.job.resources,
             meter: stage.meter.clone(),
             stop: &stop,
@@ -448,29 +443,55 @@ async fn rewrite(
 }
 
 /// Writes the manifest and prints the result.
-async fn publish(session: &Session, account: Account<'_>, key: &SigningKey, run: &Run) -> Result<Exit> {
+async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run: &Run) -> Result<Exit> {
     let state = &session.job.state.location;
     let store = session.stores.of(state);
-    let previous = manifest::latest(store.as_ref(), state).await?;
-    let exit = account.exit();
-    let draft = account.draft(previous, session.progress.stages(), session.now())?;
-    let published = manifest::publish(store.as_ref(), state, &draft, key).await?;
+    let facts = RunFacts {
+        id: run.id.clone(),
+        command: run.command,
+        started_at: run.started_at,
+        finished_at: session.now(),
+        resumed: run.resumed,
+        tool_digest: tool_digest(),
+        stages: session.progress.stages(),
+    };
+    let Settlement { observations, rows, exit } = account.settle(facts);
+    let shown = show::result(&observations, &rows, exit);
+    let published = chain::publish(store.as_ref(), state, observations, rows, key).await?;
     if session.common.json {
-        let mut document: Value = serde_json::to_value(&draft.predicate).map_err(|_| Error::internal("the result is no JSON"))?;
+        let (_, bytes) = store.get(&published.location.join("manifest.json")).await?;
+        let statement: Value = serde_json::from_slice(&bytes).map_err(|_| Error::internal("the manifest is no JSON"))?;
+        let mut document = statement["predicate"].clone();
         document["command"] = json!(run.command);
         document["exit"] = json!({ "code": exit.code(), "name": exit.name() });
-        document["manifest"] = json!({ "location": published.location, "digest": published.digest });
+        document["manifest"] = json!({ "location": published.location.to_string(), "digest": published.digest });
         print_json(&document);
     } else {
-        print!("{}", show::result(&draft, &published.location.to_string(), exit));
+        print!("{shown}");
+        println!("manifest  {}", published.location);
     }
     Ok(exit)
+}
+
+/// SHA-256 of the program that runs, so that an auditor can tell which one it was.
+fn tool_digest() -> Observed<String> {
+    let hash = || {
+        let mut program = std::fs::File::open(std::env::current_exe().ok()?).ok()?;
+        let (mut sha256, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
+        loop {
+            match program.read(&mut piece).ok()? {
+                0 => return Some(hex::encode(sha256.finalize())),
+                n => sha256.update(&piece[..n]),
+            }
+        }
+    };
+    hash().map_or(Observed::NotChecked, Observed::Seen)
 }
 
 async fn check(common: &Common, path: &Path) -> Result<Exit> {
     let session = Session::open(common, path).await?;
     session.signing_key()?;
-    signature::load_tag_key(&session.job.state.tag_key)?;
+    keys::load_tag_key(&session.job.state.tag_key)?;
     let mut exits = Vec::new();
     let mut lines = Vec::new();
     let state = &session.job.state.location;
@@ -500,12 +521,12 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
 }
 
 fn keygen(common: &Common, dir: &Path) -> Result<Exit> {
-    let keys = signature::generate_keys(dir)?;
+    let keys = keys::generate_keys(dir)?;
     if common.json {
-        print_json(&json!({ "command": "keygen", "directory": dir, "key_id": keys.key_id }));
+        print_json(&json!({ "command": "keygen", "directory": dir, "key_id": keys.keyid }));
     } else {
         println!("wrote signing.key, signing.pub and tag.key to {}", dir.display());
-        println!("key id {}", keys.key_id);
+        println!("key id {}", keys.keyid);
     }
     Ok(Exit::Clean)
 }
@@ -547,16 +568,4 @@ async fn manifest_diff(common: &Common, a: &str, b: &str) -> Result<Exit> {
 
 fn print_json(document: &Value) {
     println!("{document:#}");
-}
-
-/// Tags redacted cells with the job's key, under the kind by which the column is matched.
-struct JobTagger {
-    key: TagKey,
-    datasets: Vec<DatasetSpec>,
-}
-
-impl Tagger for JobTagger {
-    fn tag(&self, column: &ColumnPath, value: &[u8]) -> String {
-        account::tag(&self.key, &self.datasets, column, value)
-    }
 }

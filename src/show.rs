@@ -5,6 +5,9 @@ use std::fmt::Write;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 
+use crate::error::Exit;
+use crate::manifest::{Observations, Observed};
+use crate::object_table::ObjectRow;
 use crate::plan::{DatasetPlan, Plan, Step};
 
 /// Objects that are named one by one before the rest is only counted.
@@ -56,13 +59,64 @@ fn steps(out: &mut String, dataset: &DatasetPlan) {
     }
 }
 
-pub(crate) fn table(header: &[&str]) -> Table {
+/// The result of a run that wrote a manifest: totals by dataset, what did not go well, the verdict.
+pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String {
+    let mut out = String::new();
+    let mut totals = table(&["dataset", "objects", "rewritten", "dropped", "rows before", "removed", "redacted", "after", "verified"]);
+    for dataset in &observed.datasets {
+        let verified: u64 = rows.iter().filter(|row| row.dataset == dataset.name).filter_map(|row| row.rows_scanned).sum();
+        totals.add_row([
+            dataset.name.clone(),
+            count(dataset.objects.listed),
+            count(dataset.objects.rewritten),
+            count(dataset.objects.dropped),
+            count(dataset.rows.before),
+            count(dataset.rows.removed),
+            count(dataset.rows.redacted),
+            count(dataset.rows.after),
+            verified.to_string(),
+        ]);
+    }
+    numbers_right(&mut totals, 1);
+    line(&mut out, &totals.to_string());
+    let bad: Vec<&ObjectRow> = rows.iter().filter(|row| !row.outcome.is_clean()).collect();
+    if !bad.is_empty() {
+        let mut objects = table(&["object", "outcome", "reason"]);
+        for row in bad.iter().take(OBJECTS_SHOWN) {
+            objects.add_row([row.location.clone(), row.outcome.name().to_owned(), row.reason.clone().unwrap_or_default()]);
+        }
+        line(&mut out, &objects.to_string());
+        if bad.len() > OBJECTS_SHOWN {
+            line(&mut out, &format!("and {} more objects; objects.parquet lists all", bad.len() - OBJECTS_SHOWN));
+        }
+    }
+    let verification = &observed.verification;
+    let (objects, verified) = (count(verification.objects), count(verification.rows));
+    line(&mut out, &format!("lists     {} identifiers", listed(observed)));
+    line(&mut out, &format!("verified  {verified} rows of {objects} objects with {} {}", verification.engine, verification.engine_version));
+    line(&mut out, &format!("residue   {} rows", count(verification.residue.rows)));
+    line(&mut out, &format!("verdict   {} (exit {})", observed.verdict.name(), exit.code()));
+    out
+}
+
+fn listed(observed: &Observations) -> u64 {
+    observed.lists.iter().flat_map(|list| list.identifiers.values()).sum()
+}
+
+fn count(observed: Observed<u64>) -> String {
+    match observed {
+        Observed::Seen(count) => count.to_string(),
+        Observed::NotChecked => "-".to_owned(),
+    }
+}
+
+fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header);
     table
 }
 
-pub(crate) fn numbers_right(table: &mut Table, from: usize) {
+fn numbers_right(table: &mut Table, from: usize) {
     for column in table.column_iter_mut().skip(from) {
         column.set_cell_alignment(CellAlignment::Right);
     }

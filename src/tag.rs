@@ -1,5 +1,7 @@
 //! Keyed tags for redacted cells: the only form in which an identifier leaves memory (invariant 5).
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 
 use crate::format::Tagger;
@@ -10,12 +12,12 @@ use crate::signature::TagKey;
 /// Tags the cells of one dataset: HMAC-SHA-256(tag key, kind, SHA-256 of the canonical form), so that a plain column and a
 /// column of SHA-256 hashes lead to the same tag.
 pub struct DatasetTagger {
-    key: TagKey,
+    key: Arc<TagKey>,
     rules: Vec<MatchRule>,
 }
 
 impl DatasetTagger {
-    pub fn new(key: TagKey, dataset: &DatasetSpec) -> Self {
+    pub fn new(key: Arc<TagKey>, dataset: &DatasetSpec) -> Self {
         DatasetTagger { key, rules: dataset.rules.clone() }
     }
 }

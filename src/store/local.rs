@@ -1,1 +1,303 @@
+//! The local disk as a store: every write is a temporary file, fsync, rename, fsync of the folder.
 
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
+
+use super::{ConditionalWrites, Etag, Location, Object, Precondition, Replacement, Store, StoreError};
+
+/// Files on the machine's own disks.
+#[derive(Debug, Default)]
+pub struct LocalStore;
+
+const TEMPORARY_PREFIX: &str = ".lakescrub-";
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+    name.starts_with(TEMPORARY_PREFIX) && name.ends_with(TEMPORARY_SUFFIX)
+}
+
+fn path_of(location: &Location) -> Result<&Path, StoreError> {
+    match location {
+        Location::Local(path) => Ok(path),
+        Location::S3 { .. } => Err(StoreError::Other { location: location.clone(), reason: "is not on a local disk".to_owned() }),
+    }
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> StoreError + '_ {
+    move |error| {
+        let location = Location::Local(path.to_owned());
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => StoreError::NotFound(location),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                StoreError::Denied { location, reason: error.kind().to_string() }
+            }
+            _ => StoreError::Other { location, reason: error.kind().to_string() },
+        }
+    }
+}
+
+fn etag(meta: &fs::Metadata) -> Etag {
+    let nanos = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+    Etag(format!("{:x}-{nanos:x}-{:x}", meta.len(), meta.ino()))
+}
+
+fn object(path: &Path, meta: &fs::Metadata) -> Object {
+    Object {
+        location: Location::Local(path.to_owned()),
+        size_bytes: meta.len(),
+        etag: etag(meta),
+        version_id: None,
+        storage_class: None,
+    }
+}
+
+fn head(path: &Path) -> Result<Object, StoreError> {
+    let meta = fs::metadata(path).map_err(failed(path))?;
+    if meta.is_file() { Ok(object(path, &meta)) } else { Err(StoreError::NotFound(Location::Local(path.to_owned()))) }
+}
+
+fn list(root: &Path) -> Result<Vec<Object>, StoreError> {
+    let mut objects = Vec::new();
+    for entry in walkdir::WalkDir::new(root).follow_links(true) {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) if error.depth() == 0 && error.io_error().is_some_and(|io| io.kind() == io::ErrorKind::NotFound) => {
+                return Ok(Vec::new());
+            }
+            Err(error) => {
+                let path = error.path().unwrap_or(root).to_owned();
+                let io = error.into_io_error().unwrap_or_else(|| io::Error::other("a loop of symbolic links"));
+                return Err(failed(&path)(io));
+            }
+        };
+        if entry.file_type().is_file() && !is_temporary(entry.path()) {
+            objects.push(head(entry.path())?);
+        }
+    }
+    objects.sort_by(|a, b| a.location.cmp(&b.location));
+    Ok(objects)
+}
+
+fn read(listed: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
+    let path = path_of(&listed.location)?;
+    let file = File::open(path).map_err(failed(path))?;
+    let unchanged = || match file.metadata() {
+        Ok(meta) if etag(&meta) == listed.etag => Ok(()),
+        Ok(_) => Err(StoreError::Changed(listed.location.clone())),
+        Err(error) => Err(failed(path)(error)),
+    };
+    unchanged()?;
+    if range.end > listed.size_bytes || range.start > range.end {
+        return Err(StoreError::Other { location: listed.location.clone(), reason: "a range past the end".to_owned() });
+    }
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    file.read_exact_at(&mut bytes, range.start).map_err(failed(path))?;
+    // Once more, because the file may have been written to while it was read.
+    unchanged()?;
+    Ok(Bytes::from(bytes))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// Makes missing folders and makes their names durable.
+fn make_folders(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(folder)?;
+    folder.ancestors().skip(1).take(2).try_for_each(sync_folder)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// A temporary file beside its target, removed on drop unless it was moved there.
+struct Temporary {
+    file: File,
+    path: PathBuf,
+    moved: bool,
+}
+
+impl Temporary {
+    fn create(target: &Path, name: &str) -> io::Result<Temporary> {
+        make_folders(parent(target))?;
+        let path = parent(target).join(format!("{TEMPORARY_PREFIX}{name}{TEMPORARY_SUFFIX}"));
+        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(Temporary { file, path, moved: false })
+    }
+
+    /// Moves the file to `target` if `when` holds, under the lock that all our processes take for this folder.
+    fn move_to(mut self, target: &Path, when: &Precondition) -> Result<Object, StoreError> {
+        let folder = File::open(parent(target)).map_err(failed(parent(target)))?;
+        flock(&folder, FlockOperation::LockExclusive).map_err(|error| failed(target)(error.into()))?;
+        let changed = || StoreError::Changed(Location::Local(target.to_owned()));
+        let flags = match when {
+            Precondition::Absent => RenameFlags::NOREPLACE,
+            Precondition::Unchanged(etag) if head(target)?.etag != *etag => return Err(changed()),
+            Precondition::Unchanged(_) | Precondition::None => RenameFlags::empty(),
+        };
+        match renameat_with(rustix::fs::CWD, &self.path, rustix::fs::CWD, target, flags) {
+            Ok(()) => self.moved = true,
+            Err(rustix::io::Errno::EXIST) => return Err(changed()),
+            Err(error) => return Err(failed(target)(error.into())),
+        }
+        folder.sync_all().map_err(failed(target))?;
+        head(target)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.moved {
+            // A file that stays is left out of every listing, and holds kept rows only.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn random_name() -> Result<String, StoreError> {
+    let mut bytes = [0u8; 8];
+    getrandom::fill(&mut bytes).map_err(|_| StoreError::Other {
+        location: Location::Local(PathBuf::new()),
+        reason: "no random bytes".to_owned(),
+    })?;
+    Ok(hex::encode(bytes))
+}
+
+fn put(path: &Path, bytes: &[u8], when: &Precondition) -> Result<Object, StoreError> {
+    let mut temporary = Temporary::create(path, &random_name()?).map_err(failed(path))?;
+    temporary.file.write_all(bytes).and_then(|()| temporary.file.sync_all()).map_err(failed(path))?;
+    temporary.move_to(path, when)
+}
+
+fn delete(listed: &Object) -> Result<(), StoreError> {
+    let path = path_of(&listed.location)?;
+    let folder = match File::open(parent(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed(path))?,
+    };
+    flock(&folder, FlockOperation::LockExclusive).map_err(|error| failed(path)(error.into()))?;
+    match head(path) {
+        Err(StoreError::NotFound(_)) => return Ok(()),
+        Ok(now) if now.etag != listed.etag => return Err(StoreError::Changed(listed.location.clone())),
+        other => other?,
+    };
+    fs::remove_file(path).and_then(|()| folder.sync_all()).map_err(failed(path))
+}
+
+/// Runs file work where it may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+        Err(StoreError::Other { location: Location::Local(PathBuf::new()), reason: "the file work panicked".to_owned() })
+    })
+}
+
+#[async_trait]
+impl Store for LocalStore {
+    async fn list(&self, prefix: &Location) -> Result<Vec<Object>, StoreError> {
+        let root = path_of(prefix)?.to_owned();
+        blocking(move || list(&root)).await
+    }
+
+    async fn head(&self, location: &Location) -> Result<Object, StoreError> {
+        let path = path_of(location)?.to_owned();
+        blocking(move || head(&path)).await
+    }
+
+    async fn get_range(&self, object: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let object = object.clone();
+        blocking(move || read(&object, range)).await
+    }
+
+    async fn get(&self, location: &Location) -> Result<(Object, Bytes), StoreError> {
+        let path = path_of(location)?.to_owned();
+        blocking(move || {
+            let object = head(&path)?;
+            let bytes = read(&object, 0..object.size_bytes)?;
+            Ok((object, bytes))
+        })
+        .await
+    }
+
+    async fn put(&self, location: &Location, bytes: Bytes, when: Precondition) -> Result<Object, StoreError> {
+        let path = path_of(location)?.to_owned();
+        blocking(move || put(&path, &bytes, &when)).await
+    }
+
+    async fn delete(&self, object: &Object) -> Result<(), StoreError> {
+        let object = object.clone();
+        blocking(move || delete(&object)).await
+    }
+
+    async fn replace(&self, object: &Object, write_id: &str) -> Result<Box<dyn Replacement>, StoreError> {
+        let (object, write_id) = (object.clone(), write_id.to_owned());
+        blocking(move || {
+            let path = path_of(&object.location)?;
+            // A symbolic link stays one: its target is replaced.
+            let target = fs::canonicalize(path).map_err(failed(path))?;
+            let meta = fs::metadata(&target).map_err(failed(&target))?;
+            let temporary = Temporary::create(&target, &write_id).map_err(failed(&target))?;
+            let owner = std::os::unix::fs::fchown(&temporary.file, Some(meta.uid()), Some(meta.gid()));
+            if owner.is_err() && (meta.uid(), meta.gid()) != (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()) {
+                owner.map_err(failed(&target))?;
+            }
+            let mode = fs::Permissions::from_mode(meta.mode() & 0o7777);
+            temporary.file.set_permissions(mode).map_err(failed(&target))?;
+            Ok(Box::new(LocalReplacement { object, target, temporary }) as Box<dyn Replacement>)
+        })
+        .await
+    }
+
+    async fn probe(&self, _: &Location) -> Result<ConditionalWrites, StoreError> {
+        Ok(ConditionalWrites::Honoured)
+    }
+}
+
+struct LocalReplacement {
+    object: Object,
+    target: PathBuf,
+    temporary: Temporary,
+}
+
+#[async_trait]
+impl Replacement for LocalReplacement {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        let mut file = self.temporary.file.try_clone().map_err(failed(&self.target))?;
+        let target = self.target.clone();
+        blocking(move || file.write_all(&bytes).map_err(failed(&target))).await
+    }
+
+    async fn stage(&mut self) -> Result<Option<Object>, StoreError> {
+        let (file, path) = (self.temporary.file.try_clone().map_err(failed(&self.target))?, self.temporary.path.clone());
+        blocking(move || {
+            file.sync_all().map_err(failed(&path))?;
+            head(&path).map(Some)
+        })
+        .await
+    }
+
+    async fn commit(self: Box<Self>) -> Result<Object, StoreError> {
+        blocking(move || {
+            let listed = path_of(&self.object.location)?.to_owned();
+            self.temporary.move_to(&self.target, &Precondition::Unchanged(self.object.etag))?;
+            head(&listed)
+        })
+        .await
+    }
+
+    async fn abort(self: Box<Self>) -> Result<(), StoreError> {
+        drop(self);
+        Ok(())
+    }
+}
