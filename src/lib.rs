@@ -11,3 +11,12 @@ pub mod format;
 pub mod toml_reader;
 pub mod job;
 pub mod dataset;
+// proof
+pub mod merkle;
+pub mod object_table;
+pub mod manifest;
+pub mod signature;
+pub mod keys;
+pub mod chain;
+pub mod manifest_check;
+pub mod manifest_diff;
