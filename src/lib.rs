@@ -40,6 +40,7 @@ pub mod object_table;
 pub mod manifest;
 pub mod chain;
 pub mod manifest_check;
+pub mod manifest_diff;
 // wiring
 pub mod account;
 pub mod show;

@@ -264,7 +264,8 @@ pub struct Sealed {
 /// Binds `rows` to what was observed. An error is a fault of ours: the counts do not add up, and nothing must be signed.
 pub fn seal(observed: Observations, mut rows: Vec<ObjectRow>, previous: Option<Previous>) -> Result<Sealed> {
     object_table::sort(&mut rows);
-    let not_at_one = |why: String| Error::internal(format!("cannot sign the manifest of run {}: {why}", observed.run.id));
+    let not_at_one =
+        |why: String| Error::internal(format!("cannot sign the manifest of run {}: {why}", observed.run.id));
     agrees(&observed.datasets, &observed.verification, observed.verdict, &rows).map_err(not_at_one)?;
     let table = object_table::encode(&rows)?;
     let objects = ObjectsFile {
@@ -665,7 +666,8 @@ mod tests {
             ("is failed", |_, rows| rows[1].outcome = Outcome::Failed),
             ("holds no object", |run, _| {
                 let mut empty = run.datasets[0].clone();
-                (empty.name, empty.rows, empty.objects) = ("users".into(), RowCounts::default(), ObjectCounts::default());
+                (empty.name, empty.rows, empty.objects) =
+                    ("users".into(), RowCounts::default(), ObjectCounts::default());
                 run.datasets.push(empty);
             }),
         ];

@@ -17,7 +17,7 @@ use crate::keys;
 use crate::manifest::{self, OBJECTS_FILE, ObjectsFile, PAYLOAD_TYPE, Previous, Statement, Verdict, sha256_hex};
 use crate::merkle;
 use crate::object_table::{self, ObjectRow};
-use crate::signature::{Envelope, PublicKey};
+use crate::signature::{Envelope, PublicKey, SignatureError};
 use crate::store::{Location, Store, StoreError, Stores};
 
 /// What was checked and held; what does not hold is an error with exit 8.
@@ -239,7 +239,7 @@ async fn check_run(store: &dyn Store, folder: &Location, trusted: &[PublicKey]) 
     let envelope = required(store, &location).await?;
     let opened = Envelope::from_bytes(&envelope)
         .and_then(|envelope| envelope.open(PAYLOAD_TYPE, trusted))
-        .map_err(|error| untrusted(&location, &error.to_string()))?;
+        .map_err(|error| not_opened(&location, &error))?;
     let statement = Statement::from_bytes(&opened.payload).map_err(|why| untrusted(&location, &why))?;
     let run = &statement.predicate.run;
     if folder.file_name() != run.id {
@@ -399,10 +399,12 @@ fn report(target: &Location, trusted: Trusted, runs: Vec<CheckedRun>) -> CheckRe
     };
     let mut not_checked = Vec::new();
     if trusted.origin == KeyOrigin::State {
-        not_checked.push("whether the key is the right one: whoever can write the state can exchange its copy".to_owned());
+        not_checked
+            .push("whether the key is the right one: whoever can write the state can exchange its copy".to_owned());
     }
     if proofs < objects {
-        not_checked.push(format!("the inclusion proofs of {} objects: a sample of {proofs} was taken", objects - proofs));
+        not_checked
+            .push(format!("the inclusion proofs of {} objects: a sample of {proofs} was taken", objects - proofs));
     }
     not_checked.push("the data itself: `lakescrub verify` reads it".to_owned());
     let checked = vec![
@@ -439,6 +441,22 @@ fn chain_sentence(runs: &[CheckedRun], behind: usize) -> String {
 async fn required(store: &dyn Store, location: &Location) -> Result<bytes::Bytes> {
     let found = get_if_there(store, location).await?;
     found.map(|(_, bytes)| bytes).ok_or_else(|| untrusted(location, "is missing"))
+}
+
+fn not_opened(location: &Location, error: &SignatureError) -> Error {
+    let told = untrusted(location, &error.to_string());
+    match error {
+        SignatureError::UnknownKey { .. } => told.hint(
+            "if the signing key was changed on purpose, give the old and the new one in one file to --public-key",
+        ),
+        SignatureError::NotAPrivateKey
+        | SignatureError::NotAPublicKey
+        | SignatureError::NotATagKey
+        | SignatureError::NotAnEnvelope
+        | SignatureError::PayloadType { .. }
+        | SignatureError::SignatureCount(_)
+        | SignatureError::BadSignature { .. } => told,
+    }
 }
 
 async fn exists(store: &dyn Store, location: &Location) -> Result<bool> {

@@ -210,8 +210,7 @@ pub fn encode(rows: &[ObjectRow]) -> Result<Bytes> {
         .build();
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
     let schema = batch(&[]).map_err(|error| cannot(&error))?.schema();
-    let mut writer =
-        ArrowWriter::try_new_with_options(Vec::new(), schema, options).map_err(|error| cannot(&error))?;
+    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options).map_err(|error| cannot(&error))?;
     for rows in rows.chunks(ROWS_A_BATCH) {
         let batch = batch(rows).map_err(|error| cannot(&error))?;
         writer.write(&batch).map_err(|error| cannot(&error))?;
@@ -233,8 +232,10 @@ pub fn decode(bytes: Bytes) -> Result<Vec<ObjectRow>, String> {
 }
 
 fn batch(rows: &[ObjectRow]) -> Result<RecordBatch, arrow::error::ArrowError> {
-    let text = |field: fn(&ObjectRow) -> &str| Arc::new(StringArray::from_iter_values(rows.iter().map(field))) as ArrayRef;
-    let maybe = |field: fn(&ObjectRow) -> Option<&str>| Arc::new(StringArray::from_iter(rows.iter().map(field))) as ArrayRef;
+    let text =
+        |field: fn(&ObjectRow) -> &str| Arc::new(StringArray::from_iter_values(rows.iter().map(field))) as ArrayRef;
+    let maybe =
+        |field: fn(&ObjectRow) -> Option<&str>| Arc::new(StringArray::from_iter(rows.iter().map(field))) as ArrayRef;
     let count = |field: fn(&ObjectRow) -> Option<u64>| {
         // Signed, because that is what every reader of Parquet has; 2^63 rows or bytes do not occur.
         let counts = rows.iter().map(|row| field(row).map(|count| i64::try_from(count).unwrap_or(i64::MAX)));
@@ -265,8 +266,9 @@ fn batch(rows: &[ObjectRow]) -> Result<RecordBatch, arrow::error::ArrowError> {
 fn decode_batch(batch: &RecordBatch, rows: &mut Vec<ObjectRow>) -> Result<(), String> {
     let column = |name: &str| batch.column_by_name(name).ok_or_else(|| format!("has no column {name}"));
     let text = |name: &str| column(name)?.as_string_opt::<i32>().ok_or_else(|| format!("column {name} holds no text"));
-    let count =
-        |name: &str| column(name)?.as_primitive_opt::<Int64Type>().ok_or_else(|| format!("column {name} holds no counts"));
+    let count = |name: &str| {
+        column(name)?.as_primitive_opt::<Int64Type>().ok_or_else(|| format!("column {name} holds no counts"))
+    };
     let current = column("is_current")?.as_boolean_opt().ok_or("column is_current holds no booleans")?;
     let texts = Texts {
         dataset: text("dataset")?,
@@ -279,7 +281,8 @@ fn decode_batch(batch: &RecordBatch, rows: &mut Vec<ObjectRow>) -> Result<(), St
         checked_by: text("checked_by")?,
         reason: text("reason")?,
     };
-    let names = ["size_bytes", "rows_scanned", "rows_matched", "rows_redacted", "rows_before", "rows_removed", "rows_after"];
+    let names =
+        ["size_bytes", "rows_scanned", "rows_matched", "rows_redacted", "rows_before", "rows_removed", "rows_after"];
     let counts = names.iter().map(|name| count(name)).collect::<Result<Vec<_>, _>>()?;
     for i in 0..batch.num_rows() {
         let outcome = texts.outcome.value(i);

@@ -21,6 +21,7 @@ use crate::keys;
 use crate::journal::{self, Journal, Lock, Unfinished};
 use crate::manifest::{Observed, StageName};
 use crate::manifest_check;
+use crate::manifest_diff;
 use crate::match_index::{Added, Builder, MatchIndex};
 use crate::plan::{self, Found, Plan};
 use crate::progress::Progress;
@@ -557,7 +558,7 @@ async fn manifest_check(common: &Common, path: &str, public_key: Option<&Path>) 
 
 async fn manifest_diff(common: &Common, a: &str, b: &str) -> Result<Exit> {
     let (stores, locations) = stores_for(&[a, b]).await?;
-    let report = manifest_check::diff(&locations[0], &locations[1], &stores).await?;
+    let report = manifest_diff::diff(&locations[0], &locations[1], &stores, None).await?;
     if common.json {
         print_json(&json!({ "command": "manifest diff", "report": report }));
     } else {

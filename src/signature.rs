@@ -301,11 +301,7 @@ mod tests {
             (with(&|e| e.signatures[0].sig = key(2).sign("a/type", b"{}")), vec![1], Err(bad.clone())),
             (with(&|e| e.signatures[0].sig.truncate(8)), vec![1], Err(bad)),
             (with(&|e| e.signatures.clear()), vec![1], Err(SignatureError::SignatureCount(0))),
-            (
-                with(&|e| e.signatures.push(e.signatures[0].clone())),
-                vec![1],
-                Err(SignatureError::SignatureCount(2)),
-            ),
+            (with(&|e| e.signatures.push(e.signatures[0].clone())), vec![1], Err(SignatureError::SignatureCount(2))),
         ];
         for (envelope, trusted, wish) in cases {
             let trusted: Vec<PublicKey> = trusted.into_iter().map(|seed| key(seed).public_key()).collect();
