@@ -7,6 +7,11 @@ use lakescrub::cli::{self, Cli};
 use lakescrub::run;
 
 fn main() -> ExitCode {
+    // A library's panic message may quote what it read: only the place is told.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
+        tracing::debug!(place, "a thread panicked");
+    }));
     let cli = Cli::parse();
     cli::start_log(&cli.common);
     match run::run(&cli) {
