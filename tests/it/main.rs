@@ -1,1 +1,3 @@
-
+#[path = "../support/memory_store.rs"]
+mod memory_store;
+mod verify;
