@@ -15,5 +15,6 @@ pub mod dataset;
 pub mod verify_normalise;
 pub mod verify_read;
 pub mod verify_records;
+pub mod verify_ndjson;
 pub mod verify_list;
 pub mod verify;

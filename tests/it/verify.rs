@@ -14,7 +14,7 @@ use lakescrub::meter::Meter;
 use lakescrub::verify::{Verified, VerifyOutcome, verify};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding};
-use parquet::file::metadata::{ParquetMetaDataReader, ParquetMetaDataWriter};
+use parquet::file::metadata::{ParquetMetaDataReader, ParquetMetaDataWriter, RowGroupMetaData};
 use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::file::statistics::Statistics;
 use sha2::{Digest, Sha256};
@@ -348,35 +348,42 @@ fn a_missing_column_fails_the_object_or_is_a_note_and_other_rules_still_look() {
     }
 }
 
+/// `file` with a footer in which `change` has been at the row groups; everything before the footer stays.
+fn with_other_row_groups(file: &[u8], change: impl Fn(RowGroupMetaData) -> RowGroupMetaData) -> Vec<u8> {
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(&bytes::Bytes::from(file.to_vec())).unwrap();
+    let groups = metadata.row_groups().iter().cloned().map(change).collect();
+    let changed = metadata.into_builder().set_row_groups(groups).build();
+    let length = u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().unwrap()) as usize;
+    let (mut out, mut footer) = (file[..file.len() - 8 - length].to_vec(), Vec::new());
+    ParquetMetaDataWriter::new(&mut footer, &changed).finish().unwrap();
+    out.extend_from_slice(&footer);
+    out
+}
+
 #[test]
 fn wrong_statistics_hide_no_row() {
     let honest = parquet(vec![("email", strings([Some("anna@example.com"), Some("bob@example.com")]))]);
-    let metadata = ParquetMetaDataReader::new().parse_and_finish(&bytes::Bytes::from(honest.clone())).unwrap();
-    let mut group = metadata.row_group(0).clone().into_builder();
-    for column in metadata.row_group(0).columns() {
-        // As if all values lay far above every identifier of the list.
-        let lie = Statistics::byte_array(Some("zzz1".into()), Some("zzz9".into()), None, Some(0), false);
-        group = group.add_column_metadata(column.clone().into_builder().set_statistics(lie).build().unwrap());
-    }
-    let group = group.set_column_metadata(group_columns(&metadata)).build().unwrap();
-    let lying = metadata.into_builder().set_row_groups(vec![group]).build();
-    let length = u32::from_le_bytes(honest[honest.len() - 8..honest.len() - 4].try_into().unwrap()) as usize;
-    let mut file = honest[..honest.len() - 8 - length].to_vec();
-    let mut footer = Vec::new();
-    ParquetMetaDataWriter::new(&mut footer, &lying).finish().unwrap();
-    file.extend_from_slice(&footer);
-    let seen = ParquetMetaDataReader::new().parse_and_finish(&bytes::Bytes::from(file.clone())).unwrap();
+    // As if all values lay far above every identifier of the list.
+    let lie = Statistics::byte_array(Some("zzz1".into()), Some("zzz9".into()), None, Some(2), false);
+    let lying = with_other_row_groups(&honest, |group| {
+        let columns = group.columns().iter().cloned();
+        let columns =
+            columns.map(|column| column.into_builder().set_statistics(lie.clone()).build().unwrap()).collect();
+        group.into_builder().set_column_metadata(columns).build().unwrap()
+    });
+    let seen = ParquetMetaDataReader::new().parse_and_finish(&bytes::Bytes::from(lying.clone())).unwrap();
     assert_eq!(seen.row_group(0).column(0).statistics().unwrap().min_bytes_opt(), Some(b"zzz1".as_slice()));
-    assert_eq!(check(&emails(), vec![("/list.csv", EMAIL_LIST.to_vec()), ("/lake/a.parquet", file)]), (2, 2, 0));
+    assert_eq!(check(&emails(), vec![("/list.csv", EMAIL_LIST.to_vec()), ("/lake/a.parquet", lying)]), (2, 2, 0));
 }
 
-/// The columns of the first row group with statistics that lie: all values lie far above every identifier of the list.
-fn group_columns(
-    metadata: &parquet::file::metadata::ParquetMetaData,
-) -> Vec<parquet::file::metadata::ColumnChunkMetaData> {
-    let lie = Statistics::byte_array(Some("zzz1".into()), Some("zzz9".into()), None, Some(0), false);
-    let columns = metadata.row_group(0).columns().iter();
-    columns.map(|column| column.clone().into_builder().set_statistics(lie.clone()).build().unwrap()).collect()
+#[test]
+fn a_footer_that_counts_other_rows_than_there_are_is_a_failure() {
+    let honest = parquet(vec![("email", strings([Some("x@y.z"), Some("anna@example.com")]))]);
+    for rows in [1, 3] {
+        let lying = with_other_row_groups(&honest, |group| group.into_builder().set_num_rows(rows).build().unwrap());
+        let (exit, reason) = failure(&emails(), vec![("/list.csv", EMAIL_LIST.to_vec()), ("/lake/a.parquet", lying)]);
+        assert_eq!(exit, Exit::Incomplete, "{rows}: {reason}");
+    }
 }
 
 #[test]
@@ -524,6 +531,14 @@ fn only_the_footer_and_the_identifier_column_are_fetched() {
     assert!(reads.iter().all(|range| range.start >= footer || *range == (start..start + length)), "{reads:?}");
 }
 
+#[test]
+fn a_small_object_takes_one_request() {
+    let data = parquet(vec![("email", strings([Some("x@y.z")]))]);
+    let store = MemoryStore::new([("/list.csv", EMAIL_LIST.to_vec()), ("/lake/a.parquet", data.clone())]);
+    assert_eq!(outcomes(&run(&emails(), &store).unwrap())["a.parquet"], (1, 0, VerifyOutcome::Checked));
+    assert_eq!(store.reads("/lake/a.parquet"), [0..data.len() as u64]);
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut writer = flate2::write::GzEncoder::new(Vec::new(), Default::default());
     writer.write_all(bytes).unwrap();
@@ -665,4 +680,38 @@ fn a_list_that_cannot_be_read_stops_the_run() {
     }
     let empty = run(&emails(), &MemoryStore::new([("/list.csv", b"email\n".to_vec())])).unwrap();
     assert_eq!((empty.lists[0].rows, empty.lists[0].identifiers), (0, 0));
+}
+
+#[test]
+fn the_verifier_shares_no_code_with_what_it_checks() {
+    let sources = [
+        include_str!("../../src/verify.rs"),
+        include_str!("../../src/verify_list.rs"),
+        include_str!("../../src/verify_ndjson.rs"),
+        include_str!("../../src/verify_normalise.rs"),
+        include_str!("../../src/verify_read.rs"),
+        include_str!("../../src/verify_records.rs"),
+    ];
+    let forbidden = [
+        "crate::find",
+        "crate::match_index",
+        "crate::request",
+        "crate::rewrite",
+        "format::parquet",
+        "format::records",
+        "use parquet",
+        "use arrow",
+        "datafusion",
+        "canonicalise(",
+        "plain_decimal",
+        "identifier::self_test",
+        ".function()",
+        "same_family",
+        "scrubbed",
+    ];
+    for source in sources {
+        let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let used: Vec<&str> = code.filter(|line| forbidden.iter().any(|name| line.contains(name))).collect();
+        assert!(used.is_empty(), "{used:?}");
+    }
 }

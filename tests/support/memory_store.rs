@@ -66,10 +66,13 @@ pub fn location(path: &str) -> Location {
     Location::Local(Path::new(path).to_owned())
 }
 
-fn name(location: &Location) -> String {
-    match location {
-        Location::Local(path) => path.to_string_lossy().into_owned(),
-        Location::S3 { bucket, key } => format!("{bucket}/{key}"),
+fn is_below(prefix: &Location, location: &Location) -> bool {
+    match (prefix, location) {
+        (Location::Local(prefix), Location::Local(path)) => path.starts_with(prefix),
+        (Location::S3 { bucket, key: prefix }, Location::S3 { bucket: other, key }) => {
+            bucket == other && key.starts_with(prefix)
+        }
+        (Location::Local(_), Location::S3 { .. }) | (Location::S3 { .. }, Location::Local(_)) => false,
     }
 }
 
@@ -78,7 +81,7 @@ impl Store for MemoryStore {
     async fn list(&self, prefix: &Location) -> Result<Vec<Object>, StoreError> {
         let found: Vec<Location> = {
             let objects = self.objects.lock().unwrap();
-            objects.keys().filter(|location| name(location).starts_with(&name(prefix))).cloned().collect()
+            objects.keys().filter(|location| is_below(prefix, location)).cloned().collect()
         };
         let listed = found.iter().map(|location| self.object(location).map(|(object, _)| object)).collect();
         let mut objects = self.objects.lock().unwrap();
