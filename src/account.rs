@@ -13,8 +13,8 @@ use crate::identifier::{Kind, NORMALISER_VERSION};
 use crate::job::{DatasetSpec, Job, MatchRule};
 use crate::journal::Swap;
 use crate::manifest::{
-    Canaries, DatasetRecord, JobFile, ListRead, Normaliser, ObjectCounts, Observations, Observed, Residue, RowCounts, Run,
-    Stage, Tool, UploadCounts, Verdict, Verification, VersionCounts,
+    Canaries, DatasetRecord, JobFile, ListRead, Normaliser, ObjectCounts, Observations, Observed, Residue, RowCounts,
+    Run, Stage, Tool, UploadCounts, Verdict, Verification, VersionCounts,
 };
 use crate::match_index::Added;
 use crate::object_table::{ObjectRow, Outcome as RowOutcome};
@@ -74,7 +74,10 @@ impl Account<'_> {
             let outcomes = self.outcomes.get(number).map_or(&[][..], Vec::as_slice);
             let mut dataset = DatasetRows { spec, engine: self.engine(), rows: BTreeMap::new(), exits: Vec::new() };
             plan.into_iter().for_each(|plan| dataset.take_plan(plan, outcomes));
-            self.recovered.iter().filter(|swap| swap.swap.dataset == spec.name).for_each(|swap| dataset.take_recovered(swap));
+            self.recovered
+                .iter()
+                .filter(|swap| swap.swap.dataset == spec.name)
+                .for_each(|swap| dataset.take_recovered(swap));
             dataset.take_verified(verified);
             exits.append(&mut dataset.exits);
             rows.extend(dataset.rows.into_values());
@@ -110,7 +113,13 @@ impl Account<'_> {
                 version: NORMALISER_VERSION.to_owned(),
                 self_test: Observed::Seen("passed".to_owned()),
             },
-            datasets: self.verified.datasets.iter().enumerate().map(|(i, verified)| self.record(i, verified, rows)).collect(),
+            datasets: self
+                .verified
+                .datasets
+                .iter()
+                .enumerate()
+                .map(|(i, verified)| self.record(i, verified, rows))
+                .collect(),
             verification: self.verification(rows),
             limits: self.limits(),
             verdict: verdict(exit),
@@ -162,22 +171,37 @@ impl Account<'_> {
         let mut limits = vec![
             "Columns that no [[dataset.match]] names were not searched.".to_owned(),
             "Noncurrent object versions, delete markers and unfinished uploads were not looked at.".to_owned(),
-            "File statistics, dictionaries, bloom filters and object names were not searched for identifiers.".to_owned(),
+            "File statistics, dictionaries, bloom filters and object names were not searched for identifiers."
+                .to_owned(),
             "Objects that were written after a dataset was listed were not looked at.".to_owned(),
         ];
         for (spec, verified) in self.job.datasets.iter().zip(&self.verified.datasets) {
             if !verified.not_in_scope.is_empty() {
                 let count = verified.not_in_scope.len();
-                limits.push(format!("Dataset {}: {count} objects in its prefix are not in scope by their names.", spec.name));
+                limits.push(format!(
+                    "Dataset {}: {count} objects in its prefix are not in scope by their names.",
+                    spec.name
+                ));
             }
             limits.extend(unlisted_kinds(self.job, spec));
             limits.extend(tagged_columns(spec));
         }
-        if self.job.datasets.iter().flat_map(|spec| &spec.rules).flat_map(MatchRule::parts).any(|part| part.kind == Kind::Phone) {
-            limits.push("Kind phone compares the last ten digits: numbers of two countries can be taken for one.".to_owned());
+        if self
+            .job
+            .datasets
+            .iter()
+            .flat_map(|spec| &spec.rules)
+            .flat_map(MatchRule::parts)
+            .any(|part| part.kind == Kind::Phone)
+        {
+            limits.push(
+                "Kind phone compares the last ten digits: numbers of two countries can be taken for one.".to_owned(),
+            );
         }
         for bucket in self.unconditional_writes {
-            limits.push(format!("The store of bucket {bucket} ignores conditional writes; the job allowed writing all the same."));
+            limits.push(format!(
+                "The store of bucket {bucket} ignores conditional writes; the job allowed writing all the same."
+            ));
         }
         limits
     }
@@ -185,10 +209,18 @@ impl Account<'_> {
 
 /// A rule for whose kind no list has a column can never match; that is said, not assumed clean.
 fn unlisted_kinds(job: &Job, spec: &DatasetSpec) -> Vec<String> {
-    let listed = |kind: &Kind| job.lists.iter().flat_map(|list| &list.columns).any(|column| column.kind.same_family(kind));
+    let listed =
+        |kind: &Kind| job.lists.iter().flat_map(|list| &list.columns).any(|column| column.kind.same_family(kind));
     let parts = spec.rules.iter().flat_map(MatchRule::parts).filter(|part| !listed(&part.kind));
     parts
-        .map(|part| format!("Dataset {}: no list holds identifiers of kind {} for column {}.", spec.name, part.kind.name(), part.column))
+        .map(|part| {
+            format!(
+                "Dataset {}: no list holds identifiers of kind {} for column {}.",
+                spec.name,
+                part.kind.name(),
+                part.column
+            )
+        })
         .collect()
 }
 
@@ -196,7 +228,9 @@ fn tagged_columns(spec: &DatasetSpec) -> Vec<String> {
     let Action::Redact(columns) = &spec.action else { return Vec::new() };
     let tagged = columns.iter().filter(|redact| redact.with == Redaction::Tag);
     tagged
-        .map(|redact| format!("Dataset {}: column {} is pseudonymised by keyed tags, not erased.", spec.name, redact.column))
+        .map(|redact| {
+            format!("Dataset {}: column {} is pseudonymised by keyed tags, not erased.", spec.name, redact.column)
+        })
         .collect()
 }
 
@@ -321,7 +355,9 @@ impl DatasetRows<'_> {
             }
             row
         });
-        let (Some(before), Some(removed), Some(after)) = (row.rows_before, row.rows_removed, row.rows_after) else { return };
+        let (Some(before), Some(removed), Some(after)) = (row.rows_before, row.rows_removed, row.rows_after) else {
+            return;
+        };
         if before != swap.rows_after {
             return;
         }
@@ -349,7 +385,9 @@ impl DatasetRows<'_> {
         }
         let seen: std::collections::HashSet<String> =
             verified.objects.iter().map(|object| object.object.location.to_string()).collect();
-        for row in self.rows.values_mut().filter(|row| row.outcome != RowOutcome::Dropped && !seen.contains(&row.location)) {
+        for row in
+            self.rows.values_mut().filter(|row| row.outcome != RowOutcome::Dropped && !seen.contains(&row.location))
+        {
             row.outcome = RowOutcome::Changed;
             row.reason = Some("was gone when the dataset was listed again".to_owned());
             self.exits.push(Exit::Conflict);
@@ -387,7 +425,8 @@ impl DatasetRows<'_> {
                 }
                 if object.rows_matched > 0 {
                     row.outcome = RowOutcome::Residue;
-                    row.reason = Some(format!("{} of {} rows hold a listed identifier", object.rows_matched, object.rows));
+                    row.reason =
+                        Some(format!("{} of {} rows hold a listed identifier", object.rows_matched, object.rows));
                     self.exits.push(Exit::Residue);
                 }
             }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use futures::StreamExt;
 use roaring::RoaringTreemap;
 
+use crate::column_values::{NoRoute, OwnedValue};
 use crate::dataset::listing;
 use crate::error::{Error, Exit, Result};
 use crate::find_parquet::{self, CannotOpen, Opened, Shape, by_column};
-use crate::format::{Compression, Format, FormatError};
+use crate::format::{Compression, Format, FormatError, compression, csv, ndjson};
 use crate::identifier::Value;
 use crate::job::{DatasetSpec, MissingColumn, Resources};
 use crate::match_index::{Check, Matcher, Rule, Scratch};
@@ -47,7 +48,8 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
     let mut found = Found { listed_at: now, not_in_scope: listing.not_in_scope, ..Found::default() };
     if let Some(table) = listing.table_format {
         let reason = format!("belongs to a live {table} table, whose log a rewrite would break");
-        found.findings = listing.in_scope.into_iter().map(|object| refused(find.spec, object, Exit::Incomplete, &reason)).collect();
+        found.findings =
+            listing.in_scope.into_iter().map(|object| refused(find.spec, object, Exit::Incomplete, &reason)).collect();
         return Ok(found);
     }
     let (mut parquet, mut records) = (Vec::new(), Vec::new());
@@ -56,7 +58,12 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
         match format {
             Some(Format::Parquet) => parquet.push(object),
             Some(format @ (Format::Csv | Format::Tsv | Format::Ndjson)) => records.push((object, format, compression)),
-            None => found.findings.push(refused(find.spec, object, Exit::Incomplete, "has no format that its name tells; set format")),
+            None => found.findings.push(refused(
+                find.spec,
+                object,
+                Exit::Incomplete,
+                "has no format that its name tells; set format",
+            )),
         }
     }
     for wave in parquet.chunks(WAVE_OBJECTS) {
@@ -123,11 +130,12 @@ async fn find_wave(find: &Find<'_>, wave: Vec<Object>, found: &mut Found) {
 }
 
 fn not_opened(spec: &DatasetSpec, object: Object, error: CannotOpen) -> Finding {
-    use crate::column_values::NoRoute;
     let reason = error.to_string();
     let seen = match error {
         CannotOpen::Column(NoRoute::Missing(_)) => lacking(spec, reason),
-        CannotOpen::Column(NoRoute::Ambiguous(_) | NoRoute::Struct(_)) => Seen::Failed { exit: Exit::Incomplete, reason },
+        CannotOpen::Column(NoRoute::Ambiguous(_) | NoRoute::Struct(_)) => {
+            Seen::Failed { exit: Exit::Incomplete, reason }
+        }
         CannotOpen::Format(error) => Seen::Failed { exit: format_exit(&error), reason },
     };
     Finding { object, format: Some(Format::Parquet), compression: Compression::None, seen }
@@ -173,7 +181,7 @@ async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression
         let (spec, matcher) = (find.spec.clone(), find.matcher.clone());
         let meter = find.meter.clone();
         async move {
-            let scan = tokio::task::spawn_blocking(move || scan_records(&spec, &matcher, format, compression, &reader));
+            let scan = tokio::task::spawn_blocking(move || scan_records(&spec, &matcher, format, &reader));
             let outcome = scan.await.unwrap_or_else(|_| Err(FormatError::Corrupt("the decoder panicked".to_owned())));
             if let Ok((Seen::Rows { rows, .. }, _)) = &outcome {
                 meter.add(1, *rows, object.size_bytes);
@@ -194,4 +202,136 @@ async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression
     }
 }
 
-fn scan_records(_: &DatasetSpec, _: &Matcher, _: Format, _: Compression, _: &ObjectReader) -> std::result::Result<(Seen, Vec<u64>), FormatError> { Err(FormatError::Unsupported("stub".into())) }
+/// Compares every record of an object with the rules. Blocks.
+fn scan_records(
+    spec: &DatasetSpec,
+    matcher: &Matcher,
+    format: Format,
+    reader: &ObjectReader,
+) -> std::result::Result<(Seen, Vec<u64>), FormatError> {
+    let (_, source) = compression::decode(reader.read_from(0))?;
+    let mut scan = RecordScan { matcher, scratch: Scratch::default(), not_comparable: vec![0; matcher.columns.len()] };
+    let seen = match format {
+        Format::Csv | Format::Tsv => scan.csv(spec, csv::Records::new(source, &spec.csv, format == Format::Tsv))?,
+        Format::Ndjson => scan.ndjson(spec, ndjson::Lines::new(source))?,
+        Format::Parquet => return Err(FormatError::Unsupported("Parquet as records".to_owned())),
+    };
+    Ok((seen, scan.not_comparable))
+}
+
+/// One pass over the records of an object.
+struct RecordScan<'a> {
+    matcher: &'a Matcher,
+    scratch: Scratch,
+    /// By position of the matcher's columns.
+    not_comparable: Vec<u64>,
+}
+
+impl RecordScan<'_> {
+    fn csv(
+        &mut self,
+        spec: &DatasetSpec,
+        mut records: csv::Records<impl Read>,
+    ) -> std::result::Result<Seen, FormatError> {
+        let (mut rows, mut matched) = (0, RoaringTreemap::new());
+        let mut columns: Option<(usize, Vec<Vec<usize>>)> = None;
+        while let Some(record) = records.next()? {
+            if columns.is_none() {
+                let header = spec.csv.header.then_some(&record);
+                let names = csv::column_names(header, record.len());
+                let found: std::result::Result<Vec<_>, _> =
+                    self.matcher.columns.iter().map(|path| csv::positions(&names, path)).collect();
+                match found {
+                    Ok(found) => columns = Some((record.len(), found)),
+                    Err(error @ NoRoute::Missing(_)) => return Ok(lacking(spec, error.to_string())),
+                    Err(error) => return Ok(Seen::Failed { exit: Exit::Incomplete, reason: error.to_string() }),
+                }
+                if spec.csv.header {
+                    continue;
+                }
+            }
+            let Some((width, positions)) = &columns else { continue };
+            if record.len() != *width {
+                let (line, fields) = (record.line, record.len());
+                return Err(FormatError::Corrupt(format!(
+                    "the record at line {line} has {fields} fields, not {width}"
+                )));
+            }
+            let null = |bytes: &[u8]| spec.csv.null_strings.iter().any(|null| null.as_bytes() == bytes);
+            let fields = |column: usize| {
+                let cells = positions[column].iter().filter_map(|position| record.field(*position));
+                cells.filter(|cell| !null(cell)).map(cell_value).collect::<Vec<_>>()
+            };
+            if self.matches(&fields) {
+                matched.insert(rows);
+            }
+            rows += 1;
+        }
+        Ok(Seen::Rows { rows, matched })
+    }
+
+    fn ndjson(
+        &mut self,
+        spec: &DatasetSpec,
+        mut lines: ndjson::Lines<impl Read>,
+    ) -> std::result::Result<Seen, FormatError> {
+        let (mut rows, mut matched) = (0, RoaringTreemap::new());
+        let mut there = vec![false; self.matcher.columns.len()];
+        while let Some(line) = lines.next()? {
+            if line.is_blank() {
+                continue;
+            }
+            let mut cells: Vec<Vec<OwnedValue>> = Vec::with_capacity(there.len());
+            for (column, path) in self.matcher.columns.iter().enumerate() {
+                let mut values = Vec::new();
+                there[column] |= ndjson::values(&line, path, &mut |value| values.push(OwnedValue::of(value)))?;
+                cells.push(values);
+            }
+            if self.matches(&|column| cells[column].iter().map(OwnedValue::as_value).collect()) {
+                matched.insert(rows);
+            }
+            rows += 1;
+        }
+        // A key may be left out of a line; one that no line has is a column the object lacks.
+        match there.iter().position(|there| !there) {
+            Some(column) if rows > 0 => {
+                Ok(lacking(spec, NoRoute::Missing(self.matcher.columns[column].clone()).to_string()))
+            }
+            _ => Ok(Seen::Rows { rows, matched }),
+        }
+    }
+
+    /// Whether any rule matches a record whose columns hold `values`.
+    fn matches<'v>(&mut self, values: &dyn Fn(usize) -> Vec<Value<'v>>) -> bool {
+        let mut matched = false;
+        for rule in &self.matcher.rules {
+            match rule {
+                Rule::Single { column, probe } => {
+                    for value in values(*column) {
+                        match probe.check(value, &mut self.scratch) {
+                            Check::Match => matched = true,
+                            Check::NoMatch => {}
+                            Check::NotComparable => self.not_comparable[*column] += 1,
+                        }
+                    }
+                }
+                Rule::All { columns, composite } => {
+                    let parts: Vec<Vec<Value<'_>>> = columns.iter().map(|column| values(*column)).collect();
+                    for (part, values) in parts.iter().enumerate() {
+                        let unread = values
+                            .iter()
+                            .filter(|value| composite.is_not_comparable(part, **value, &mut self.scratch))
+                            .count();
+                        self.not_comparable[columns[part]] += unread as u64;
+                    }
+                    matched |= composite.check(&parts, &mut self.scratch);
+                }
+            }
+        }
+        matched
+    }
+}
+
+fn cell_value(bytes: &[u8]) -> Value<'_> {
+    std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Text)
+}

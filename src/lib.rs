@@ -30,6 +30,7 @@ pub mod rewrite;
 pub mod verify_normalise;
 pub mod verify_read;
 pub mod verify_records;
+pub mod verify_ndjson;
 pub mod verify_list;
 pub mod verify;
 pub mod signature;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use crate::manifest::{Stage as StageTime, StageName};
 use crate::meter::Meter;
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 
 /// Times the stages of a run and shows how far they are.
 pub struct Progress {

@@ -48,7 +48,10 @@ pub struct Outcome {
 pub enum Ended {
     Rewritten,
     Dropped,
-    Failed { exit: Exit, reason: String },
+    Failed {
+        exit: Exit,
+        reason: String,
+    },
     /// The run was asked to stop before this step began.
     NotBegun,
 }
@@ -271,7 +274,8 @@ async fn write_replacement(
 }
 
 fn format_of(step: &Step) -> Result<format::Encoded, Failure> {
-    let format = step.format.ok_or_else(|| Failure { exit: Exit::Internal, reason: "planned without a format".to_owned() })?;
+    let format =
+        step.format.ok_or_else(|| Failure { exit: Exit::Internal, reason: "planned without a format".to_owned() })?;
     Ok(format::Encoded { format, compression: step.compression })
 }
 
@@ -285,12 +289,14 @@ fn io_failure(error: &io::Error) -> Failure {
 /// Opens the written object anew and compares it with what was kept.
 async fn read_back(rewrite: &Rewrite<'_>, step: &Step, object: Object, proof: Proof) -> Result<(), Failure> {
     let reader = ObjectReader::new(rewrite.store.clone(), object);
-    let source = ObjectReader::new(rewrite.store.clone(), step.object.clone());
     let (kind, dialect) = (format_of(step)?, rewrite.spec.csv.clone());
-    let work = tokio::task::spawn_blocking(move || format::read_back(kind, &dialect, &reader, &source, &proof));
+    let work = tokio::task::spawn_blocking(move || format::read_back(kind, &dialect, &reader, &proof));
     match work.await {
         Ok(outcome) => outcome.map_err(Failure::from),
-        Err(_) => Err(Failure { exit: Exit::Incomplete, reason: "differs after the rewrite: the decoder panicked".to_owned() }),
+        Err(_) => Err(Failure {
+            exit: Exit::Incomplete,
+            reason: "differs after the rewrite: the decoder panicked".to_owned(),
+        }),
     }
 }
 

@@ -17,8 +17,8 @@ use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
 use crate::identifier;
 use crate::job::{Job, Scope};
-use crate::keys;
 use crate::journal::{self, Journal, Lock, Unfinished};
+use crate::keys;
 use crate::manifest::{Observed, StageName};
 use crate::manifest_check;
 use crate::manifest_diff;
@@ -86,8 +86,10 @@ impl Stop {
     fn listen() -> Result<Stop> {
         use tokio::signal::unix::{SignalKind, signal};
         let stop = Stop { asked: Arc::default(), bell: Arc::default() };
-        for (kind, exit) in [(SignalKind::interrupt(), Exit::Interrupted), (SignalKind::terminate(), Exit::Terminated)] {
-            let mut signals = signal(kind).map_err(|error| Error::internal(format!("cannot listen for signals: {error}")))?;
+        for (kind, exit) in [(SignalKind::interrupt(), Exit::Interrupted), (SignalKind::terminate(), Exit::Terminated)]
+        {
+            let mut signals =
+                signal(kind).map_err(|error| Error::internal(format!("cannot listen for signals: {error}")))?;
             let stop = stop.clone();
             tokio::spawn(async move {
                 while signals.recv().await.is_some() {
@@ -107,7 +109,11 @@ impl Stop {
     }
 
     fn error(&self) -> Error {
-        let exit = if self.asked.load(Ordering::SeqCst) == Exit::Terminated.code() { Exit::Terminated } else { Exit::Interrupted };
+        let exit = if self.asked.load(Ordering::SeqCst) == Exit::Terminated.code() {
+            Exit::Terminated
+        } else {
+            Exit::Interrupted
+        };
         Error::new(exit, "interrupted; the journal is whole").hint("run again to resume")
     }
 
@@ -461,7 +467,8 @@ async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run
     let published = chain::publish(store.as_ref(), state, observations, rows, key).await?;
     if session.common.json {
         let (_, bytes) = store.get(&published.location.join("manifest.json")).await?;
-        let statement: Value = serde_json::from_slice(&bytes).map_err(|_| Error::internal("the manifest is no JSON"))?;
+        let statement: Value =
+            serde_json::from_slice(&bytes).map_err(|_| Error::internal("the manifest is no JSON"))?;
         let mut document = statement["predicate"].clone();
         document["command"] = json!(run.command);
         document["exit"] = json!({ "code": exit.code(), "name": exit.name() });
@@ -510,10 +517,14 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
         }
         lines.push(format!("dataset {}: {objects} objects at {}", spec.name, spec.uri));
     }
-    lines.extend(ignored.iter().map(|bucket| format!("bucket {bucket}: ignores conditional writes, allowed by the job")));
+    lines.extend(
+        ignored.iter().map(|bucket| format!("bucket {bucket}: ignores conditional writes, allowed by the job")),
+    );
     let exit = Exit::gravest(exits);
     if common.json {
-        print_json(&json!({ "command": "check", "exit": { "code": exit.code(), "name": exit.name() }, "checked": lines }));
+        print_json(
+            &json!({ "command": "check", "exit": { "code": exit.code(), "name": exit.name() }, "checked": lines }),
+        );
     } else {
         lines.iter().for_each(|line| println!("{line}"));
         println!("{}", if exit == Exit::Clean { "the job is ready to run" } else { "a dataset matches no object" });

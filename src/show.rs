@@ -62,9 +62,20 @@ fn steps(out: &mut String, dataset: &DatasetPlan) {
 /// The result of a run that wrote a manifest: totals by dataset, what did not go well, the verdict.
 pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String {
     let mut out = String::new();
-    let mut totals = table(&["dataset", "objects", "rewritten", "dropped", "rows before", "removed", "redacted", "after", "verified"]);
+    let mut totals = table(&[
+        "dataset",
+        "objects",
+        "rewritten",
+        "dropped",
+        "rows before",
+        "removed",
+        "redacted",
+        "after",
+        "verified",
+    ]);
     for dataset in &observed.datasets {
-        let verified: u64 = rows.iter().filter(|row| row.dataset == dataset.name).filter_map(|row| row.rows_scanned).sum();
+        let verified: u64 =
+            rows.iter().filter(|row| row.dataset == dataset.name).filter_map(|row| row.rows_scanned).sum();
         totals.add_row([
             dataset.name.clone(),
             count(dataset.objects.listed),
@@ -83,7 +94,11 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
     if !bad.is_empty() {
         let mut objects = table(&["object", "outcome", "reason"]);
         for row in bad.iter().take(OBJECTS_SHOWN) {
-            objects.add_row([row.location.clone(), row.outcome.name().to_owned(), row.reason.clone().unwrap_or_default()]);
+            objects.add_row([
+                row.location.clone(),
+                row.outcome.name().to_owned(),
+                row.reason.clone().unwrap_or_default(),
+            ]);
         }
         line(&mut out, &objects.to_string());
         if bad.len() > OBJECTS_SHOWN {
@@ -93,7 +108,13 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
     let verification = &observed.verification;
     let (objects, verified) = (count(verification.objects), count(verification.rows));
     line(&mut out, &format!("lists     {} identifiers", listed(observed)));
-    line(&mut out, &format!("verified  {verified} rows of {objects} objects with {} {}", verification.engine, verification.engine_version));
+    line(
+        &mut out,
+        &format!(
+            "verified  {verified} rows of {objects} objects with {} {}",
+            verification.engine, verification.engine_version
+        ),
+    );
     line(&mut out, &format!("residue   {} rows", count(verification.residue.rows)));
     line(&mut out, &format!("verdict   {} (exit {})", observed.verdict.name(), exit.code()));
     out

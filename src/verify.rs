@@ -20,7 +20,7 @@ use crate::meter::Meter;
 use crate::store::{Location, Object, ObjectReader, Store, StoreError, Stores};
 use crate::verify_list::{Rules, Suppressed, add};
 use crate::verify_normalise;
-use crate::verify_read::{Fault, Gates, Scanned, Work, scan_parquet};
+use crate::verify_read::{Fault, Gates, Scanned, Tally, Work, scan_parquet};
 use crate::verify_records::{HELD_BYTES, Layout, Promised, scan_records};
 
 /// What the verifier saw.
@@ -40,7 +40,7 @@ pub struct VerifiedList {
     pub digest: String,
     pub read_at: Timestamp,
     pub rows: u64,
-    /// Different ones; a number of kind `text` counts as text and as number.
+    /// Different ones, plain or hashed, over all columns.
     pub identifiers: u64,
 }
 
@@ -100,9 +100,6 @@ pub async fn verify(
     }
     let suppressed = Arc::into_inner(suppressed).expect("the readers of the lists are gone");
     let suppressed = Arc::new(suppressed.into_inner().unwrap_or_else(|broken| broken.into_inner()));
-    for list in &mut lists {
-        list.identifiers = suppressed.identifiers(&list.name);
-    }
     let mut datasets = Vec::with_capacity(job.datasets.len());
     for dataset in &job.datasets {
         datasets.push(verify_dataset(dataset, stores, clock(), &gates, &suppressed, meter).await?);
@@ -135,7 +132,7 @@ async fn read_list(
         let (shared, sets) = (list.clone(), suppressed.clone());
         let work: Work = Arc::new(move |batch| {
             add(&sets, &shared, batch)?;
-            Ok(crate::verify_read::Tally { rows: batch.rows as u64, ..Default::default() })
+            Ok(Tally { rows: batch.rows as u64, ..Default::default() })
         });
         let shape = list_shape(list, &file.location).map_err(unusable)?;
         let scanned = scan(&store, file, &shape, &columns, gates, &work).await.map_err(unusable)?;
@@ -145,7 +142,8 @@ async fn read_list(
         rows += scanned.tally.rows;
         file_digests.push((stored_digest(&store, file).await.map_err(unusable)?, file.location.to_string()));
     }
-    Ok(VerifiedList { name: list.name.clone(), digest: list_digest(file_digests), read_at, rows, identifiers: 0 })
+    let identifiers = suppressed.lock().unwrap_or_else(|broken| broken.into_inner()).count_identifiers();
+    Ok(VerifiedList { name: list.name.clone(), digest: list_digest(file_digests), read_at, rows, identifiers })
 }
 
 fn root(scope: &Scope) -> &Location {
@@ -262,7 +260,7 @@ async fn verify_dataset(
         let (store, rules) = (store.clone(), rules.clone());
         async move { verify_object(dataset, store, object, gates, suppressed, rules, meter).await }
     });
-    let checked: Vec<_> = futures::stream::iter(checked).buffered(2 * gates.threads()).collect().await;
+    let checked: Vec<_> = futures::stream::iter(checked).buffered(gates.objects_ahead()).collect().await;
     let mut not_comparable = BTreeMap::new();
     let mut objects = Vec::with_capacity(checked.len());
     for (object, counts) in checked {

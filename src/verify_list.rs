@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
 use std::mem::discriminant;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use polars::prelude::*;
 
@@ -17,12 +17,13 @@ use crate::verify_read::{Batch, Leaf, Tally};
 
 /// All lists of a job, ready to be asked.
 pub struct Suppressed {
-    fingerprints: Fingerprints,
+    fingerprints: Arc<Fingerprints>,
     selections: Vec<Selection>,
     composites: Vec<Composite>,
     /// Functions that some data column is hashed with: plain list entries are kept under them too.
     stored_functions: Vec<HashFunction>,
-    lists: HashMap<String, HashSet<u128, Spread>>,
+    /// Of the list that is being read, to count what is different.
+    current: HashSet<u128, Spread>,
 }
 
 /// What one match part may be compared with.
@@ -59,6 +60,9 @@ struct Probe {
     counted_elsewhere: bool,
 }
 
+/// How many digests are kept for values that come again.
+const KNOWN_MAX: usize = 1 << 16;
+
 /// Fingerprints are spread evenly already.
 #[derive(Clone, Copy, Default)]
 pub struct Spread;
@@ -91,11 +95,11 @@ impl Suppressed {
     /// Empty sets for everything the job's rules ask for.
     pub fn new(job: &Job, seed: [u8; 16]) -> Suppressed {
         let mut empty = Suppressed {
-            fingerprints: Fingerprints::new(seed),
+            fingerprints: Arc::new(Fingerprints::new(seed)),
             selections: Vec::new(),
             composites: Vec::new(),
             stored_functions: Vec::new(),
-            lists: HashMap::new(),
+            current: HashSet::with_hasher(Spread),
         };
         let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::parts);
         for part in parts() {
@@ -128,9 +132,9 @@ impl Suppressed {
         })
     }
 
-    /// How many different identifiers (or digests of some) the list named `list` holds.
-    pub fn identifiers(&self, list: &str) -> u64 {
-        self.lists.get(list).map_or(0, |keys| keys.len() as u64)
+    /// How many different identifiers (or digests of some) have been added since the last call.
+    pub fn count_identifiers(&mut self) -> u64 {
+        std::mem::replace(&mut self.current, HashSet::with_hasher(Spread)).len() as u64
     }
 
     /// The rules of a dataset of the job that these sets were made for.
@@ -198,6 +202,9 @@ impl Suppressed {
             let key = self.fingerprints.canonical(form, canonical);
             keep(index, key);
             if !selection.listed_functions.is_empty() {
+                if known.len() >= KNOWN_MAX {
+                    known.clear();
+                }
                 let under =
                     |function: &HashFunction| self.fingerprints.digest(*function, &digest_of(*function, canonical));
                 let keys = known.entry(key).or_insert_with(|| selection.listed_functions.iter().map(under).collect());
@@ -235,22 +242,29 @@ impl Rules {
 
 /// Takes a batch of one list's columns, in the order of `list.columns`, into the sets.
 pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> PolarsResult<()> {
-    let mut sets = suppressed.lock().unwrap_or_else(|broken| broken.into_inner());
-    let keyed = list.columns.iter().zip(&batch.columns).map(|(column, leaves)| sets.keyed(column, leaves));
-    let keyed: Vec<Vec<(u32, u128)>> = keyed.collect::<PolarsResult<_>>()?;
-    let Suppressed { fingerprints, selections, composites, lists, .. } = &mut *sets;
-    let all = lists.entry(list.name.clone()).or_default();
+    let locked = || suppressed.lock().unwrap_or_else(|broken| broken.into_inner());
+    // Only the sets need the lock: normalising and hashing goes on side by side.
+    let keying = {
+        let sets = locked();
+        Keying { fingerprints: sets.fingerprints.clone(), stored_functions: sets.stored_functions.clone() }
+    };
+    let keyed = list.columns.iter().zip(&batch.columns).map(|(column, leaves)| keying.column(column, leaves));
+    let keyed: Vec<Vec<Keyed>> = keyed.collect::<PolarsResult<_>>()?;
+    let mut sets = locked();
+    let Suppressed { fingerprints, selections, composites, current, .. } = &mut *sets;
     for (column, keyed) in list.columns.iter().zip(&keyed) {
-        all.extend(keyed.iter().map(|(_, key)| *key));
+        current.extend(keyed.iter().filter(|keyed| keyed.is_entry).map(|keyed| keyed.key));
         for selection in selections.iter_mut().filter(|selection| selection.takes(column)) {
-            selection.keys.extend(keyed.iter().map(|(_, key)| *key));
+            selection.keys.extend(keyed.iter().map(|keyed| keyed.key));
         }
     }
     for composite in composites {
         let mut parts = Vec::with_capacity(composite.selections.len());
         for selection in &composite.selections {
             let taken = list.columns.iter().zip(&keyed).filter(|(column, _)| selections[*selection].takes(column));
-            parts.push(taken.flat_map(|(_, keyed)| keyed.iter().copied()).collect::<Vec<_>>());
+            parts.push(
+                taken.flat_map(|(_, keyed)| keyed.iter().map(|keyed| (keyed.row, keyed.key))).collect::<Vec<_>>(),
+            );
         }
         each_row(&mut parts, &mut |_, keys| {
             composite.rows.insert(fingerprints.row(keys));
@@ -259,30 +273,46 @@ pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> Po
     Ok(())
 }
 
-impl Suppressed {
-    /// What the values of a list column may be met as in the data, by row.
-    fn keyed(&self, column: &ListColumn, leaves: &[Leaf]) -> PolarsResult<Vec<(u32, u128)>> {
+/// One way in which an entry of a list may be met in the data.
+struct Keyed {
+    row: u32,
+    key: u128,
+    /// The entry itself, not one of its other forms.
+    is_entry: bool,
+}
+
+/// What turns list entries into keys.
+struct Keying {
+    fingerprints: Arc<Fingerprints>,
+    stored_functions: Vec<HashFunction>,
+}
+
+impl Keying {
+    fn column(&self, column: &ListColumn, leaves: &[Leaf]) -> PolarsResult<Vec<Keyed>> {
         let mut keyed = Vec::new();
         for leaf in leaves {
             match column.hashed {
                 // What cannot be read here is told by whoever reads the lists for the scrub.
                 Some(hashed) => digests(hashed, &leaf.values, &mut |index, digest| {
-                    keyed.push((leaf.row(index), self.fingerprints.digest(function_of(hashed), digest)));
+                    let key = self.fingerprints.digest(function_of(hashed), digest);
+                    keyed.push(Keyed { row: leaf.row(index), key, is_entry: true });
                 })?,
-                None => self.keyed_plain(&column.kind, leaf, &mut keyed)?,
+                None => self.plain(&column.kind, leaf, &mut keyed)?,
             };
         }
         Ok(keyed)
     }
 
-    fn keyed_plain(&self, kind: &Kind, leaf: &Leaf, keyed: &mut Vec<(u32, u128)>) -> PolarsResult<u64> {
+    fn plain(&self, kind: &Kind, leaf: &Leaf, keyed: &mut Vec<Keyed>) -> PolarsResult<u64> {
         let mut texts: (Vec<u32>, Vec<String>) = Default::default();
-        let unread = canonicals(kind, &leaf.values, &mut |index, _, canonical| {
+        let not_comparable = canonicals(kind, &leaf.values, &mut |index, _, canonical| {
             let row = leaf.row(index);
             // A number in a list stands for its text too, as it would in a list of text.
-            keyed.push((row, self.fingerprints.canonical(Form::Text, canonical)));
+            let key = self.fingerprints.canonical(Form::Text, canonical);
+            keyed.push(Keyed { row, key, is_entry: true });
             for function in &self.stored_functions {
-                keyed.push((row, self.fingerprints.digest(*function, &digest_of(*function, canonical))));
+                let key = self.fingerprints.digest(*function, &digest_of(*function, canonical));
+                keyed.push(Keyed { row, key, is_entry: false });
             }
             if let (Kind::Text, Ok(text)) = (kind, std::str::from_utf8(canonical)) {
                 texts.0.push(row);
@@ -291,9 +321,10 @@ impl Suppressed {
         })?;
         let numbers = plain_numbers(StringChunked::from_iter_values("v".into(), texts.1.iter()))?;
         for (row, number) in texts.0.iter().zip(numbers.iter()) {
-            keyed.extend(number.map(|number| (*row, self.fingerprints.canonical(Form::Number, number.as_bytes()))));
+            let key = number.map(|number| self.fingerprints.canonical(Form::Number, number.as_bytes()));
+            keyed.extend(key.map(|key| Keyed { row: *row, key, is_entry: false }));
         }
-        Ok(unread)
+        Ok(not_comparable)
     }
 }
 

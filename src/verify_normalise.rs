@@ -31,7 +31,7 @@ pub fn canonicals(kind: &Kind, values: &Series, take: &mut dyn FnMut(usize, Form
         DataType::String => {
             let mut texts = Texts::new(kind);
             for (index, text) in values.str()?.iter().enumerate() {
-                texts.see(index, text.unwrap_or_default(), take);
+                texts.see(index, text.unwrap_or_default(), take)?;
             }
             texts.finish(take)
         }
@@ -147,34 +147,44 @@ fn number(hasher: &SipHasher13, bytes: &[u8]) -> u128 {
 struct Texts<'a> {
     kind: &'a Kind,
     waiting: Vec<(usize, &'a str)>,
+    not_comparable: u64,
 }
+
+/// How many values wait for the expression, at most: it makes several copies of each.
+const WAITING_MAX: usize = 1 << 16;
 
 impl<'a> Texts<'a> {
     fn new(kind: &'a Kind) -> Self {
-        Texts { kind, waiting: Vec::new() }
+        Texts { kind, waiting: Vec::new(), not_comparable: 0 }
     }
 
-    fn see(&mut self, index: usize, text: &'a str, take: &mut dyn FnMut(usize, Form, &[u8])) {
+    fn see(&mut self, index: usize, text: &'a str, take: &mut dyn FnMut(usize, Form, &[u8])) -> PolarsResult<()> {
         if is_canonical(self.kind, text) {
             take(index, Form::Text, text.as_bytes());
         } else if !text.trim().is_empty() {
             self.waiting.push((index, text));
         }
+        if self.waiting.len() >= WAITING_MAX { self.evaluate_waiting(take) } else { Ok(()) }
     }
 
-    fn finish(self, take: &mut dyn FnMut(usize, Form, &[u8])) -> PolarsResult<u64> {
-        if self.waiting.is_empty() {
-            return Ok(0);
-        }
+    fn evaluate_waiting(&mut self, take: &mut dyn FnMut(usize, Form, &[u8])) -> PolarsResult<()> {
         let raw = StringChunked::from_iter_values("v".into(), self.waiting.iter().map(|(_, text)| *text));
-        let mut not_comparable = 0;
         for ((index, _), canonical) in self.waiting.iter().zip(evaluate(raw, rule(self.kind))?.iter()) {
             match canonical {
                 Some(canonical) => take(*index, Form::Text, canonical.as_bytes()),
-                None => not_comparable += 1,
+                None => self.not_comparable += 1,
             }
         }
-        Ok(not_comparable)
+        self.waiting.clear();
+        Ok(())
+    }
+
+    /// How many values held something that is no identifier.
+    fn finish(mut self, take: &mut dyn FnMut(usize, Form, &[u8])) -> PolarsResult<u64> {
+        if !self.waiting.is_empty() {
+            self.evaluate_waiting(take)?;
+        }
+        Ok(self.not_comparable)
     }
 }
 
@@ -308,7 +318,7 @@ fn canonical_bytes(kind: &Kind, values: &BinaryChunked, take: &mut dyn FnMut(usi
             (Kind::Uuid, 16) => take(index, Form::Text, raw_uuid(bytes).as_bytes()),
             (Kind::Maid, 16) => take(index, Form::Text, hex::encode(bytes).as_bytes()),
             _ => match std::str::from_utf8(bytes) {
-                Ok(text) => texts.see(index, text, take),
+                Ok(text) => texts.see(index, text, take)?,
                 Err(_) => not_comparable += 1,
             },
         }
@@ -334,8 +344,8 @@ fn canonical_numbers(kind: &Kind, values: &Series, take: &mut dyn FnMut(usize, F
         match kind {
             Kind::Text => take(index, Form::Number, number.as_bytes()),
             Kind::Integer if whole => take(index, Form::Text, number.as_bytes()),
-            Kind::Phone | Kind::PhoneE164 { .. } if natural => texts.see(index, number, take),
-            Kind::Zip if natural && number.len() <= 5 => texts.see(index, number, take),
+            Kind::Phone | Kind::PhoneE164 { .. } if natural => texts.see(index, number, take)?,
+            Kind::Zip if natural && number.len() <= 5 => texts.see(index, number, take)?,
             Kind::Integer
             | Kind::Phone
             | Kind::PhoneE164 { .. }

@@ -4,8 +4,10 @@
 //! bloom filters, page indexes and the embedded Arrow schema are never looked at (invariant 10). Nothing here knows identifiers.
 
 use std::io::Cursor;
+use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use polars::prelude::*;
 use polars_parquet::parquet::read::deserialize_metadata;
 use polars_parquet::read::schema::parquet_to_arrow_schema;
@@ -118,7 +120,9 @@ pub struct Gates {
     cpu: Semaphore,
     memory_mib: Semaphore,
     memory_total_mib: u32,
+    requests: Semaphore,
     threads: usize,
+    requests_in_flight: usize,
 }
 
 impl Gates {
@@ -128,12 +132,19 @@ impl Gates {
             cpu: Semaphore::new(resources.threads),
             memory_mib: Semaphore::new(memory_total_mib as usize),
             memory_total_mib,
+            requests: Semaphore::new(resources.requests_in_flight),
             threads: resources.threads,
+            requests_in_flight: resources.requests_in_flight,
         }
     }
 
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// How many objects may be under way: enough to keep both the threads and the store busy.
+    pub fn objects_ahead(&self) -> usize {
+        self.requests_in_flight.max(2 * self.threads)
     }
 
     pub async fn cpu(&self) -> SemaphorePermit<'_> {
@@ -144,6 +155,11 @@ impl Gates {
     pub async fn memory(&self, bytes: u64) -> SemaphorePermit<'_> {
         let wanted = u32::try_from(bytes >> 20).unwrap_or(u32::MAX).saturating_add(1).min(self.memory_total_mib);
         self.memory_mib.acquire_many(wanted).await.expect("the gates are never closed")
+    }
+
+    async fn get_range(&self, store: &dyn Store, object: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let _one = self.requests.acquire().await.expect("the gates are never closed");
+        store.get_range(object, range).await
     }
 
     /// What one of the tasks that run side by side should hold at most.
@@ -161,7 +177,7 @@ pub async fn scan_parquet(
     work: &Work,
 ) -> Result<Scanned, Fault> {
     use futures::{StreamExt, TryStreamExt};
-    let file = Arc::new(open(store, object, columns).await?);
+    let file = Arc::new(open(store, object, columns, gates).await?);
     let missing = (0..columns.len()).filter(|column| file.sources[*column].is_none()).collect();
     let groups =
         (0..file.metadata.row_groups.len()).map(|group| scan_row_group(store, object, &file, group, gates, work));
@@ -183,6 +199,8 @@ struct ParquetFile {
     metadata: FileMetadata,
     /// By column asked for.
     sources: Vec<Option<Source>>,
+    /// What came with the footer: of a small object all of it.
+    tail: Bytes,
 }
 
 /// One column: its top-level field cut down to the one path, and which of that field's leaves belong to it.
@@ -190,7 +208,7 @@ struct ParquetFile {
 struct Source {
     root: PlSmallStr,
     field: ArrowField,
-    leaves: std::ops::Range<usize>,
+    leaves: Range<usize>,
     /// Names of struct fields below the root, as the file spells them.
     path: Vec<PlSmallStr>,
 }
@@ -200,12 +218,12 @@ const FOOTER_GUESS_BYTES: u64 = 64 << 10;
 /// Length of the footer and magic at the end.
 const TAIL_BYTES: u64 = 8;
 
-async fn open(store: &dyn Store, object: &Object, columns: &[ColumnPath]) -> Result<ParquetFile, Fault> {
+async fn open(store: &dyn Store, object: &Object, columns: &[ColumnPath], gates: &Gates) -> Result<ParquetFile, Fault> {
     let size = object.size_bytes;
     if size < 12 {
         return Err(Fault::unreadable("is too short for a Parquet file"));
     }
-    let mut tail = store.get_range(object, size.saturating_sub(FOOTER_GUESS_BYTES)..size).await?;
+    let mut tail = gates.get_range(store, object, size.saturating_sub(FOOTER_GUESS_BYTES)..size).await?;
     let (length, magic) = tail[tail.len() - 8..].split_at(4);
     if magic != b"PAR1" {
         let encrypted = if magic == b"PARE" { ": its footer is encrypted" } else { "" };
@@ -216,15 +234,17 @@ async fn open(store: &dyn Store, object: &Object, columns: &[ColumnPath]) -> Res
         return Err(Fault::unreadable("its footer is longer than the file"));
     }
     if length > tail.len() as u64 {
-        tail = store.get_range(object, size - length..size).await?;
+        tail = gates.get_range(store, object, size - length..size).await?;
     }
     let footer = tail.slice(tail.len() - length as usize..).to_vec();
     let columns = columns.to_vec();
     // A malformed footer may panic: on a thread of its own that is an error of this object alone.
-    tokio::task::spawn_blocking(move || understand(footer, &columns)).await.map_err(|error| Fault::from_join(&error))?
+    let understood = tokio::task::spawn_blocking(move || understand(footer, &columns)).await;
+    let (metadata, sources) = understood.map_err(|error| Fault::from_join(&error))??;
+    Ok(ParquetFile { metadata, sources, tail })
 }
 
-fn understand(footer: Vec<u8>, columns: &[ColumnPath]) -> Result<ParquetFile, Fault> {
+fn understand(footer: Vec<u8>, columns: &[ColumnPath]) -> Result<(FileMetadata, Vec<Option<Source>>), Fault> {
     let metadata = deserialize_metadata(footer.into()).map_err(PolarsError::from)?;
     let fields = metadata.schema().fields();
     // The embedded Arrow schema is left aside: it may say other than what the Parquet types say.
@@ -234,16 +254,17 @@ fn understand(footer: Vec<u8>, columns: &[ColumnPath]) -> Result<ParquetFile, Fa
     }
     let top: Vec<ArrowField> = schema.iter_values().cloned().collect();
     let sources = columns.iter().map(|column| source(&top, column)).collect::<Result<_, _>>()?;
-    Ok(ParquetFile { metadata, sources })
+    Ok((metadata, sources))
 }
 
 fn source(top: &[ArrowField], column: &ColumnPath) -> Result<Option<Source>, Fault> {
     let names: Vec<&str> = top.iter().map(|field| field.name.as_str()).collect();
-    let Some(root) = resolve(&names, &column.0[0]).map_err(|()| ambiguous(column))? else {
+    let Some(root) = resolve(&names, &column.0[0]).map_err(|Ambiguous| ambiguous(column))? else {
         return Ok(None);
     };
     let mut path = Vec::new();
-    let Some((field, leaves)) = cut(&top[root], &column.0[1..], &mut path).map_err(|()| ambiguous(column))? else {
+    let Some((field, leaves)) = cut(&top[root], &column.0[1..], &mut path).map_err(|Ambiguous| ambiguous(column))?
+    else {
         return Ok(None);
     };
     Ok(Some(Source { root: top[root].name.clone(), field, leaves, path }))
@@ -253,21 +274,25 @@ pub fn ambiguous(column: &ColumnPath) -> Fault {
     Fault::unreadable(format!("column {column} is ambiguous: several names differ from it only in case"))
 }
 
+/// Several names could be meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ambiguous;
+
 /// The index of `wanted`: the exact name first, else the only one that differs in case alone.
-pub fn resolve(names: &[&str], wanted: &str) -> Result<Option<usize>, ()> {
+pub fn resolve(names: &[&str], wanted: &str) -> Result<Option<usize>, Ambiguous> {
     let alone = |mut found: Vec<usize>| match found.len() {
         0 | 1 => Ok(found.pop()),
-        _ => Err(()),
+        _ => Err(Ambiguous),
     };
     let indexes = |same: &dyn Fn(&str) -> bool| (0..names.len()).filter(|i| same(names[*i])).collect::<Vec<_>>();
     let exact = indexes(&|name| name == wanted);
     if exact.is_empty() { alone(indexes(&|name| name.to_lowercase() == wanted.to_lowercase())) } else { alone(exact) }
 }
 
-type Cut = Option<(ArrowField, std::ops::Range<usize>)>;
+type Cut = Option<(ArrowField, Range<usize>)>;
 
 /// `field` with nothing in it but what lies on `path`, and the range of its leaves that are left. Lists and maps are walked through.
-fn cut(field: &ArrowField, path: &[String], spelled: &mut Vec<PlSmallStr>) -> Result<Cut, ()> {
+fn cut(field: &ArrowField, path: &[String], spelled: &mut Vec<PlSmallStr>) -> Result<Cut, Ambiguous> {
     let with = |dtype| ArrowField::new(field.name.clone(), dtype, field.is_nullable);
     match (&field.dtype, path.first()) {
         (ArrowDataType::List(inner) | ArrowDataType::LargeList(inner) | ArrowDataType::Map(inner, _), _) => {
@@ -334,9 +359,13 @@ async fn scan_row_group(
     }
     // Dictionary pages make the decoded column larger than the file says: a view of 16 bytes a value, and our own notes on it.
     let row_bytes = decoded_bytes / rows.max(1) as u64 + 32 * ranges.len() as u64 + 1;
-    let slice_rows = (gates.share_bytes() / row_bytes).clamp(16 << 10, 4 << 20);
+    let slice_rows = (gates.share_bytes() / row_bytes).clamp(16 << 10, 1 << 20);
     let _held = gates.memory(stored_bytes + row_bytes * slice_rows.min(rows as u64)).await;
-    let fetched = ranges.into_iter().map(|range| store.get_range(object, range));
+    let tail_start = object.size_bytes - file.tail.len() as u64;
+    let fetched = ranges.into_iter().map(async |range| match range.start.checked_sub(tail_start) {
+        Some(start) => Ok(file.tail.slice(start as usize..(range.end - tail_start) as usize)),
+        None => gates.get_range(store, object, range).await,
+    });
     let fetched = futures::future::try_join_all(fetched).await?;
     let _running = gates.cpu().await;
     let (file, work) = (file.clone(), work.clone());
@@ -436,13 +465,20 @@ mod tests {
     fn names_resolve_exactly_first_and_by_case_only_when_alone() {
         for (names, wanted, found) in [
             (&["Email", "email"][..], "email", Ok(Some(1))),
-            (&["Email", "EMAIL"], "email", Err(())),
+            (&["Email", "EMAIL"], "email", Err(Ambiguous)),
             (&["x", "EMAIL"], "email", Ok(Some(1))),
             (&["x"], "email", Ok(None)),
-            (&["a", "a"], "a", Err(())),
+            (&["a", "a"], "a", Err(Ambiguous)),
         ] {
             assert_eq!(resolve(names, wanted), found, "{names:?}");
         }
+    }
+
+    #[test]
+    fn a_panic_of_a_decoder_fails_the_object_alone() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let joined = runtime.block_on(async { tokio::task::spawn_blocking(|| panic!("anna@example.com")).await });
+        assert_eq!(Fault::from_join(&joined.unwrap_err()).reason, "a decoder gave up on its content");
     }
 
     #[test]

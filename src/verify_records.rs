@@ -1,19 +1,19 @@
 //! How the verifier sees CSV, NDJSON and plain lines: as batches of their identifier columns, like [`crate::verify_read`].
 //!
 //! CSV is cut into blocks at record ends and made regular (line ends, stray quotes) by a small automaton that counts the
-//! records; Polars parses the blocks, and both must agree on the count, so that no quoting fault can hide a record. NDJSON goes
-//! line by line through serde_json, for Polars gives a column one type and a repeated key one value. Nothing here knows identifiers.
+//! records; Polars parses the blocks, and both must agree on the count, so that no quoting fault can hide a record. Nothing here
+//! knows identifiers.
 
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::sync::Arc;
 
 use polars::prelude::*;
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::format::CsvDialect;
 use crate::identifier::ColumnPath;
 use crate::store::{ObjectReader, store_error};
-use crate::verify_read::{Batch, Fault, Leaf, Scanned, Work, ambiguous, resolve};
+use crate::verify_ndjson::scan_ndjson;
+use crate::verify_read::{Ambiguous, Batch, Fault, Leaf, Scanned, Work, ambiguous, resolve};
 
 /// What a file of records holds.
 #[derive(Debug, Clone)]
@@ -67,8 +67,8 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// The magic number decides: what is compressed under a plain name is looked into all the same.
 fn decompressed(object: &ObjectReader, promised: Promised) -> Result<Box<dyn BufRead>, Fault> {
-    let head = object.read_range(0..object.object().size_bytes.min(4))?;
-    let stored = BufReader::with_capacity(256 << 10, object.read_from(0));
+    let mut stored = BufReader::with_capacity(256 << 10, object.read_from(0));
+    let head = stored.fill_buf().map_err(read_fault)?;
     if head.starts_with(&GZIP_MAGIC) {
         let plain = flate2::bufread::MultiGzDecoder::new(stored);
         return Ok(Box::new(BufReader::with_capacity(256 << 10, plain)));
@@ -191,8 +191,23 @@ impl Regular {
     }
 
     fn push(&mut self, piece: &[u8]) -> Result<(), Fault> {
-        for byte in piece {
-            self.step(*byte)?;
+        let mut rest = piece;
+        while let Some(first) = rest.first() {
+            // Most bytes change nothing: they are taken in runs.
+            let special =
+                |byte: &u8| *byte == self.delimiter || *byte == self.quote || *byte == b'\n' || *byte == b'\r';
+            let run = match self.at {
+                At::Unquoted => rest.iter().position(special).unwrap_or(rest.len()),
+                At::Quoted => rest.iter().position(|byte| *byte == self.quote).unwrap_or(rest.len()),
+                At::RecordStart | At::FieldStart | At::Quote | At::AfterQuoted => 0,
+            };
+            let (taken, after) = rest.split_at(run);
+            self.out.extend_from_slice(taken);
+            rest = after;
+            if run == 0 {
+                self.step(*first)?;
+                rest = &rest[1..];
+            }
         }
         if self.out.len() - self.whole_bytes > RECORD_BYTES_MAX {
             return Err(Fault::unreadable(format!(
@@ -358,7 +373,7 @@ impl DelimitedTable {
         table.fields = columns
             .iter()
             .map(|column| match column.0.as_slice() {
-                [name] => resolve(&names, name).map_err(|()| ambiguous(column)),
+                [name] => resolve(&names, name).map_err(|Ambiguous| ambiguous(column)),
                 _ => Ok(None),
             })
             .collect::<Result<_, _>>()?;
@@ -470,10 +485,11 @@ fn scan_lines(content: &mut dyn BufRead, columns: &[ColumnPath], work: &Work) ->
     Ok(scanned)
 }
 
-type NumberedLine<'a> = (u64, &'a [u8]);
+/// With its number from 1 on.
+pub type NumberedLine<'a> = (u64, &'a [u8]);
 
 /// Gives all lines that are not blank, numbered from 1, in blocks.
-fn each_block_of_lines(
+pub fn each_block_of_lines(
     content: &mut dyn BufRead,
     each: &mut dyn FnMut(&[NumberedLine<'_>]) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
@@ -504,169 +520,6 @@ fn each_block_of_lines(
     }
 }
 
-fn scan_ndjson(content: &mut dyn BufRead, columns: &[ColumnPath], work: &Work) -> Result<Scanned, Fault> {
-    let mut scanned = Scanned::default();
-    let mut seen = vec![false; columns.len()];
-    each_block_of_lines(content, &mut |lines| {
-        let mut found: Vec<Found> = columns.iter().map(|_| Found::default()).collect();
-        for (row, (number, line)) in lines.iter().enumerate() {
-            let node: Node =
-                serde_json::from_slice(line).map_err(|_| Fault::unreadable(format!("line {number} is no JSON")))?;
-            let Node::Object(_) = node else {
-                return Err(Fault::unreadable(format!("line {number} is no JSON object")));
-            };
-            for ((column, found), seen) in columns.iter().zip(&mut found).zip(&mut seen) {
-                *seen |= walk(&node, &column.0, row as u32, found).map_err(|()| ambiguous(column))?;
-            }
-        }
-        let columns = found.into_iter().map(Found::leaves).collect();
-        scanned.tally.add(&work(&Batch { rows: lines.len(), columns })?);
-        Ok(())
-    })?;
-    if scanned.tally.rows > 0 {
-        scanned.missing = (0..columns.len()).filter(|column| !seen[*column]).collect();
-    }
-    Ok(scanned)
-}
-
-/// A JSON value that keeps repeated keys.
-enum Node {
-    Null,
-    Boolean,
-    Integer(i128),
-    Float(f64),
-    Text(String),
-    Array(Vec<Node>),
-    Object(Vec<(String, Node)>),
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
-        deserializer.deserialize_any(NodeVisitor)
-    }
-}
-
-struct NodeVisitor;
-
-impl<'de> Visitor<'de> for NodeVisitor {
-    type Value = Node;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("any JSON value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
-        Ok(Node::Boolean)
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
-        Ok(Node::Integer(value.into()))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
-        Ok(Node::Integer(value.into()))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
-        Ok(Node::Float(value))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
-        Ok(Node::Text(value.to_owned()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
-        let mut nodes = Vec::new();
-        while let Some(node) = items.next_element()? {
-            nodes.push(node);
-        }
-        Ok(Node::Array(nodes))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
-        let mut nodes = Vec::new();
-        while let Some(entry) = entries.next_entry()? {
-            nodes.push(entry);
-        }
-        Ok(Node::Object(nodes))
-    }
-}
-
-/// The values of one column in some lines, by type.
-#[derive(Default)]
-struct Found {
-    texts: (Vec<u32>, Vec<String>),
-    integers: (Vec<u32>, Vec<i128>),
-    floats: (Vec<u32>, Vec<f64>),
-    /// Booleans and objects: never an identifier.
-    others: Vec<u32>,
-}
-
-impl Found {
-    fn leaves(self) -> Vec<Leaf> {
-        let texts = StringChunked::from_iter_values("v".into(), self.texts.1.iter()).into_series();
-        let integers = Int128Chunked::from_vec("v".into(), self.integers.1).into_series();
-        let floats = Float64Chunked::from_vec("v".into(), self.floats.1).into_series();
-        let others = BooleanChunked::full("v".into(), true, self.others.len()).into_series();
-        let rows = [self.texts.0, self.integers.0, self.floats.0, self.others];
-        let leaves = rows.into_iter().zip([texts, integers, floats, others]);
-        leaves.map(|(rows, values)| Leaf { rows: Some(rows), values }).filter(|leaf| !leaf.values.is_empty()).collect()
-    }
-}
-
-/// Notes what lies on `path`; whether the path exists.
-fn walk(node: &Node, path: &[String], row: u32, found: &mut Found) -> Result<bool, ()> {
-    match (node, path.split_first()) {
-        (Node::Array(items), _) => {
-            let mut seen = items.is_empty();
-            for item in items {
-                seen |= walk(item, path, row, found)?;
-            }
-            Ok(seen)
-        }
-        (Node::Object(entries), Some((name, rest))) => {
-            let mut names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
-            // A key that is repeated is one name with several values.
-            names.sort_unstable();
-            names.dedup();
-            let Some(at) = resolve(&names, name)? else {
-                return Ok(false);
-            };
-            let mut seen = false;
-            for (_, node) in entries.iter().filter(|(name, _)| name == names[at]) {
-                seen |= walk(node, rest, row, found)?;
-            }
-            Ok(seen)
-        }
-        // Of a null parent nothing is known, so it is no sign of a misspelt path.
-        (Node::Null, _) => Ok(true),
-        (_, Some(_)) => Ok(false),
-        (Node::Object(_) | Node::Boolean, None) => {
-            found.others.push(row);
-            Ok(true)
-        }
-        (Node::Text(text), None) => {
-            found.texts.0.push(row);
-            found.texts.1.push(text.clone());
-            Ok(true)
-        }
-        (Node::Integer(value), None) => {
-            found.integers.0.push(row);
-            found.integers.1.push(*value);
-            Ok(true)
-        }
-        (Node::Float(value), None) => {
-            found.floats.0.push(row);
-            found.floats.1.push(*value);
-            Ok(true)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -693,6 +546,18 @@ mod tests {
         check("a,b\n1\n", Err("record 2 has 1 fields, the first has 2"));
         check("a,b\n1,\"2\n", Err("ends inside quotes, in record 2"));
         check("", Ok(("", 0)));
+    }
+
+    #[test]
+    fn a_record_that_polars_does_not_see_is_a_fault() {
+        let block = |bytes: &[u8], records| Block { bytes: bytes.to_vec(), records, width: 1 };
+        let columns = [ColumnPath(vec!["1".to_owned()])];
+        let dialect = CsvDialect { header: false, ..CsvDialect::default() };
+        let mut table = DelimitedTable::of(&block(b"a\nb\n", 2), b',', &dialect, &columns).unwrap();
+        assert_eq!(table.parse(block(b"a\nb\n", 2)).map(|batch| batch.rows), Ok(2));
+        // Two records that stray quotes make one, as the automaton must never let them through.
+        let fault = table.parse(block(b"\"a\nb\"\n", 2)).map(|batch| batch.rows).unwrap_err();
+        assert!(fault.reason.starts_with("two readers count 1 and 2 records"), "{}", fault.reason);
     }
 
     #[test]

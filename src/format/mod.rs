@@ -1,5 +1,8 @@
 //! What an object holds: one file per format, each able to rewrite an object without some of its rows and to read the result back.
 
+pub mod compression;
+pub mod csv;
+pub mod ndjson;
 pub mod parquet;
 pub mod records;
 
@@ -9,7 +12,7 @@ use roaring::RoaringTreemap;
 
 use crate::action::Action;
 use crate::identifier::ColumnPath;
-use crate::store::{StoreError, store_error};
+use crate::store::{ObjectReader, StoreError, store_error};
 
 /// The format of a dataset's objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,11 +116,49 @@ pub fn scrubbed(message: &str) -> String {
     message.split(['"', '\'', '`', '\n']).next().unwrap_or("").chars().take(120).collect()
 }
 
-// ---- stub until the formats are merged
-#[derive(Debug, Clone, Copy)]
-pub struct Encoded { pub format: Format, pub compression: Compression }
+/// How an object is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encoded {
+    pub format: Format,
+    pub compression: Compression,
+}
+
+/// What a rewrite proved by, to be compared on read-back.
 #[derive(Debug, Clone)]
-pub struct Proof(Receipt);
-impl Proof { pub fn receipt(&self) -> &Receipt { &self.0 } }
-pub fn rewrite(_: Encoded, _: &CsvDialect, _: &crate::store::ObjectReader, _: &Edit<'_>, _: &mut (dyn io::Write + Send)) -> Result<Proof, FormatError> { Err(FormatError::Unsupported("stub".into())) }
-pub fn read_back(_: Encoded, _: &CsvDialect, _: &crate::store::ObjectReader, _: &crate::store::ObjectReader, _: &Proof) -> Result<(), FormatError> { Err(FormatError::Unsupported("stub".into())) }
+pub enum Proof {
+    Parquet(parquet::ParquetReceipt),
+    Records(Receipt),
+}
+
+impl Proof {
+    pub fn receipt(&self) -> &Receipt {
+        match self {
+            Proof::Parquet(receipt) => &receipt.counts,
+            Proof::Records(receipt) => receipt,
+        }
+    }
+}
+
+/// Writes the object without some of its rows, or with redacted cells. Blocks.
+pub fn rewrite(
+    encoded: Encoded,
+    dialect: &CsvDialect,
+    source: &ObjectReader,
+    edit: &Edit<'_>,
+    out: &mut (dyn io::Write + Send),
+) -> Result<Proof, FormatError> {
+    match encoded.format {
+        Format::Parquet => parquet::rewrite(source, edit, out).map(Proof::Parquet),
+        format @ (Format::Csv | Format::Tsv | Format::Ndjson) => {
+            records::rewrite(format, dialect, source.read_from(0), edit, out).map(Proof::Records)
+        }
+    }
+}
+
+/// Opens the new object and compares it with what was kept. Blocks.
+pub fn read_back(encoded: Encoded, dialect: &CsvDialect, new: &ObjectReader, proof: &Proof) -> Result<(), FormatError> {
+    match proof {
+        Proof::Parquet(receipt) => parquet::read_back(new, receipt),
+        Proof::Records(receipt) => records::read_back(encoded.format, dialect, new.read_from(0), receipt),
+    }
+}

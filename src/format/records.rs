@@ -1,1 +1,357 @@
+//! The rewrite of record files: kept records leave byte for byte, removed ones leave nothing.
 
+use std::io::{Read, Write};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::compression::{self, Encoder};
+use super::csv::{self, Records};
+use super::ndjson::{self, Lines};
+use super::{CsvDialect, Edit, Format, FormatError, Receipt};
+use crate::action::{Action, Redact, Redaction};
+
+/// Writes `source` to `out` without the removed rows, or with redacted cells, in the compression it came in. When the last record
+/// goes, the one before it keeps its own line end.
+pub fn rewrite(
+    format: Format,
+    dialect: &CsvDialect,
+    source: impl Read,
+    edit: &Edit<'_>,
+    out: &mut dyn Write,
+) -> Result<Receipt, FormatError> {
+    let (compression, source) = compression::decode(source)?;
+    let mut out = Encoder::new(compression, out).map_err(FormatError::from_io)?;
+    let mut kept = Kept::default();
+    let editor = Editor { dialect, edit, tsv: format == Format::Tsv };
+    match format {
+        Format::Csv | Format::Tsv => editor.csv(source, &mut kept, &mut out)?,
+        Format::Ndjson => editor.ndjson(source, &mut kept, &mut out)?,
+        Format::Parquet => return Err(FormatError::Unsupported("Parquet as records".to_owned())),
+    }
+    out.finish().map_err(FormatError::from_io)?;
+    if let Some(last) = edit.rows.max()
+        && last >= kept.rows_before
+    {
+        return Err(FormatError::Corrupt("fewer records than the scan saw".to_owned()));
+    }
+    Ok(kept.receipt())
+}
+
+/// Reads the new object and compares it with what was kept.
+pub fn read_back(format: Format, dialect: &CsvDialect, new: impl Read, receipt: &Receipt) -> Result<(), FormatError> {
+    let (_, source) = compression::decode(new)?;
+    let mut kept = Kept::default();
+    match format {
+        Format::Csv | Format::Tsv => {
+            let mut records = Records::new(source, dialect, format == Format::Tsv);
+            let mut header = dialect.header;
+            while let Some(record) = records.next()? {
+                kept.bytes(record.gap);
+                kept.bytes(record.raw);
+                kept.rows_after += u64::from(!header);
+                header = false;
+            }
+            kept.bytes(records.rest());
+        }
+        Format::Ndjson => {
+            let mut lines = Lines::new(source);
+            while let Some(line) = lines.next()? {
+                kept.bytes(line.raw);
+                kept.rows_after += u64::from(!line.is_blank());
+            }
+        }
+        Format::Parquet => return Err(FormatError::Unsupported("Parquet as records".to_owned())),
+    }
+    if kept.rows_after != receipt.rows_after {
+        return Err(FormatError::Mismatch(format!("{} records instead of {}", kept.rows_after, receipt.rows_after)));
+    }
+    if kept.receipt().digests != receipt.digests {
+        return Err(FormatError::Mismatch("the bytes of the kept records".to_owned()));
+    }
+    Ok(())
+}
+
+/// Counts, and the digest of all bytes that leave, in order.
+#[derive(Default)]
+struct Kept {
+    rows_before: u64,
+    rows_removed: u64,
+    rows_redacted: u64,
+    rows_after: u64,
+    digest: Xxh3,
+}
+
+impl Kept {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.digest.update(bytes);
+    }
+
+    fn receipt(&self) -> Receipt {
+        Receipt {
+            rows_before: self.rows_before,
+            rows_removed: self.rows_removed,
+            rows_redacted: self.rows_redacted,
+            rows_after: self.rows_after,
+            digests: vec![self.digest.digest128()],
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8], out: &mut dyn Write) -> Result<(), FormatError> {
+        self.bytes(bytes);
+        out.write_all(bytes).map_err(FormatError::from_io)
+    }
+
+    /// Keeps, removes or redacts one record; `redacted` makes its new bytes.
+    fn record(
+        &mut self,
+        raw: &[u8],
+        edit: &Edit<'_>,
+        redacted: impl FnOnce(&[Redact]) -> Result<Vec<u8>, FormatError>,
+        out: &mut dyn Write,
+    ) -> Result<(), FormatError> {
+        let matched = edit.rows.contains(self.rows_before);
+        self.rows_before += 1;
+        match edit.action {
+            Action::Delete if matched => {
+                self.rows_removed += 1;
+                return Ok(());
+            }
+            Action::Redact(columns) if matched => {
+                self.rows_redacted += 1;
+                self.keep(&redacted(columns)?, out)?;
+            }
+            Action::Delete | Action::Redact(_) => self.keep(raw, out)?,
+        }
+        self.rows_after += 1;
+        Ok(())
+    }
+}
+
+struct Editor<'a> {
+    dialect: &'a CsvDialect,
+    edit: &'a Edit<'a>,
+    tsv: bool,
+}
+
+impl Editor<'_> {
+    fn csv(&self, source: impl Read, kept: &mut Kept, out: &mut dyn Write) -> Result<(), FormatError> {
+        let mut records = Records::new(source, self.dialect, self.tsv);
+        let mut names: Option<Vec<String>> = None;
+        while let Some(record) = records.next()? {
+            kept.keep(record.gap, out)?;
+            let Some(names) = &names else {
+                let header = self.dialect.header.then_some(&record);
+                let first = csv::column_names(header, record.len());
+                if self.dialect.header {
+                    kept.keep(record.raw, out)?;
+                } else {
+                    kept.record(record.raw, self.edit, |columns| self.redact_csv(&record, &first, columns), out)?;
+                }
+                names = Some(first);
+                continue;
+            };
+            kept.record(record.raw, self.edit, |columns| self.redact_csv(&record, names, columns), out)?;
+        }
+        kept.keep(records.rest(), out)
+    }
+
+    fn redact_csv(
+        &self,
+        record: &csv::Record<'_>,
+        names: &[String],
+        columns: &[Redact],
+    ) -> Result<Vec<u8>, FormatError> {
+        let (delimiter, quote) =
+            (self.dialect.delimiter.unwrap_or(if self.tsv { b'\t' } else { b',' }), self.dialect.quote);
+        let spans = csv::spans(record, delimiter, quote)
+            .ok_or_else(|| FormatError::Unsupported(format!("a quote inside a field at line {}", record.line)))?;
+        let mut replacements = Vec::new();
+        for redact in columns {
+            let positions = csv::positions(names, &redact.column)
+                .map_err(|error| FormatError::Unsupported(format!("redaction, because it {error}")))?;
+            for position in positions.into_iter().filter(|position| *position < spans.len()) {
+                let text = self.cell(redact, record.field(position).unwrap_or(b""));
+                replacements.push((spans[position].clone(), csv::quoted(&text, delimiter, quote)));
+            }
+        }
+        Ok(replaced(record.raw, replacements))
+    }
+
+    fn cell(&self, redact: &Redact, value: &[u8]) -> String {
+        match &redact.with {
+            Redaction::Null => self.dialect.null_strings.first().cloned().unwrap_or_default(),
+            Redaction::Constant(text) => text.clone(),
+            Redaction::Tag if value.is_empty() => String::new(),
+            Redaction::Tag => self.edit.tagger.tag(&redact.column, value),
+        }
+    }
+
+    fn ndjson(&self, source: impl Read, kept: &mut Kept, out: &mut dyn Write) -> Result<(), FormatError> {
+        let mut lines = Lines::new(source);
+        while let Some(line) = lines.next()? {
+            if line.is_blank() {
+                kept.keep(line.raw, out)?;
+            } else {
+                kept.record(line.raw, self.edit, |columns| self.redact_json(&line, columns), out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn redact_json(&self, line: &ndjson::Line<'_>, columns: &[Redact]) -> Result<Vec<u8>, FormatError> {
+        let mut replacements = Vec::new();
+        for redact in columns {
+            for span in ndjson::spans(line, &redact.column)? {
+                let old = &line.raw[span.clone()];
+                let text = match serde_json::from_slice::<String>(old) {
+                    Ok(text) => text.into_bytes(),
+                    Err(_) => old.to_vec(),
+                };
+                let new = match &redact.with {
+                    Redaction::Null => "null".to_owned(),
+                    Redaction::Constant(text) => serde_json::Value::from(text.as_str()).to_string(),
+                    Redaction::Tag => serde_json::Value::from(self.edit.tagger.tag(&redact.column, &text)).to_string(),
+                };
+                replacements.push((span, new.into_bytes()));
+            }
+        }
+        Ok(replaced(line.raw, replacements))
+    }
+}
+
+/// `raw` with some spans replaced, every other byte as it was.
+fn replaced(raw: &[u8], mut replacements: Vec<(std::ops::Range<usize>, Vec<u8>)>) -> Vec<u8> {
+    replacements.sort_by_key(|(span, _)| std::cmp::Reverse(span.start));
+    let mut out = raw.to_vec();
+    for (span, bytes) in replacements {
+        out.splice(span, bytes);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use roaring::RoaringTreemap;
+
+    use super::*;
+    use crate::format::Tagger;
+    use crate::identifier::ColumnPath;
+
+    struct Upper;
+
+    impl Tagger for Upper {
+        fn tag(&self, _: &ColumnPath, value: &[u8]) -> String {
+            String::from_utf8_lossy(value).to_uppercase()
+        }
+    }
+
+    fn edit_file(
+        format: Format,
+        source: &[u8],
+        rows: &[u64],
+        action: &Action,
+    ) -> Result<(Vec<u8>, Receipt), FormatError> {
+        let rows: RoaringTreemap = rows.iter().copied().collect();
+        let mut out = Vec::new();
+        let edit = Edit { rows: &rows, action, tagger: &Upper };
+        let receipt = rewrite(format, &CsvDialect::default(), source, &edit, &mut out)?;
+        read_back(format, &CsvDialect::default(), out.as_slice(), &receipt)?;
+        Ok((out, receipt))
+    }
+
+    fn check(format: Format, source: &str, rows: &[u64], wanted: &str) {
+        let (out, receipt) = edit_file(format, source.as_bytes(), rows, &Action::Delete).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), wanted, "{source:?}");
+        assert_eq!(receipt.rows_removed, rows.len() as u64);
+        assert_eq!(receipt.rows_after + receipt.rows_removed, receipt.rows_before);
+    }
+
+    #[test]
+    fn removed_csv_records_leave_no_byte_and_kept_ones_all() {
+        for (source, rows, wanted) in [
+            ("id,note\n7,\"a\nb\"\n8,c\n", &[1][..], "id,note\n7,\"a\nb\"\n"),
+            ("id,note\r\n7,x\r\n8,\"c\"\"d\"\r\n9,e", &[0], "id,note\r\n8,\"c\"\"d\"\r\n9,e"),
+            ("id\n1\n2\n3", &[2], "id\n1\n2\n"),
+            ("\u{feff}id\n1\n2\n", &[0], "\u{feff}id\n2\n"),
+            ("id\n\n1\n\n\n2\n\n", &[0], "id\n\n\n\n2\n\n"),
+            ("id\r\n1\r\n\r\n2\r\n", &[1], "id\r\n1\r\n\r\n"),
+            ("id,b\n 1 , \"x\" y\n2,z\n", &[1], "id,b\n 1 , \"x\" y\n"),
+            ("id\n1\n2\n", &[0, 1], "id\n"),
+            ("id\r1\r2\r", &[0], "id\r2\r"),
+        ] {
+            check(Format::Csv, source, rows, wanted);
+        }
+        check(Format::Ndjson, "{\"a\":1}\n\n{\"a\":2}\r\n{\"a\":3}", &[1], "{\"a\":1}\n\n{\"a\":3}");
+    }
+
+    #[test]
+    fn a_redacted_cell_changes_and_no_byte_beside_it() {
+        let redact = |name: &str, with| Action::Redact(vec![Redact { column: ColumnPath::parse(name).unwrap(), with }]);
+        for (format, source, action, wanted) in [
+            (Format::Csv, "id,e\n1,\"a,b\"\n2, x \n", redact("e", Redaction::Null), "id,e\n1,\n2, x \n"),
+            (
+                Format::Csv,
+                "e,id\n\"a\"\"b\",1\r\n",
+                redact("e", Redaction::Constant("x,y".into())),
+                "e,id\n\"x,y\",1\r\n",
+            ),
+            (Format::Csv, "id,e\n1,abc\n", redact("E", Redaction::Tag), "id,e\n1,ABC\n"),
+            (
+                Format::Ndjson,
+                "{ \"e\" : [\"a\", \"b\"], \"k\": {\"e\": 1} }\n",
+                redact("e", Redaction::Tag),
+                "{ \"e\" : [\"A\", \"B\"], \"k\": {\"e\": 1} }\n",
+            ),
+            (
+                Format::Ndjson,
+                "{\"u\":{\"e\":\"a}\\\"\",\"f\":\"a\"},\"u\":{\"e\":5}}\n",
+                redact("u.e", Redaction::Null),
+                "{\"u\":{\"e\":null,\"f\":\"a\"},\"u\":{\"e\":null}}\n",
+            ),
+        ] {
+            let (out, receipt) = edit_file(format, source.as_bytes(), &[0], &action).unwrap();
+            assert_eq!(String::from_utf8(out).unwrap(), wanted);
+            assert_eq!((receipt.rows_redacted, receipt.rows_removed), (1, 0));
+        }
+    }
+
+    #[test]
+    fn compression_comes_out_as_it_went_in() {
+        let plain = b"id\n1\n2\n3\n";
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(&plain[..5]).unwrap();
+        let mut members = gzip.finish().unwrap();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(&plain[5..]).unwrap();
+        members.extend(gzip.finish().unwrap());
+        let (out, _) = edit_file(Format::Csv, &members, &[1], &Action::Delete).unwrap();
+        let mut text = String::new();
+        flate2::read::MultiGzDecoder::new(out.as_slice()).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "id\n1\n3\n");
+        let zst = zstd::encode_all(plain.as_slice(), 3).unwrap();
+        let (out, _) = edit_file(Format::Csv, &zst, &[1], &Action::Delete).unwrap();
+        assert_eq!(zstd::decode_all(out.as_slice()).unwrap(), b"id\n1\n3\n");
+        let truncated = &members[..members.len() - 4];
+        assert!(matches!(edit_file(Format::Csv, truncated, &[1], &Action::Delete), Err(FormatError::Corrupt(_))));
+    }
+
+    #[test]
+    fn a_read_back_sees_every_planted_fault() {
+        let (out, receipt) = edit_file(Format::Csv, b"id\n1\n2\n3\n", &[0], &Action::Delete).unwrap();
+        assert_eq!(out, b"id\n2\n3\n");
+        for planted in [&b"id\n2\n4\n"[..], b"id\n3\n2\n", b"id\n2\n", b"id\n2\n3\n3\n", b"ix\n2\n3\n"] {
+            let outcome = read_back(Format::Csv, &CsvDialect::default(), planted, &receipt);
+            assert!(matches!(outcome, Err(FormatError::Mismatch(_))), "{planted:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_never_ends_is_refused() {
+        let endless = std::io::Read::take(std::io::repeat(b'x'), 80 << 20);
+        let rows = RoaringTreemap::from_iter([0]);
+        let edit = Edit { rows: &rows, action: &Action::Delete, tagger: &Upper };
+        let source = std::io::Read::chain(&b"id\n\""[..], endless);
+        let outcome = rewrite(Format::Csv, &CsvDialect::default(), source, &edit, &mut std::io::sink());
+        assert!(matches!(outcome, Err(FormatError::Corrupt(reason)) if reason.contains("line 2")));
+    }
+}

@@ -27,7 +27,9 @@ fn is_temporary(path: &Path) -> bool {
 fn path_of(location: &Location) -> Result<&Path, StoreError> {
     match location {
         Location::Local(path) => Ok(path),
-        Location::S3 { .. } => Err(StoreError::Other { location: location.clone(), reason: "is not on a local disk".to_owned() }),
+        Location::S3 { .. } => {
+            Err(StoreError::Other { location: location.clone(), reason: "is not on a local disk".to_owned() })
+        }
     }
 }
 
@@ -69,7 +71,9 @@ fn list(root: &Path) -> Result<Vec<Object>, StoreError> {
     for entry in walkdir::WalkDir::new(root).follow_links(true) {
         let entry = match entry {
             Ok(entry) => entry,
-            Err(error) if error.depth() == 0 && error.io_error().is_some_and(|io| io.kind() == io::ErrorKind::NotFound) => {
+            Err(error)
+                if error.depth() == 0 && error.io_error().is_some_and(|io| io.kind() == io::ErrorKind::NotFound) =>
+            {
                 return Ok(Vec::new());
             }
             Err(error) => {
@@ -197,9 +201,14 @@ fn delete(listed: &Object) -> Result<(), StoreError> {
 }
 
 /// Runs file work where it may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, StoreError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-        Err(StoreError::Other { location: Location::Local(PathBuf::new()), reason: "the file work panicked".to_owned() })
+        Err(StoreError::Other {
+            location: Location::Local(PathBuf::new()),
+            reason: "the file work panicked".to_owned(),
+        })
     })
 }
 
@@ -249,7 +258,10 @@ impl Store for LocalStore {
             let meta = fs::metadata(&target).map_err(failed(&target))?;
             let temporary = Temporary::create(&target, &write_id).map_err(failed(&target))?;
             let owner = std::os::unix::fs::fchown(&temporary.file, Some(meta.uid()), Some(meta.gid()));
-            if owner.is_err() && (meta.uid(), meta.gid()) != (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()) {
+            if owner.is_err()
+                && (meta.uid(), meta.gid())
+                    != (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+            {
                 owner.map_err(failed(&target))?;
             }
             let mode = fs::Permissions::from_mode(meta.mode() & 0o7777);
@@ -279,7 +291,8 @@ impl Replacement for LocalReplacement {
     }
 
     async fn stage(&mut self) -> Result<Option<Object>, StoreError> {
-        let (file, path) = (self.temporary.file.try_clone().map_err(failed(&self.target))?, self.temporary.path.clone());
+        let (file, path) =
+            (self.temporary.file.try_clone().map_err(failed(&self.target))?, self.temporary.path.clone());
         blocking(move || {
             file.sync_all().map_err(failed(&path))?;
             head(&path).map(Some)

@@ -187,7 +187,10 @@ impl Stores {
         Stores { local, s3 }
     }
 
-    pub async fn open(_: &s3::S3Settings, _: bool) -> Result<Stores, Error> { let l: Arc<dyn Store> = Arc::new(local::LocalStore); Ok(Stores { local: l.clone(), s3: l }) }
+    pub async fn open(_: &s3::S3Settings, _: bool) -> Result<Stores, Error> {
+        let l: Arc<dyn Store> = Arc::new(local::LocalStore);
+        Ok(Stores { local: l.clone(), s3: l })
+    }
 
     pub fn of(&self, location: &Location) -> Arc<dyn Store> {
         match location {

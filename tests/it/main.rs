@@ -1,2 +1,7 @@
+//! One integration binary, so that DataFusion and Polars are linked once.
+
 mod lists;
 mod manifest;
+#[path = "../support/memory_store.rs"]
+mod memory_store;
+mod verify;

@@ -1,0 +1,261 @@
+//! NDJSON lines with the bytes they stand in: one JSON object a line.
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Read};
+use std::ops::Range;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::FormatError;
+use super::csv::RECORD_BYTES_MAX;
+use crate::identifier::{ColumnPath, Value};
+
+/// A stream of lines.
+pub struct Lines<R> {
+    source: BufReader<R>,
+    line: Vec<u8>,
+    number: u64,
+}
+
+/// One line with its line end.
+pub struct Line<'a> {
+    pub raw: &'a [u8],
+    /// 1-based.
+    pub number: u64,
+}
+
+impl Line<'_> {
+    /// Blank lines are kept and are no records.
+    pub fn is_blank(&self) -> bool {
+        self.raw.iter().all(u8::is_ascii_whitespace)
+    }
+
+    /// The JSON text, without a byte order mark.
+    pub fn json(&self) -> &[u8] {
+        self.raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(self.raw)
+    }
+}
+
+impl<R: Read> Lines<R> {
+    pub fn new(source: R) -> Self {
+        Lines { source: BufReader::with_capacity(256 << 10, source), line: Vec::new(), number: 0 }
+    }
+
+    pub fn next(&mut self) -> Result<Option<Line<'_>>, FormatError> {
+        self.line.clear();
+        let mut limited = (&mut self.source).take(RECORD_BYTES_MAX as u64 + 1);
+        let read = limited.read_until(b'\n', &mut self.line).map_err(FormatError::from_io)?;
+        if read == 0 {
+            return Ok(None);
+        }
+        self.number += 1;
+        if read > RECORD_BYTES_MAX {
+            return Err(FormatError::Corrupt(format!("line {} does not end", self.number)));
+        }
+        Ok(Some(Line { raw: &self.line, number: self.number }))
+    }
+}
+
+/// Calls `each` with every value that `path` reaches in the object: through objects, any element of arrays, all values of a
+/// repeated key. Returns whether the path's first name was there at all.
+pub fn values(line: &Line<'_>, path: &ColumnPath, each: &mut dyn FnMut(Value<'_>)) -> Result<bool, FormatError> {
+    let mut there = false;
+    let seed = Walk { path: &path.0, top: true, there: &mut there, each };
+    let mut json = serde_json::Deserializer::from_slice(line.json());
+    let corrupt = |_| FormatError::Corrupt(format!("line {} is no JSON object", line.number));
+    seed.deserialize(&mut json).map_err(corrupt)?;
+    json.end().map_err(corrupt)?;
+    Ok(there)
+}
+
+struct Walk<'a> {
+    path: &'a [String],
+    top: bool,
+    there: &'a mut bool,
+    each: &'a mut dyn FnMut(Value<'_>),
+}
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Walk<'_> {
+    fn leaf<E: serde::de::Error>(self, value: Value<'_>) -> Result<(), E> {
+        if self.top {
+            return Err(E::custom("no object"));
+        }
+        if self.path.is_empty() {
+            (self.each)(value);
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+            match self.path.split_first() {
+                Some((name, rest)) if *name == key => {
+                    *self.there |= self.top;
+                    map.next_value_seed(Walk { path: rest, top: false, there: self.there, each: self.each })?;
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        if self.top {
+            return Err(A::Error::custom("no object"));
+        }
+        while elements
+            .next_element_seed(Walk { path: self.path, top: false, there: self.there, each: self.each })?
+            .is_some()
+        {}
+        Ok(())
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        self.leaf(Value::Text(text))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<(), E> {
+        self.leaf(Value::Integer(number.into()))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<(), E> {
+        self.leaf(Value::Integer(number.into()))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<(), E> {
+        self.leaf(Value::Float(number))
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
+        self.leaf(Value::Other)
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        if self.top { Err(E::custom("no object")) } else { Ok(()) }
+    }
+}
+
+/// Where the values that `path` reaches stand in the line, ready to be replaced from the last to the first.
+pub fn spans(line: &Line<'_>, path: &ColumnPath) -> Result<Vec<Range<usize>>, FormatError> {
+    let mut scanner = Scanner { bytes: line.raw, at: line.raw.len() - line.json().len(), found: Vec::new() };
+    scanner
+        .value(&path.0)
+        .map(|()| scanner.found)
+        .ok_or_else(|| FormatError::Corrupt(format!("line {} is no JSON object", line.number)))
+}
+
+/// Walks JSON that was parsed before, only to learn where values stand.
+struct Scanner<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    found: Vec<Range<usize>>,
+}
+
+impl Scanner<'_> {
+    fn peek(&mut self) -> Option<u8> {
+        while self.bytes.get(self.at)?.is_ascii_whitespace() {
+            self.at += 1;
+        }
+        self.bytes.get(self.at).copied()
+    }
+
+    fn value(&mut self, path: &[String]) -> Option<()> {
+        let (first, start) = (self.peek()?, self.at);
+        match first {
+            b'{' => self.object(path)?,
+            b'[' => self.array(path)?,
+            b'"' => self.string().map(|_| ())?,
+            _ => {
+                while self
+                    .bytes
+                    .get(self.at)
+                    .is_some_and(|byte| !matches!(byte, b',' | b'}' | b']') && !byte.is_ascii_whitespace())
+                {
+                    self.at += 1;
+                }
+            }
+        }
+        // A null stays; arrays gave their elements already.
+        if path.is_empty() && first != b'[' && first != b'n' {
+            self.found.push(start..self.at);
+        }
+        Some(())
+    }
+
+    fn object(&mut self, path: &[String]) -> Option<()> {
+        self.at += 1;
+        while self.peek()? != b'}' {
+            let key = self.string()?;
+            let key: String = serde_json::from_slice(&self.bytes[key]).ok()?;
+            if self.peek()? != b':' {
+                return None;
+            }
+            self.at += 1;
+            match path.split_first() {
+                Some((name, rest)) if *name == key => self.value(rest)?,
+                // A path that no key below can continue.
+                _ => self.skip()?,
+            }
+            if self.peek()? == b',' {
+                self.at += 1;
+            }
+        }
+        self.at += 1;
+        Some(())
+    }
+
+    fn array(&mut self, path: &[String]) -> Option<()> {
+        self.at += 1;
+        while self.peek()? != b']' {
+            self.value(path)?;
+            if self.peek()? == b',' {
+                self.at += 1;
+            }
+        }
+        self.at += 1;
+        Some(())
+    }
+
+    fn skip(&mut self) -> Option<()> {
+        let found = self.found.len();
+        self.value(&[])?;
+        self.found.truncate(found);
+        Some(())
+    }
+
+    fn string(&mut self) -> Option<Range<usize>> {
+        let start = self.at;
+        if self.peek()? != b'"' {
+            return None;
+        }
+        let start = start.max(self.at);
+        self.at += 1;
+        loop {
+            match self.bytes.get(self.at)? {
+                b'\\' => self.at += 2,
+                b'"' => break,
+                _ => self.at += 1,
+            }
+        }
+        self.at += 1;
+        Some(start..self.at)
+    }
+}
