@@ -4,6 +4,8 @@ pub mod compression;
 pub mod csv;
 pub mod ndjson;
 pub mod parquet;
+pub mod parquet_chunk;
+pub mod parquet_column;
 pub mod records;
 
 use std::io;

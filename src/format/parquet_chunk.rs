@@ -1,0 +1,517 @@
+//! One column chunk: decoded, freed of rows or with some cells redacted, and encoded again as its source was; or only read and
+//! digested.
+//!
+//! Works on physical values with their definition and repetition levels, so every type survives, whatever it means: INT96,
+//! decimals of any width, fixed-length binaries, legacy lists.
+
+use std::io::{Cursor, Read, Write};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use parquet::basic::{Encoding, PageType, Type as PhysicalType};
+use parquet::bloom_filter::Sbbf;
+use parquet::column::page::{Page, PageReader};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
+use parquet::column::writer::{ColumnCloseResult, ColumnWriter, ColumnWriterImpl, get_column_writer};
+use parquet::data_type::{AsBytes, ByteArray, DataType, FixedLenByteArray};
+use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::{ColumnChunkMetaData, PageEncodingStats};
+use parquet::file::page_index::offset_index::OffsetIndexMetaData;
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::serialized_reader::SerializedPageReader;
+use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
+use parquet::schema::types::ColumnDescPtr;
+use roaring::RoaringTreemap;
+use xxhash_rust::xxh3::Xxh3;
+
+/// Records decoded at a time.
+const BATCH_RECORDS: usize = 8192;
+
+/// What a matching row's cell becomes.
+pub enum Change<'a> {
+    /// The whole row goes.
+    Remove,
+    Null,
+    Constant(&'a str),
+    Tag(&'a (dyn Fn(&[u8]) -> String + Sync)),
+}
+
+/// A column chunk of the source.
+pub struct Chunk<'a, R> {
+    pub source: &'a R,
+    pub column: &'a ColumnChunkMetaData,
+    pub rows: u64,
+    pub offset_index: Option<&'a OffsetIndexMetaData>,
+    pub has_column_index: bool,
+}
+
+/// A re-encoded chunk: what the writer says of it, its bloom filter, and the digest of what it holds.
+pub struct Encoded {
+    pub close: ColumnCloseResult,
+    pub bloom_filter: Option<Sbbf>,
+    pub digest: u128,
+}
+
+/// An order-sensitive digest of levels and values. Three streams, so that it does not depend on how a reader batches.
+#[derive(Default)]
+struct ColumnDigest {
+    definition: Xxh3,
+    repetition: Xxh3,
+    values: Xxh3,
+}
+
+impl ColumnDigest {
+    fn level(hasher: &mut Xxh3, levels: &[i16]) {
+        levels.iter().for_each(|level| hasher.update(&level.to_le_bytes()));
+    }
+
+    fn value(&mut self, bytes: &[u8]) {
+        self.values.update(&(bytes.len() as u32).to_le_bytes());
+        self.values.update(bytes);
+    }
+
+    fn finish(&self) -> u128 {
+        let mut all = Xxh3::new();
+        for part in [&self.definition, &self.repetition, &self.values] {
+            all.update(&part.digest128().to_le_bytes());
+        }
+        all.digest128()
+    }
+}
+
+macro_rules! by_type {
+    ($reader:expr, $typed:ident => $body:expr) => {
+        match $reader {
+            ColumnReader::BoolColumnReader($typed) => $body,
+            ColumnReader::Int32ColumnReader($typed) => $body,
+            ColumnReader::Int64ColumnReader($typed) => $body,
+            ColumnReader::Int96ColumnReader($typed) => $body,
+            ColumnReader::FloatColumnReader($typed) => $body,
+            ColumnReader::DoubleColumnReader($typed) => $body,
+            ColumnReader::ByteArrayColumnReader($typed) => $body,
+            ColumnReader::FixedLenByteArrayColumnReader($typed) => $body,
+        }
+    };
+}
+
+impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
+    /// The digest of all rows, and how many there are.
+    pub fn digest(&self) -> Result<(u128, u64)> {
+        fn read<T: DataType>(mut reader: ColumnReaderImpl<T>, descr: &ColumnDescPtr) -> Result<(u128, u64)> {
+            let mut batch = Batch::<T>::new(descr);
+            let (mut digest, mut rows) = (ColumnDigest::default(), 0);
+            while batch.fill(&mut reader)? > 0 {
+                rows += batch.records as u64;
+                batch.add_to(&mut digest);
+            }
+            Ok((digest.finish(), rows))
+        }
+        let descr = self.column.column_descr_ptr();
+        by_type!(get_column_reader(descr.clone(), self.pages()?), typed => read(typed, &descr))
+    }
+
+    /// Encodes the chunk anew into `out`, with `change` done to `rows` (numbered within the row group).
+    pub fn encode<W: Write + Send>(
+        &self,
+        rows: &RoaringTreemap,
+        change: &Change<'_>,
+        out: &mut TrackedWrite<W>,
+    ) -> Result<Encoded> {
+        let descr = self.column.column_descr_ptr();
+        let shape = Shape::of(self)?;
+        let mut bloom_filter = match Sbbf::read_from_column_chunk(self.column, self.source)? {
+            Some(source) => Some(Sbbf::new_with_num_of_bytes(source.num_blocks() * 32)),
+            None => None,
+        };
+        let pages = Box::new(SerializedPageWriter::new(out));
+        let mut writer = get_column_writer(descr.clone(), Arc::new(shape.properties(self)), pages);
+        macro_rules! transcode {
+            ($reader:expr, $variant:path, $constant:expr, $tag:expr) => {{
+                let $variant(typed) = &mut writer else { return Err(general("a writer of another type")) };
+                let replace = Replace::new(change, &descr, $constant, $tag)?;
+                transcode($reader, typed, &descr, rows, &replace, bloom_filter.as_mut(), self.rows)?
+            }};
+        }
+        let digest = match get_column_reader(descr.clone(), self.pages()?) {
+            ColumnReader::BoolColumnReader(r) => transcode!(r, ColumnWriter::BoolColumnWriter, parse::<bool>, no_tag),
+            ColumnReader::Int32ColumnReader(r) => {
+                transcode!(r, ColumnWriter::Int32ColumnWriter, parse_integer::<i32>, no_tag)
+            }
+            ColumnReader::Int64ColumnReader(r) => {
+                transcode!(r, ColumnWriter::Int64ColumnWriter, parse_integer::<i64>, no_tag)
+            }
+            ColumnReader::Int96ColumnReader(r) => transcode!(r, ColumnWriter::Int96ColumnWriter, no_constant, no_tag),
+            ColumnReader::FloatColumnReader(r) => transcode!(r, ColumnWriter::FloatColumnWriter, parse::<f32>, no_tag),
+            ColumnReader::DoubleColumnReader(r) => {
+                transcode!(r, ColumnWriter::DoubleColumnWriter, parse::<f64>, no_tag)
+            }
+            ColumnReader::ByteArrayColumnReader(r) => {
+                let text = |_: &ColumnDescPtr, text: &str| Some(ByteArray::from(text));
+                transcode!(r, ColumnWriter::ByteArrayColumnWriter, text, |tag: String| Some(ByteArray::from(
+                    tag.into_bytes()
+                )))
+            }
+            ColumnReader::FixedLenByteArrayColumnReader(r) => {
+                transcode!(r, ColumnWriter::FixedLenByteArrayColumnWriter, fixed_constant, no_tag)
+            }
+        };
+        Ok(Encoded { close: writer.close()?, bloom_filter, digest })
+    }
+
+    fn pages(&self) -> Result<Box<dyn PageReader>> {
+        let window = Arc::new(Window::new(self.source.clone(), self.column));
+        Ok(Box::new(SerializedPageReader::new(window, self.column, self.rows as usize, None)?))
+    }
+}
+
+/// How a source chunk was written, as far as its pages and metadata tell.
+struct Shape {
+    data_pages: u64,
+    /// The encoding of values that no dictionary holds.
+    fallback: Option<Encoding>,
+    has_dictionary: bool,
+    dictionary_only: bool,
+    second_version: bool,
+}
+
+impl Shape {
+    fn of<R: ChunkReader + Clone + 'static>(chunk: &Chunk<'_, R>) -> Result<Shape> {
+        match chunk.column.page_encoding_stats() {
+            Some(stats) if stats.iter().any(|page| page.page_type != PageType::DICTIONARY_PAGE) => {
+                Ok(Shape::from_stats(stats))
+            }
+            // Writers before encoding stats: the pages themselves tell.
+            Some(_) | None => Shape::from_pages(chunk),
+        }
+    }
+
+    fn empty() -> Shape {
+        Shape { data_pages: 0, fallback: None, has_dictionary: false, dictionary_only: true, second_version: false }
+    }
+
+    fn from_stats(stats: &[PageEncodingStats]) -> Shape {
+        let mut shape = Shape::empty();
+        for page in stats {
+            shape.add(page.page_type, page.encoding, page.count.max(0) as u64);
+        }
+        shape
+    }
+
+    fn from_pages<R: ChunkReader + Clone + 'static>(chunk: &Chunk<'_, R>) -> Result<Shape> {
+        let mut shape = Shape::empty();
+        let mut pages = chunk.pages()?;
+        while let Some(page) = pages.get_next_page()? {
+            let (page_type, encoding) = match &page {
+                Page::DictionaryPage { encoding, .. } => (PageType::DICTIONARY_PAGE, *encoding),
+                Page::DataPage { encoding, .. } => (PageType::DATA_PAGE, *encoding),
+                Page::DataPageV2 { encoding, .. } => (PageType::DATA_PAGE_V2, *encoding),
+            };
+            shape.add(page_type, encoding, 1);
+        }
+        Ok(shape)
+    }
+
+    #[expect(deprecated, reason = "old files say PLAIN_DICTIONARY")]
+    fn add(&mut self, page_type: PageType, encoding: Encoding, pages: u64) {
+        if page_type == PageType::DICTIONARY_PAGE {
+            self.has_dictionary = true;
+            return;
+        }
+        self.data_pages += pages;
+        self.second_version |= page_type == PageType::DATA_PAGE_V2;
+        if !matches!(encoding, Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY) {
+            self.dictionary_only = false;
+            self.fallback = Some(encoding);
+        }
+    }
+
+    /// The properties that make our writer do as the source's did. The level of a codec is not stored in files; ours are the
+    /// codec's defaults.
+    fn properties<R>(&self, chunk: &Chunk<'_, R>) -> WriterProperties {
+        let column = chunk.column;
+        let statistics = match (chunk.has_column_index, column.statistics()) {
+            (true, _) => EnabledStatistics::Page,
+            (false, Some(_)) => EnabledStatistics::Chunk,
+            (false, None) => EnabledStatistics::None,
+        };
+        let bytes = column.uncompressed_size().max(0) as u64;
+        let page_bytes =
+            if self.data_pages > 1 { (bytes / self.data_pages).clamp(4 << 10, 64 << 20) } else { bytes.max(1 << 20) };
+        let mut builder = WriterProperties::builder()
+            .set_writer_version(if self.second_version {
+                WriterVersion::PARQUET_2_0
+            } else {
+                WriterVersion::PARQUET_1_0
+            })
+            .set_compression(column.compression())
+            .set_dictionary_enabled(self.has_dictionary)
+            .set_encoding(self.fallback.unwrap_or(Encoding::PLAIN))
+            .set_dictionary_page_size_limit(if self.dictionary_only { usize::MAX } else { 1 << 20 })
+            .set_data_page_size_limit(page_bytes as usize)
+            .set_data_page_row_count_limit(rows_per_page(chunk.offset_index, chunk.rows))
+            .set_statistics_enabled(statistics)
+            .set_offset_index_disabled(chunk.offset_index.is_none())
+            .set_bloom_filter_enabled(false);
+        if column.statistics().is_some_and(|statistics| statistics.min_is_exact() && statistics.max_is_exact()) {
+            builder = builder.set_statistics_truncate_length(None);
+        }
+        builder.build()
+    }
+}
+
+/// The most rows a page of the source holds: pages then break about where they did.
+fn rows_per_page(index: Option<&OffsetIndexMetaData>, rows: u64) -> usize {
+    let Some(index) = index else { return usize::MAX };
+    let starts = index.page_locations.iter().map(|page| page.first_row_index).chain([rows as i64]);
+    let starts: Vec<i64> = starts.collect();
+    let most = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+    if index.page_locations.len() < 2 { usize::MAX } else { usize::try_from(most).unwrap_or(0).max(1) }
+}
+
+/// What happens to the values of matching rows, in the column's own type.
+struct Replace<'a, T> {
+    remove: bool,
+    null: bool,
+    constant: Option<T>,
+    tag: Option<Box<dyn Fn(&[u8]) -> Result<T> + 'a>>,
+}
+
+impl<'a, T: 'a> Replace<'a, T> {
+    fn new(
+        change: &Change<'a>,
+        descr: &ColumnDescPtr,
+        parse: impl Fn(&ColumnDescPtr, &str) -> Option<T>,
+        from_tag: impl Fn(String) -> Option<T> + 'a,
+    ) -> Result<Self> {
+        let mut replace = Replace { remove: false, null: false, constant: None, tag: None };
+        match *change {
+            Change::Remove => replace.remove = true,
+            Change::Null if descr.self_type().is_optional() => replace.null = true,
+            Change::Null => return Err(ParquetError::NYI("null in a required column".to_owned())),
+            Change::Constant(text) => {
+                let unfit = || ParquetError::NYI("a constant that the column's type cannot hold".to_owned());
+                replace.constant = Some(parse(descr, text).ok_or_else(unfit)?);
+            }
+            Change::Tag(tag) => {
+                if from_tag(String::new()).is_none() {
+                    return Err(ParquetError::NYI("a tag in a column that holds no text".to_owned()));
+                }
+                replace.tag = Some(Box::new(move |bytes| from_tag(tag(bytes)).ok_or_else(|| general("no tag"))));
+            }
+        }
+        Ok(replace)
+    }
+}
+
+fn parse<T: std::str::FromStr>(_: &ColumnDescPtr, text: &str) -> Option<T> {
+    text.parse().ok()
+}
+
+/// Only where an integer means itself: a constant for a date or a decimal would need its own spelling.
+fn parse_integer<T: std::str::FromStr>(descr: &ColumnDescPtr, text: &str) -> Option<T> {
+    use parquet::basic::{ConvertedType, LogicalType};
+    let plain = matches!(descr.logical_type_ref(), None | Some(LogicalType::Integer { .. }))
+        && !matches!(descr.converted_type(), ConvertedType::DECIMAL | ConvertedType::DATE);
+    if plain { text.parse().ok() } else { None }
+}
+
+fn fixed_constant(descr: &ColumnDescPtr, text: &str) -> Option<FixedLenByteArray> {
+    let fits = descr.physical_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY && text.len() as i32 == descr.type_length();
+    fits.then(|| FixedLenByteArray::from(text.as_bytes().to_vec()))
+}
+
+fn no_constant<T>(_: &ColumnDescPtr, _: &str) -> Option<T> {
+    None
+}
+
+fn no_tag<T>(_: String) -> Option<T> {
+    None
+}
+
+fn general(message: &str) -> ParquetError {
+    ParquetError::General(message.to_owned())
+}
+
+/// Records of one column as levels and values.
+struct Batch<T: DataType> {
+    records: usize,
+    definition: Vec<i16>,
+    repetition: Vec<i16>,
+    values: Vec<T::T>,
+    levels: usize,
+    max_definition: i16,
+    max_repetition: i16,
+}
+
+impl<T: DataType> Batch<T> {
+    fn new(descr: &ColumnDescPtr) -> Self {
+        Batch {
+            records: 0,
+            definition: Vec::new(),
+            repetition: Vec::new(),
+            values: Vec::new(),
+            levels: 0,
+            max_definition: descr.max_def_level(),
+            max_repetition: descr.max_rep_level(),
+        }
+    }
+
+    /// Decodes the next records; 0 at the end.
+    fn fill(&mut self, reader: &mut ColumnReaderImpl<T>) -> Result<usize> {
+        self.clear();
+        let (records, _, levels) = reader.read_records(
+            BATCH_RECORDS,
+            (self.max_definition > 0).then_some(&mut self.definition),
+            (self.max_repetition > 0).then_some(&mut self.repetition),
+            &mut self.values,
+        )?;
+        (self.records, self.levels) = (records, levels);
+        Ok(records)
+    }
+
+    fn clear(&mut self) {
+        self.definition.clear();
+        self.repetition.clear();
+        self.values.clear();
+        (self.records, self.levels) = (0, 0);
+    }
+
+    fn add_to(&self, digest: &mut ColumnDigest) {
+        ColumnDigest::level(&mut digest.definition, &self.definition);
+        ColumnDigest::level(&mut digest.repetition, &self.repetition);
+        self.values.iter().for_each(|value| digest.value(value.as_bytes()));
+    }
+}
+
+/// Moves the kept records from `reader` to `writer` and digests them on the way.
+fn transcode<T: DataType>(
+    mut reader: ColumnReaderImpl<T>,
+    writer: &mut ColumnWriterImpl<'_, T>,
+    descr: &ColumnDescPtr,
+    rows: &RoaringTreemap,
+    replace: &Replace<'_, T::T>,
+    mut bloom_filter: Option<&mut Sbbf>,
+    expected: u64,
+) -> Result<u128> {
+    let (mut batch, mut kept) = (Batch::<T>::new(descr), Batch::<T>::new(descr));
+    let (mut digest, mut row) = (ColumnDigest::default(), 0);
+    while batch.fill(&mut reader)? > 0 {
+        edit(&mut batch, &mut kept, row, rows, replace)?;
+        row += batch.records as u64;
+        kept.add_to(&mut digest);
+        if let Some(filter) = bloom_filter.as_deref_mut() {
+            kept.values.iter().for_each(|value| filter.insert(value));
+        }
+        let definition = (kept.max_definition > 0).then_some(kept.definition.as_slice());
+        let repetition = (kept.max_repetition > 0).then_some(kept.repetition.as_slice());
+        writer.write_batch(&kept.values, definition, repetition)?;
+    }
+    if row != expected {
+        return Err(general("a column holds fewer or more rows than its row group"));
+    }
+    Ok(digest.finish())
+}
+
+/// Fills `kept` with the records of `batch`, whose first one is row `first`, as they are to be.
+fn edit<T: DataType>(
+    batch: &mut Batch<T>,
+    kept: &mut Batch<T>,
+    first: u64,
+    rows: &RoaringTreemap,
+    replace: &Replace<'_, T::T>,
+) -> Result<()> {
+    kept.clear();
+    let last = first + batch.records as u64;
+    if rows.range_cardinality(first..last) == 0 {
+        std::mem::swap(batch, kept);
+        (batch.records, batch.levels) = (kept.records, kept.levels);
+        return Ok(());
+    }
+    let mut values = std::mem::take(&mut batch.values).into_iter();
+    let mut row = first;
+    for level in 0..batch.levels {
+        let repetition = batch.repetition.get(level).copied();
+        let mut definition = batch.definition.get(level).copied();
+        if level > 0 && repetition.unwrap_or(0) == 0 {
+            row += 1;
+        }
+        let mut value = if definition.is_none_or(|definition| definition == batch.max_definition) {
+            Some(values.next().ok_or_else(|| general("fewer values than levels"))?)
+        } else {
+            None
+        };
+        if rows.contains(row) {
+            if replace.remove {
+                continue;
+            }
+            if let Some(old) = &value {
+                value = match (&replace.constant, &replace.tag) {
+                    (Some(constant), _) => Some(constant.clone()),
+                    (None, Some(tag)) => Some(tag(old.as_bytes())?),
+                    (None, None) => {
+                        definition = definition.map(|_| batch.max_definition - 1);
+                        None
+                    }
+                };
+            }
+        }
+        kept.repetition.extend(repetition);
+        kept.definition.extend(definition);
+        kept.values.extend(value);
+    }
+    debug_assert!(replace.remove || replace.null || replace.constant.is_some() || replace.tag.is_some());
+    Ok(())
+}
+
+/// Reads of one chunk through a window, so that a page costs no request of its own and a large chunk is never held whole.
+struct Window<R> {
+    source: R,
+    end: u64,
+    held: Mutex<(u64, Bytes)>,
+}
+
+const WINDOW_BYTES: u64 = 8 << 20;
+
+impl<R: ChunkReader> Window<R> {
+    fn new(source: R, column: &ColumnChunkMetaData) -> Self {
+        let (start, length) = column.byte_range();
+        Window { source, end: start.saturating_add(length), held: Mutex::new((0, Bytes::new())) }
+    }
+
+    /// At least `least` bytes from `start` on, more when they are at hand.
+    fn from(&self, start: u64, least: u64) -> Result<Bytes> {
+        let mut held = self.held.lock().map_err(|_| general("a reader panicked"))?;
+        let held_end = held.0 + held.1.len() as u64;
+        if start < held.0 || start + least > held_end {
+            let end = (start + least.max(WINDOW_BYTES)).min(self.end.max(start + least));
+            *held = (start, self.source.get_bytes(start, (end - start) as usize)?);
+        }
+        Ok(held.1.slice((start - held.0) as usize..))
+    }
+}
+
+impl<R: ChunkReader> Length for Window<R> {
+    fn len(&self) -> u64 {
+        self.source.len()
+    }
+}
+
+/// Enough for any page header.
+const HEADER_BYTES: u64 = 64 << 10;
+
+impl<R: ChunkReader> ChunkReader for Window<R> {
+    type T = Box<dyn Read>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T> {
+        let least = HEADER_BYTES.min(self.end.saturating_sub(start));
+        Ok(Box::new(Cursor::new(self.from(start, least)?)))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
+        if start.checked_add(length as u64).is_none_or(|end| end > self.source.len()) {
+            return Err(ParquetError::EOF("a page past the end of the object".to_owned()));
+        }
+        Ok(self.from(start, length as u64)?.slice(..length))
+    }
+}
