@@ -235,7 +235,7 @@ impl RecordScan<'_> {
     ) -> std::result::Result<Seen, FormatError> {
         let (mut rows, mut matched) = (0, RoaringTreemap::new());
         let mut columns: Option<(usize, Vec<Vec<usize>>)> = None;
-        while let Some(record) = records.next()? {
+        while let Some(record) = records.read()? {
             if columns.is_none() {
                 let header = spec.csv.header.then_some(&record);
                 let names = csv::column_names(header, record.len());
@@ -277,7 +277,7 @@ impl RecordScan<'_> {
     ) -> std::result::Result<Seen, FormatError> {
         let (mut rows, mut matched) = (0, RoaringTreemap::new());
         let mut there = vec![false; self.matcher.columns.len()];
-        while let Some(line) = lines.next()? {
+        while let Some(line) = lines.read()? {
             if line.is_blank() {
                 continue;
             }
