@@ -54,6 +54,7 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
     }
     let (mut parquet, mut records) = (Vec::new(), Vec::new());
     for object in listing.in_scope {
+        find.meter.expect(1, object.size_bytes);
         let (format, compression) = formats(find.spec, &object);
         match format {
             Some(Format::Parquet) => parquet.push(object),
