@@ -18,8 +18,9 @@ use crate::manifest::{
 };
 use crate::match_index::Added;
 use crate::object_table::{ObjectRow, Outcome as RowOutcome};
-use crate::plan::{self, DatasetPlan, Decision, Plan, Step};
+use crate::plan::{self, DatasetPlan, Decision, Plan, Shown, Step};
 use crate::request::ListReport;
+use crate::residue::Place;
 use crate::rewrite::{Ended, Outcome};
 use crate::verify::{Verified, VerifiedDataset, VerifiedObject, VerifyOutcome};
 
@@ -36,6 +37,7 @@ pub struct Account<'a> {
     pub verified: &'a Verified,
     /// Buckets on which conditional writes are ignored and the job allows it.
     pub unconditional_writes: &'a [String],
+    pub shown: Shown<'a>,
 }
 
 /// A swap of a killed attempt that did happen.
@@ -72,7 +74,8 @@ impl Account<'_> {
             let spec = &self.job.datasets[number];
             let plan = self.plan.map(|plan| &plan.datasets[number]);
             let outcomes = self.outcomes.get(number).map_or(&[][..], Vec::as_slice);
-            let mut dataset = DatasetRows { spec, engine: self.engine(), rows: BTreeMap::new(), exits: Vec::new() };
+            let (engine, shown) = (self.engine(), self.shown);
+            let mut dataset = DatasetRows { spec, engine, shown, rows: BTreeMap::new(), exits: Vec::new() };
             plan.into_iter().for_each(|plan| dataset.take_plan(plan, outcomes));
             self.recovered
                 .iter()
@@ -148,7 +151,8 @@ impl Account<'_> {
 
     fn verification(&self, rows: &[ObjectRow]) -> Verification {
         let scanned: Vec<u64> = rows.iter().filter_map(|row| row.rows_scanned).collect();
-        let objects = self.verified.datasets.iter().flat_map(|dataset| &dataset.objects);
+        let objects = || self.verified.datasets.iter().flat_map(|dataset| &dataset.objects);
+        let place = |place: Place| Observed::Seen(objects().map(|object| object.residues.count(place)).sum());
         Verification {
             engine: "polars".to_owned(),
             engine_version: self.verified.engine_version.to_owned(),
@@ -156,11 +160,15 @@ impl Account<'_> {
             objects: Observed::Seen(scanned.len() as u64),
             rows: Observed::Seen(scanned.iter().sum()),
             residue: Residue {
-                rows: Observed::Seen(objects.map(|object| object.rows_matched).sum()),
-                statistics: Observed::NotChecked,
-                dictionaries: Observed::NotChecked,
-                paths: Observed::NotChecked,
+                rows: Observed::Seen(objects().map(|object| object.rows_matched).sum()),
+                statistics: place(Place::Statistics),
+                dictionaries: place(Place::Dictionaries),
+                paths: Observed::Seen(objects().map(|object| object.residues.named.len() as u64).sum()),
                 versions: Observed::NotChecked,
+                filters: Observed::NotChecked,
+                metadata: place(Place::Metadata),
+                gaps: place(Place::Gaps),
+                undeclared: Observed::NotChecked,
             },
             canaries: Canaries { planted: Observed::NotChecked, found: Observed::NotChecked },
         }
@@ -171,15 +179,17 @@ impl Account<'_> {
         let mut limits = vec![
             "Columns that no [[dataset.match]] names were not searched.".to_owned(),
             "Noncurrent object versions, delete markers and unfinished uploads were not looked at.".to_owned(),
-            "File statistics, dictionaries, bloom filters and object names were not searched for identifiers."
-                .to_owned(),
+            "Bloom filters were not searched for identifiers.".to_owned(),
             "Objects that were written after a dataset was listed were not looked at.".to_owned(),
         ];
         for (spec, verified) in self.job.datasets.iter().zip(&self.verified.datasets) {
             if !verified.not_in_scope.is_empty() {
-                let count = verified.not_in_scope.len();
+                limits.push(self.not_in_scope(verified));
+            }
+            let unread: u64 = verified.objects.iter().map(|object| object.residues.unread_bytes).sum();
+            if unread > 0 {
                 limits.push(format!(
-                    "Dataset {}: {count} objects in its prefix are not in scope by their names.",
+                    "Dataset {}: {unread} bytes that belong to no page could be searched as plain text only.",
                     spec.name
                 ));
             }
@@ -204,6 +214,23 @@ impl Account<'_> {
             ));
         }
         limits
+    }
+}
+
+/// Names that are told one by one in a limit.
+const NAMES_TOLD: usize = 20;
+
+impl Account<'_> {
+    /// In the prefix, not in scope: counted, and told by name as far as that is readable.
+    fn not_in_scope(&self, verified: &VerifiedDataset) -> String {
+        let count = verified.not_in_scope.len();
+        let told =
+            verified.not_in_scope.iter().take(NAMES_TOLD).map(|(object, named)| (self.shown)(&object.location, named));
+        let mut names = told.collect::<Vec<_>>().join(", ");
+        if count > NAMES_TOLD {
+            names.push_str(&format!(" and {} more", count - NAMES_TOLD));
+        }
+        format!("Dataset {}: {count} objects in its prefix are not in scope by their names: {names}.", verified.name)
     }
 }
 
@@ -271,6 +298,7 @@ pub fn lists(lists: &[(ListReport, Added)]) -> Vec<ListRead> {
 struct DatasetRows<'a> {
     spec: &'a DatasetSpec,
     engine: String,
+    shown: Shown<'a>,
     rows: BTreeMap<String, ObjectRow>,
     exits: Vec<Exit>,
 }
@@ -285,7 +313,7 @@ impl DatasetRows<'_> {
     }
 
     fn planned(&mut self, step: &Step, outcome: Option<&Outcome>) -> ObjectRow {
-        let mut row = ObjectRow::new(&self.spec.name, step.object.location.to_string());
+        let mut row = ObjectRow::new(&self.spec.name, &step.shown);
         row.etag = Some(step.object.etag.0.clone());
         row.version_id = step.object.version_id.clone();
         row.size_bytes = Some(step.object.size_bytes);
@@ -303,7 +331,7 @@ impl DatasetRows<'_> {
                 row.outcome = failed(*exit);
                 row.reason = Some(reason.clone());
             }
-            Decision::Rewrite { .. } | Decision::Drop => {
+            Decision::Rewrite { .. } | Decision::Drop { .. } => {
                 row.action = self.spec.action.name().to_owned();
                 row.rows_matched = Some(step.rows_matched);
                 row.reason = Some(step.reason());
@@ -383,8 +411,7 @@ impl DatasetRows<'_> {
         for object in &verified.objects {
             self.take_object(object);
         }
-        let seen: std::collections::HashSet<String> =
-            verified.objects.iter().map(|object| object.object.location.to_string()).collect();
+        let seen: std::collections::HashSet<String> = verified.objects.iter().map(|object| self.name(object)).collect();
         for row in
             self.rows.values_mut().filter(|row| row.outcome != RowOutcome::Dropped && !seen.contains(&row.location))
         {
@@ -394,8 +421,12 @@ impl DatasetRows<'_> {
         }
     }
 
+    fn name(&self, object: &VerifiedObject) -> String {
+        (self.shown)(&object.object.location, &object.residues.named)
+    }
+
     fn take_object(&mut self, object: &VerifiedObject) {
-        let location = object.object.location.to_string();
+        let location = self.name(object);
         let name = self.spec.name.clone();
         let row = self.rows.entry(location.clone()).or_insert_with(|| {
             let mut row = ObjectRow::new(name, location);
@@ -423,12 +454,6 @@ impl DatasetRows<'_> {
                     forget_counts(row);
                     self.exits.push(Exit::Internal);
                 }
-                if object.rows_matched > 0 {
-                    row.outcome = RowOutcome::Residue;
-                    row.reason =
-                        Some(format!("{} of {} rows hold a listed identifier", object.rows_matched, object.rows));
-                    self.exits.push(Exit::Residue);
-                }
             }
             VerifyOutcome::Skipped { reason } => {
                 row.outcome = RowOutcome::Skipped;
@@ -443,7 +468,28 @@ impl DatasetRows<'_> {
                 self.exits.push(*exit);
             }
         }
+        // Also of an object of which not everything could be looked at.
+        if let Some(reason) = residue(object) {
+            row.outcome = RowOutcome::Residue;
+            row.reason = Some(reason);
+            self.exits.push(Exit::Residue);
+        }
     }
+}
+
+/// What was found in an object, if anything that counts as residue.
+fn residue(object: &VerifiedObject) -> Option<String> {
+    let mut found = Vec::new();
+    if object.rows_matched > 0 {
+        found.push(format!("{} of {} rows hold a listed identifier", object.rows_matched, object.rows));
+    }
+    if object.residues.in_bytes() {
+        found.extend(object.residues.words(false).map(|words| format!("a listed identifier is in {words}")));
+    }
+    if !object.residues.named.is_empty() {
+        found.push("its name holds a listed identifier".to_owned());
+    }
+    (!found.is_empty()).then(|| found.join("; "))
 }
 
 fn counts(row: &mut ObjectRow, before: u64, removed: u64, after: u64) {

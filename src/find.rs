@@ -91,7 +91,7 @@ fn formats(spec: &DatasetSpec, object: &Object) -> (Option<Format>, Compression)
 
 fn refused(spec: &DatasetSpec, object: Object, exit: Exit, reason: &str) -> Finding {
     let (format, compression) = formats(spec, &object);
-    Finding { object, format, compression, seen: Seen::Failed { exit, reason: reason.to_owned() } }
+    Finding::new(object, format, compression, Seen::Failed { exit, reason: reason.to_owned() })
 }
 
 fn format_exit(error: &FormatError) -> Exit {
@@ -139,7 +139,7 @@ fn not_opened(spec: &DatasetSpec, object: Object, error: CannotOpen) -> Finding 
         }
         CannotOpen::Format(error) => Seen::Failed { exit: format_exit(&error), reason },
     };
-    Finding { object, format: Some(Format::Parquet), compression: Compression::None, seen }
+    Finding::new(object, Some(Format::Parquet), Compression::None, seen)
 }
 
 /// Scans a group in one plan; when that fails, one object after the other, to learn which one it was.
@@ -167,7 +167,7 @@ async fn scan_group(find: &Find<'_>, shape: &Shape, group: &[Opened], found: &mu
 }
 
 fn parquet_finding(opened: &Opened, seen: Seen) -> Finding {
-    Finding { object: opened.object.clone(), format: Some(Format::Parquet), compression: Compression::None, seen }
+    Finding::new(opened.object.clone(), Some(Format::Parquet), Compression::None, seen)
 }
 
 fn add_counts(all: &mut BTreeMap<String, u64>, more: BTreeMap<String, u64>) {
@@ -199,7 +199,7 @@ async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression
             }
             Err(error) => Seen::Failed { exit: format_exit(&error), reason: error.to_string() },
         };
-        found.findings.push(Finding { object, format: Some(format), compression, seen });
+        found.findings.push(Finding::new(object, Some(format), compression, seen));
     }
 }
 

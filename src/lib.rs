@@ -4,6 +4,7 @@
 pub mod error;
 pub mod identifier;
 pub mod action;
+pub mod residue;
 pub mod meter;
 // where
 pub mod toml_reader;
@@ -28,10 +29,14 @@ pub mod journal;
 pub mod rewrite;
 // proof
 pub mod verify_normalise;
+pub mod verify_thrift;
+pub mod verify_tokens;
+pub mod verify_bytes;
 pub mod verify_read;
 pub mod verify_records;
 pub mod verify_ndjson;
 pub mod verify_list;
+pub mod verify_names;
 pub mod verify;
 pub mod signature;
 pub mod keys;

@@ -215,6 +215,15 @@ pub struct Residue {
     pub dictionaries: Observed<u64>,
     pub paths: Observed<u64>,
     pub versions: Observed<u64>,
+    #[serde(default)]
+    pub filters: Observed<u64>,
+    #[serde(default)]
+    pub metadata: Observed<u64>,
+    #[serde(default)]
+    pub gaps: Observed<u64>,
+    /// Cells of columns that no rule names; counts as residue where the job says so.
+    #[serde(default)]
+    pub undeclared: Observed<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -369,8 +378,10 @@ fn verdict_fits(
     if verdict != Verdict::Clean {
         return Ok(());
     }
-    let Residue { rows: in_rows, statistics, dictionaries, paths, versions } = verification.residue;
-    if [in_rows, statistics, dictionaries, paths, versions].iter().any(|count| count.or(0) > 0) {
+    let Residue { rows: in_rows, statistics, dictionaries, paths, versions, filters, metadata, gaps, undeclared: _ } =
+        verification.residue;
+    let found = [in_rows, statistics, dictionaries, paths, versions, filters, metadata, gaps];
+    if found.iter().any(|count| count.or(0) > 0) {
         return Err("the verdict is clean but residue was found".to_owned());
     }
     if in_rows == Observed::NotChecked {

@@ -11,7 +11,8 @@ use crate::action::Action;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, Format};
 use crate::job::{DatasetSpec, Guard, WhenEmpty};
-use crate::store::Object;
+use crate::residue::{Cleanse, Named, Place, Residues};
+use crate::store::{Location, Object};
 
 /// What the find stage saw of one object.
 #[derive(Debug, Clone)]
@@ -20,6 +21,16 @@ pub struct Finding {
     pub format: Option<Format>,
     pub compression: Compression,
     pub seen: Seen,
+    /// What the byte-level check found beside the rows.
+    pub residues: Residues,
+    /// It gathers the footers of others and holds no rows of its own.
+    pub is_summary: bool,
+}
+
+impl Finding {
+    pub fn new(object: Object, format: Option<Format>, compression: Compression, seen: Seen) -> Finding {
+        Finding { object, format, compression, seen, residues: Residues::default(), is_summary: false }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -62,10 +73,14 @@ pub struct DatasetPlan {
 #[derive(Debug, Clone)]
 pub struct Step {
     pub object: Object,
+    /// The object's name as it may be shown: with tags in place of identifiers.
+    pub shown: String,
     pub format: Option<Format>,
     pub compression: Compression,
     pub rows: u64,
     pub rows_matched: u64,
+    /// What the object holds beside the rows that match, in words.
+    pub beside: Option<String>,
     pub decision: Decision,
 }
 
@@ -75,9 +90,12 @@ pub enum Decision {
     Keep,
     Rewrite {
         rows: RoaringTreemap,
+        cleanse: Cleanse,
     },
-    /// Every row matches and the job wants no empty objects.
-    Drop,
+    /// The object goes as a whole.
+    Drop {
+        why: String,
+    },
     /// Left alone because the job says so.
     Skip {
         reason: String,
@@ -94,7 +112,7 @@ impl Decision {
         match self {
             Decision::Keep => "keep",
             Decision::Rewrite { .. } => "rewrite",
-            Decision::Drop => "drop",
+            Decision::Drop { .. } => "drop",
             Decision::Skip { .. } => "skip",
             Decision::Refuse { .. } => "refuse",
         }
@@ -103,7 +121,7 @@ impl Decision {
     /// Whether the step writes or drops the object.
     pub fn changes(&self) -> bool {
         match self {
-            Decision::Rewrite { .. } | Decision::Drop => true,
+            Decision::Rewrite { .. } | Decision::Drop { .. } => true,
             Decision::Keep | Decision::Skip { .. } | Decision::Refuse { .. } => false,
         }
     }
@@ -115,9 +133,18 @@ impl Step {
         let (matched, rows) = (self.rows_matched, self.rows);
         match &self.decision {
             Decision::Keep => "no row matches".to_owned(),
-            Decision::Rewrite { .. } if matched == rows => "every row matches".to_owned(),
-            Decision::Rewrite { .. } => format!("{matched} of {rows} rows match"),
-            Decision::Drop => "every row matches and when_empty = \"drop\"".to_owned(),
+            Decision::Rewrite { .. } => {
+                let rows = match matched {
+                    0 => "no row matches".to_owned(),
+                    all if all == rows => "every row matches".to_owned(),
+                    some => format!("{some} of {rows} rows match"),
+                };
+                match &self.beside {
+                    Some(beside) => format!("{rows}; a listed identifier is in {beside}"),
+                    None => rows,
+                }
+            }
+            Decision::Drop { why } => why.clone(),
             Decision::Skip { reason } | Decision::Refuse { reason, .. } => reason.clone(),
         }
     }
@@ -137,13 +164,16 @@ impl DatasetPlan {
     }
 }
 
+/// How an object's name may be shown, given the identifiers in it.
+pub type Shown<'a> = &'a dyn Fn(&Location, &[Named]) -> String;
+
 /// Decides every object of every dataset; `found[i]` belongs to `datasets[i]`.
-pub fn build(datasets: &[DatasetSpec], found: Vec<Found>) -> Plan {
-    Plan { datasets: datasets.iter().zip(found).map(|(spec, found)| plan_dataset(spec, found)).collect() }
+pub fn build(datasets: &[DatasetSpec], found: Vec<Found>, shown: Shown<'_>) -> Plan {
+    Plan { datasets: datasets.iter().zip(found).map(|(spec, found)| plan_dataset(spec, found, shown)).collect() }
 }
 
-fn plan_dataset(spec: &DatasetSpec, found: Found) -> DatasetPlan {
-    let mut steps: Vec<Step> = found.findings.into_iter().map(|finding| decide(spec, finding)).collect();
+fn plan_dataset(spec: &DatasetSpec, found: Found, shown: Shown<'_>) -> DatasetPlan {
+    let mut steps: Vec<Step> = found.findings.into_iter().map(|finding| decide(spec, finding, shown)).collect();
     steps.sort_by(|a, b| a.object.location.cmp(&b.object.location));
     DatasetPlan {
         name: spec.name.clone(),
@@ -156,25 +186,58 @@ fn plan_dataset(spec: &DatasetSpec, found: Found) -> DatasetPlan {
     }
 }
 
-fn decide(spec: &DatasetSpec, finding: Finding) -> Step {
-    let (rows, rows_matched, decision) = match finding.seen {
-        Seen::Skipped { reason } => (0, 0, Decision::Skip { reason }),
-        Seen::Failed { exit, reason } => (0, 0, Decision::Refuse { exit, reason }),
-        Seen::Rows { rows, matched } if matched.is_empty() => (rows, 0, Decision::Keep),
-        Seen::Rows { rows, matched } => {
-            let all = matched.len() == rows && spec.action == Action::Delete && spec.when_empty == WhenEmpty::Drop;
-            let decision = if all { Decision::Drop } else { Decision::Rewrite { rows: matched.clone() } };
-            (rows, matched.len(), decision)
-        }
-    };
-    Step {
+fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
+    let mut step = Step {
+        shown: shown(&finding.object.location, &finding.residues.named),
         object: finding.object,
         format: finding.format,
         compression: finding.compression,
-        rows,
-        rows_matched,
-        decision,
+        rows: 0,
+        rows_matched: 0,
+        beside: None,
+        decision: Decision::Keep,
+    };
+    match finding.seen {
+        Seen::Skipped { reason } => step.decision = Decision::Skip { reason },
+        Seen::Failed { exit, reason } => step.decision = Decision::Refuse { exit, reason },
+        Seen::Rows { rows, .. } if !finding.residues.named.is_empty() => {
+            // A name cannot be redacted, so the object goes with all its rows: the guard counts them all.
+            step.rows = rows;
+            let kinds: std::collections::BTreeSet<&str> =
+                finding.residues.named.iter().map(|named| named.kind).collect();
+            let kinds = kinds.into_iter().collect::<Vec<_>>().join(", ");
+            step.decision = match &spec.action {
+                Action::Delete => {
+                    step.rows_matched = rows;
+                    Decision::Drop { why: format!("its name holds a listed identifier ({kinds})") }
+                }
+                Action::Redact(_) => Decision::Refuse {
+                    exit: Exit::Incomplete,
+                    reason: format!(
+                        "its name holds a listed identifier ({kinds}), which action = \"redact\" cannot take out"
+                    ),
+                },
+            };
+        }
+        Seen::Rows { rows, matched } => {
+            let left = finding.residues.beside(&matched, &spec.action);
+            (step.rows, step.rows_matched, step.beside) = (rows, matched.len(), left.words(false));
+            let all = matched.len() == rows && spec.action == Action::Delete && spec.when_empty == WhenEmpty::Drop;
+            step.decision = match (&step.beside, matched.is_empty()) {
+                (None, true) => Decision::Keep,
+                (Some(beside), _) if finding.is_summary => Decision::Drop {
+                    why: format!("is a summary of other objects with a listed identifier in {beside}"),
+                },
+                (Some(_), true) if left.count(Place::Metadata) == left.fixed && left.only(Place::Metadata) => {
+                    let reason = "a column's name holds a listed identifier, which no rewrite can take out".to_owned();
+                    Decision::Refuse { exit: Exit::Residue, reason }
+                }
+                (_, false) if all => Decision::Drop { why: "every row matches and when_empty = \"drop\"".to_owned() },
+                (_, _) => Decision::Rewrite { rows: matched, cleanse: left.cleanse() },
+            };
+        }
     }
+    step
 }
 
 /// Refuses a plan that would change more than the job allows.
@@ -207,7 +270,7 @@ pub fn check_guard(plan: &Plan, guard: &Guard) -> Result<()> {
 pub fn exits(plan: &Plan) -> Vec<Exit> {
     let refused = |step: &Step| match &step.decision {
         Decision::Refuse { exit, .. } => Some(*exit),
-        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop | Decision::Skip { .. } => None,
+        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop { .. } | Decision::Skip { .. } => None,
     };
     let mut exits: Vec<Exit> = plan.datasets.iter().flat_map(|dataset| &dataset.steps).filter_map(refused).collect();
     if plan.datasets.iter().any(|dataset| dataset.steps.is_empty()) {
@@ -220,7 +283,7 @@ pub fn exits(plan: &Plan) -> Vec<Exit> {
 pub fn to_json(plan: &Plan) -> Value {
     let step = |step: &Step| {
         json!({
-            "location": step.object.location.to_string(),
+            "location": step.shown,
             "etag": step.object.etag.0,
             "size_bytes": step.object.size_bytes,
             "format": step.format.map(Format::name),

@@ -16,6 +16,7 @@ use crate::job::{DatasetSpec, Resources};
 use crate::journal::{Event, Journal, Lock, Swap};
 use crate::meter::Meter;
 use crate::plan::{DatasetPlan, Decision, Step};
+use crate::residue::Cleanse;
 use crate::store::{Object, ObjectReader, Replacement, ReplacementWriter, Store, StoreError, store_error};
 
 /// Everything the rewrite of one dataset needs.
@@ -95,9 +96,13 @@ pub async fn rewrite(rewrite: &Rewrite<'_>, plan: &DatasetPlan) -> Vec<Option<Ou
     let steps = plan.steps.iter().map(|step| async move {
         match &step.decision {
             Decision::Keep | Decision::Skip { .. } | Decision::Refuse { .. } => None,
-            Decision::Rewrite { .. } | Decision::Drop if (rewrite.stop)() => Some(Outcome::nothing(Ended::NotBegun)),
-            Decision::Rewrite { rows } => Some(ended(rewrite, step, swap_rows(rewrite, step, rows).await)),
-            Decision::Drop => Some(ended(rewrite, step, drop_object(rewrite, step).await)),
+            Decision::Rewrite { .. } | Decision::Drop { .. } if (rewrite.stop)() => {
+                Some(Outcome::nothing(Ended::NotBegun))
+            }
+            Decision::Rewrite { rows, cleanse } => {
+                Some(ended(rewrite, step, swap_rows(rewrite, step, rows, cleanse).await))
+            }
+            Decision::Drop { .. } => Some(ended(rewrite, step, drop_object(rewrite, step).await)),
         }
     });
     futures::stream::iter(steps).buffered(in_flight(rewrite.resources)).collect().await
@@ -114,20 +119,34 @@ fn ended(rewrite: &Rewrite<'_>, step: &Step, outcome: Result<Outcome, Failure>) 
     rewrite.meter.add(1, step.rows, step.object.size_bytes);
     match outcome {
         Ok(outcome) => {
-            tracing::info!(object = %step.object.location, rows_removed = outcome.rows_removed, "object rewritten");
+            match &outcome.ended {
+                Ended::Dropped => {
+                    tracing::info!(object = step.shown, rows_removed = outcome.rows_removed, "object dropped")
+                }
+                Ended::Rewritten | Ended::Failed { .. } | Ended::NotBegun => {
+                    tracing::info!(object = step.shown, rows_removed = outcome.rows_removed, "object rewritten");
+                }
+            }
             outcome
         }
         Err(Failure { exit, reason }) => {
-            tracing::error!(object = %step.object.location, reason, "object not rewritten");
+            // A store's message names the object as it is; the name may hold an identifier.
+            let reason = reason.replace(&step.object.location.to_string(), &step.shown);
+            tracing::error!(object = step.shown, reason, "object not rewritten");
             Outcome::nothing(Ended::Failed { exit, reason })
         }
     }
 }
 
-async fn swap_rows(rewrite: &Rewrite<'_>, step: &Step, rows: &roaring::RoaringTreemap) -> Result<Outcome, Failure> {
+async fn swap_rows(
+    rewrite: &Rewrite<'_>,
+    step: &Step,
+    rows: &roaring::RoaringTreemap,
+    cleanse: &Cleanse,
+) -> Result<Outcome, Failure> {
     let write_id = format!("{}-{}", rewrite.journal.run_id, random_hex()?);
     let replacement = rewrite.store.replace(&step.object, &write_id).await?;
-    let written = write_replacement(rewrite, step, rows, replacement).await?;
+    let written = write_replacement(rewrite, step, rows, cleanse, replacement).await?;
     let Written { mut replacement, proof, size_bytes, sha256 } = written;
     let receipt = proof.receipt().clone();
     let staged = match check_counts(step, &rewrite.spec.action, &receipt) {
@@ -148,7 +167,7 @@ async fn swap_rows(rewrite: &Rewrite<'_>, step: &Step, rows: &roaring::RoaringTr
     };
     let swap = Swap {
         dataset: rewrite.spec.name.clone(),
-        location: step.object.location.to_string(),
+        location: step.shown.clone(),
         etag_before: step.object.etag.0.clone(),
         rows_before: receipt.rows_before,
         rows_matched: step.rows_matched,
@@ -188,7 +207,7 @@ async fn drop_object(rewrite: &Rewrite<'_>, step: &Step) -> Result<Outcome, Fail
     rewrite.lock.check()?;
     let swap = Swap {
         dataset: rewrite.spec.name.clone(),
-        location: step.object.location.to_string(),
+        location: step.shown.clone(),
         etag_before: step.object.etag.0.clone(),
         rows_before: step.rows,
         rows_matched: step.rows_matched,
@@ -241,14 +260,16 @@ async fn write_replacement(
     rewrite: &Rewrite<'_>,
     step: &Step,
     rows: &roaring::RoaringTreemap,
+    cleanse: &Cleanse,
     replacement: Box<dyn Replacement>,
 ) -> Result<Written, Failure> {
     let reader = ObjectReader::new(rewrite.store.clone(), step.object.clone());
     let mut out = Hashing { inner: ReplacementWriter::new(replacement), sha256: Sha256::new(), size_bytes: 0 };
-    let (rows, action, tagger) = (rows.clone(), rewrite.spec.action.clone(), rewrite.tagger.clone());
+    let (rows, cleanse) = (rows.clone(), cleanse.clone());
+    let (action, tagger) = (rewrite.spec.action.clone(), rewrite.tagger.clone());
     let (kind, dialect) = (format_of(step)?, rewrite.spec.csv.clone());
     let work = tokio::task::spawn_blocking(move || {
-        let edit = Edit { rows: &rows, action: &action, tagger: tagger.as_ref() };
+        let edit = Edit { rows: &rows, action: &action, tagger: tagger.as_ref(), cleanse: &cleanse };
         let outcome = format::rewrite(kind, &dialect, &reader, &edit, &mut out);
         (outcome, out)
     });

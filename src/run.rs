@@ -15,6 +15,7 @@ use crate::chain;
 use crate::cli::{Cli, Command, Common, ManifestCommand};
 use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
+use crate::format::{Compression, Format};
 use crate::identifier;
 use crate::job::{Job, Scope};
 use crate::journal::{self, Journal, Lock, Unfinished};
@@ -23,15 +24,17 @@ use crate::manifest::{Observed, StageName};
 use crate::manifest_check;
 use crate::manifest_diff;
 use crate::match_index::{Added, Builder, MatchIndex};
-use crate::plan::{self, Found, Plan};
+use crate::plan::{self, Finding, Found, Plan};
 use crate::progress::Progress;
 use crate::request::{self, ListReport};
+use crate::residue::{Named, Residues};
 use crate::rewrite::{self, Outcome, Rewrite, Settled};
 use crate::show;
 use crate::signature::{SigningKey, TagKey};
 use crate::store::{ConditionalWrites, Location, Stores};
-use crate::tag::DatasetTagger;
+use crate::tag::{self, DatasetTagger};
 use crate::verify::{self, Verified};
+use crate::verify_read::Fault;
 
 /// Runs one command to its end and says with which code the process is to exit.
 pub fn run(cli: &Cli) -> Result<Exit> {
@@ -182,9 +185,48 @@ impl Session {
         Ok(found)
     }
 
-    fn plan(&mut self, found: Vec<Found>) -> Plan {
+    /// Adds what the objects hold beside their rows: the verifier's own look at bytes and names, before anything is decided.
+    async fn inspect(&mut self, lists: &verify::Lists, found: &mut [Found]) -> Result<()> {
+        for (number, found) in found.iter_mut().enumerate() {
+            let stage = self.progress.begin(StageName::Find);
+            let spec = &self.job.datasets[number];
+            let store = self.stores.of(spec.scope.root());
+            let (summaries, others) = std::mem::take(&mut found.not_in_scope).into_iter().partition(verify::is_summary);
+            found.not_in_scope = others;
+            let rows = |object| (object, plan::Seen::Rows { rows: 0, matched: Default::default() });
+            found.findings.extend(summaries.into_iter().map(rows).map(|(object, seen)| Finding {
+                is_summary: true,
+                ..Finding::new(object, Some(Format::Parquet), Compression::None, seen)
+            }));
+            let objects: Vec<_> = found.findings.iter().map(|finding| finding.object.clone()).collect();
+            let inspecting = async { Ok(verify::inspect(lists, &self.job, spec, &store, &objects).await) };
+            let inspected = self.stop.unless(inspecting).await?;
+            found
+                .findings
+                .iter_mut()
+                .zip(inspected)
+                .for_each(|(finding, inspected)| take_inspected(finding, inspected));
+            // A summary that holds nothing is no part of the dataset.
+            let is_idle = |finding: &Finding| finding.is_summary && !finding.residues.in_bytes();
+            let (idle, findings) = std::mem::take(&mut found.findings).into_iter().partition(is_idle);
+            found.findings = findings;
+            found.not_in_scope.extend(Vec::into_iter(idle).map(|finding| finding.object));
+            self.progress.end(stage);
+        }
+        Ok(())
+    }
+
+    async fn verifier_lists(&mut self) -> Result<verify::Lists> {
+        let stage = self.progress.begin(StageName::Load);
+        let clock = || self.now();
+        let lists = self.stop.unless(verify::read_lists(&self.job, &self.stores, &clock)).await?;
+        self.progress.end(stage);
+        Ok(lists)
+    }
+
+    fn plan(&mut self, found: Vec<Found>, shown: plan::Shown<'_>) -> Plan {
         let stage = self.progress.begin(StageName::Plan);
-        let plan = plan::build(&self.job.datasets, found);
+        let plan = plan::build(&self.job.datasets, found, shown);
         self.progress.end(stage);
         for dataset in &plan.datasets {
             if dataset.steps.is_empty() {
@@ -192,17 +234,18 @@ impl Session {
             }
             for step in &dataset.steps {
                 if let plan::Decision::Refuse { reason, .. } | plan::Decision::Skip { reason } = &step.decision {
-                    tracing::warn!(object = %step.object.location, reason, "object left alone");
+                    tracing::warn!(object = step.shown, reason, "object left alone");
                 }
             }
         }
         plan
     }
 
-    async fn verify(&mut self) -> Result<Verified> {
+    async fn verify(&mut self, lists: &verify::Lists) -> Result<Verified> {
         let stage = self.progress.begin(StageName::Verify);
         let clock = || self.now();
-        let verified = self.stop.unless(verify::verify(&self.job, &self.stores, &clock, &stage.meter)).await?;
+        let verifying = verify::verify_with(lists, &self.job, &self.stores, &clock, &stage.meter);
+        let verified = self.stop.unless(verifying).await?;
         self.progress.end(stage);
         Ok(verified)
     }
@@ -237,6 +280,17 @@ impl Session {
     }
 }
 
+/// What could not be looked into is told by the plan, unless it is to be written anew anyway.
+fn take_inspected(finding: &mut Finding, inspected: std::result::Result<Residues, Fault>) {
+    match (inspected, &finding.seen) {
+        (Ok(residues), _) => finding.residues = residues,
+        (Err(Fault { exit, reason }), plan::Seen::Rows { matched, .. }) if matched.is_empty() => {
+            finding.seen = plan::Seen::Failed { exit, reason };
+        }
+        (Err(_), plan::Seen::Rows { .. } | plan::Seen::Skipped { .. } | plan::Seen::Failed { .. }) => {}
+    }
+}
+
 fn uses_s3(job: &Job) -> bool {
     let scopes = job.lists.iter().map(|list| &list.scope).chain(job.datasets.iter().map(|spec| &spec.scope));
     scopes.map(Scope::root).chain([&job.state.location]).any(|location| matches!(location, Location::S3 { .. }))
@@ -258,8 +312,11 @@ fn self_test() -> Result<()> {
 async fn plan(common: &Common, path: &Path) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
     let (index, lists) = session.load().await?;
-    let found = session.find(&index).await?;
-    let plan = session.plan(found);
+    let verifier_lists = session.verifier_lists().await?;
+    let mut found = session.find(&index).await?;
+    session.inspect(&verifier_lists, &mut found).await?;
+    let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
+    let plan = session.plan(found, &|location, named| tag::shown(tag_key.as_ref(), location, named));
     let guard = plan::check_guard(&plan, &session.job.guard);
     let exit = Exit::gravest(plan::exits(&plan).into_iter().chain(guard.as_ref().err().map(|error| error.exit)));
     if common.json {
@@ -283,11 +340,14 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
         let ignored = session.probe().await?;
         let recovered = recover(session, run).await?;
         let (index, lists) = session.load().await?;
-        let found = session.find(&index).await?;
-        let plan = session.plan(found);
+        let verifier_lists = session.verifier_lists().await?;
+        let mut found = session.find(&index).await?;
+        session.inspect(&verifier_lists, &mut found).await?;
+        let shown = |location: &Location, named: &[Named]| tag::shown(Some(&tag_key), location, named);
+        let plan = session.plan(found, &shown);
         plan::check_guard(&plan, &session.job.guard)?;
-        let outcomes = rewrite(session, run, lock, &plan, tag_key).await?;
-        let verified = session.verify().await?;
+        let outcomes = rewrite(session, run, lock, &plan, tag_key.clone()).await?;
+        let verified = session.verify(&verifier_lists).await?;
         let account = Account {
             job: &session.job,
             lists: &lists,
@@ -296,6 +356,7 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &ignored,
+            shown: &shown,
         };
         publish(session, &account, &signing_key, run).await
     })
@@ -308,7 +369,10 @@ async fn verify(common: &Common, path: &Path) -> Result<Exit> {
     locked(&mut session, "verify", async |session, run, _| {
         let recovered = recover(session, run).await?;
         let (_, lists) = session.load().await?;
-        let verified = session.verify().await?;
+        let verifier_lists = session.verifier_lists().await?;
+        let verified = session.verify(&verifier_lists).await?;
+        let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
+        let shown = |location: &Location, named: &[Named]| tag::shown(tag_key.as_ref(), location, named);
         let account = Account {
             job: &session.job,
             lists: &lists,
@@ -317,6 +381,7 @@ async fn verify(common: &Common, path: &Path) -> Result<Exit> {
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &[],
+            shown: &shown,
         };
         publish(session, &account, &signing_key, run).await
     })

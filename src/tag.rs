@@ -7,7 +7,9 @@ use sha2::{Digest, Sha256};
 use crate::format::Tagger;
 use crate::identifier::{Canonical, ColumnPath, HashFunction, Kind, Value};
 use crate::job::{DatasetSpec, MatchRule};
+use crate::residue::Named;
 use crate::signature::TagKey;
+use crate::store::Location;
 
 /// Tags the cells of one dataset: HMAC-SHA-256(tag key, kind, SHA-256 of the canonical form), so that a plain column and a
 /// column of SHA-256 hashes lead to the same tag.
@@ -44,6 +46,32 @@ impl Tagger for DatasetTagger {
         };
         self.key.tag(kind, &digest)
     }
+}
+
+/// A name as it may be shown: every part that holds a listed identifier is replaced by the identifier's tag, or, without a key, by a
+/// word. A part that holds more than the identifier is told from its like by a keyed tag of the whole.
+pub fn shown(key: Option<&TagKey>, location: &Location, named: &[Named]) -> String {
+    let name = location.to_string();
+    let (mut out, mut from) = (String::with_capacity(name.len()), 0);
+    let mut named: Vec<&Named> = named.iter().collect();
+    named.sort_by_key(|named| (named.range.start, std::cmp::Reverse(named.range.end)));
+    for part in named {
+        if part.range.start < from {
+            continue;
+        }
+        out.push_str(&name[from..part.range.start]);
+        let hidden = &name[part.range.clone()];
+        match key {
+            Some(key) => {
+                let whole = key.tag("name", &Sha256::digest(hidden).into());
+                out.push_str(&format!("{}-{}", key.tag(part.kind, &part.digest), &whole[..8]));
+            }
+            None => out.push_str("(a listed identifier)"),
+        }
+        from = part.range.end;
+    }
+    out.push_str(&name[from..]);
+    out
 }
 
 /// A cell that no rule reads is tagged by its bytes.

@@ -14,6 +14,7 @@ use roaring::RoaringTreemap;
 
 use crate::action::Action;
 use crate::identifier::ColumnPath;
+use crate::residue::Cleanse;
 use crate::store::{ObjectReader, StoreError, store_error};
 
 /// The format of a dataset's objects.
@@ -68,6 +69,8 @@ pub struct Edit<'a> {
     pub rows: &'a RoaringTreemap,
     pub action: &'a Action,
     pub tagger: &'a dyn Tagger,
+    /// What goes beside rows; nothing of record files.
+    pub cleanse: &'a Cleanse,
 }
 
 /// Makes the keyed tag that stands in a redacted cell.

@@ -236,6 +236,7 @@ mod tests {
     use super::*;
     use crate::format::Tagger;
     use crate::identifier::ColumnPath;
+    use crate::residue::Cleanse;
 
     struct Upper;
 
@@ -253,7 +254,7 @@ mod tests {
     ) -> Result<(Vec<u8>, Receipt), FormatError> {
         let rows: RoaringTreemap = rows.iter().copied().collect();
         let mut out = Vec::new();
-        let edit = Edit { rows: &rows, action, tagger: &Upper };
+        let edit = Edit { rows: &rows, action, tagger: &Upper, cleanse: &Cleanse::default() };
         let receipt = rewrite(format, &CsvDialect::default(), source, &edit, &mut out)?;
         read_back(format, &CsvDialect::default(), out.as_slice(), &receipt)?;
         Ok((out, receipt))
@@ -349,7 +350,7 @@ mod tests {
     fn a_record_that_never_ends_is_refused() {
         let endless = std::io::Read::take(std::io::repeat(b'x'), 80 << 20);
         let rows = RoaringTreemap::from_iter([0]);
-        let edit = Edit { rows: &rows, action: &Action::Delete, tagger: &Upper };
+        let edit = Edit { rows: &rows, action: &Action::Delete, tagger: &Upper, cleanse: &Cleanse::default() };
         let source = std::io::Read::chain(&b"id\n\""[..], endless);
         let outcome = rewrite(Format::Csv, &CsvDialect::default(), source, &edit, &mut std::io::sink());
         assert!(matches!(outcome, Err(FormatError::Corrupt(reason)) if reason.contains("line 2")));

@@ -6,3 +6,4 @@ mod manifest;
 mod memory_store;
 mod rewrite_parquet;
 mod verify;
+mod verify_catches;
