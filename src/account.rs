@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::action::{Action, Redaction};
 use crate::error::Exit;
 use crate::identifier::{Kind, NORMALISER_VERSION};
-use crate::job::{DatasetSpec, Job, MatchRule};
+use crate::job::{DatasetSpec, Job, MatchRule, Search};
 use crate::journal::Swap;
 use crate::manifest::{
     Canaries, DatasetRecord, JobFile, ListRead, Normaliser, ObjectCounts, Observations, Observed, Residue, RowCounts,
@@ -140,6 +140,7 @@ impl Account<'_> {
             objects: ObjectCounts::tally(&spec.name, rows, not_in_scope),
             rows: RowCounts::tally(&spec.name, rows),
             not_comparable: Observed::Seen(verified.not_comparable.clone()),
+            undeclared: undeclared(spec, verified),
             versions: VersionCounts {
                 listed: Observed::NotChecked,
                 purged: Observed::NotChecked,
@@ -168,7 +169,10 @@ impl Account<'_> {
                 filters: Observed::NotChecked,
                 metadata: place(Place::Metadata),
                 gaps: place(Place::Gaps),
-                undeclared: Observed::NotChecked,
+                undeclared: match self.job.datasets.iter().all(|spec| spec.search == Search::Off) {
+                    true => Observed::NotChecked,
+                    false => place(Place::Undeclared),
+                },
             },
             canaries: Canaries { planted: Observed::NotChecked, found: Observed::NotChecked },
         }
@@ -177,12 +181,15 @@ impl Account<'_> {
     /// What was not looked at, in plain sentences.
     fn limits(&self) -> Vec<String> {
         let mut limits = vec![
-            "Columns that no [[dataset.match]] names were not searched.".to_owned(),
             "Noncurrent object versions, delete markers and unfinished uploads were not looked at.".to_owned(),
             "Bloom filters were not searched for identifiers.".to_owned(),
             "Objects that were written after a dataset was listed were not looked at.".to_owned(),
         ];
         for (spec, verified) in self.job.datasets.iter().zip(&self.verified.datasets) {
+            if spec.search == Search::Off {
+                let name = &spec.name;
+                limits.push(format!("Dataset {name}: columns that no [[dataset.match]] names were not searched."));
+            }
             if !verified.not_in_scope.is_empty() {
                 limits.push(self.not_in_scope(verified));
             }
@@ -219,6 +226,17 @@ impl Account<'_> {
 
 /// Names that are told one by one in a limit.
 const NAMES_TOLD: usize = 20;
+
+fn undeclared(spec: &DatasetSpec, verified: &VerifiedDataset) -> Observed<BTreeMap<String, u64>> {
+    if spec.search == Search::Off {
+        return Observed::NotChecked;
+    }
+    let mut sums = BTreeMap::new();
+    for (column, count) in verified.objects.iter().flat_map(|object| object.residues.by_column(Place::Undeclared)) {
+        *sums.entry(column.to_string()).or_default() += count;
+    }
+    Observed::Seen(sums)
+}
 
 impl Account<'_> {
     /// In the prefix, not in scope: counted, and told by name as far as that is readable.
@@ -469,7 +487,7 @@ impl DatasetRows<'_> {
             }
         }
         // Also of an object of which not everything could be looked at.
-        if let Some(reason) = residue(object) {
+        if let Some(reason) = residue(object, self.spec.search == Search::Residue) {
             row.outcome = RowOutcome::Residue;
             row.reason = Some(reason);
             self.exits.push(Exit::Residue);
@@ -478,14 +496,12 @@ impl DatasetRows<'_> {
 }
 
 /// What was found in an object, if anything that counts as residue.
-fn residue(object: &VerifiedObject) -> Option<String> {
+fn residue(object: &VerifiedObject, undeclared: bool) -> Option<String> {
     let mut found = Vec::new();
     if object.rows_matched > 0 {
         found.push(format!("{} of {} rows hold a listed identifier", object.rows_matched, object.rows));
     }
-    if object.residues.in_bytes() {
-        found.extend(object.residues.words(false).map(|words| format!("a listed identifier is in {words}")));
-    }
+    found.extend(object.residues.words(undeclared).map(|words| format!("a listed identifier is in {words}")));
     if !object.residues.named.is_empty() {
         found.push("its name holds a listed identifier".to_owned());
     }

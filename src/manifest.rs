@@ -152,6 +152,9 @@ pub struct DatasetRecord {
     pub rows: RowCounts,
     /// Column to the count of values that have no canonical form.
     pub not_comparable: Observed<BTreeMap<String, u64>>,
+    /// Column that no rule names to the count of its cells that hold a listed identifier.
+    #[serde(default)]
+    pub undeclared: Observed<BTreeMap<String, u64>>,
     pub versions: VersionCounts,
     pub uploads: UploadCounts,
 }
@@ -583,6 +586,7 @@ mod tests {
                 objects: ObjectCounts::tally("events", rows, Seen(1)),
                 rows: RowCounts::tally("events", rows),
                 not_comparable: Seen(BTreeMap::from([("email".into(), 2)])),
+                undeclared: NotChecked,
                 versions: VersionCounts::default(),
                 uploads: UploadCounts::default(),
             }],

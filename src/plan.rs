@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::action::Action;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, Format};
-use crate::job::{DatasetSpec, Guard, WhenEmpty};
+use crate::job::{DatasetSpec, Guard, Stray, WhenEmpty};
 use crate::residue::{Cleanse, Named, Place, Residues};
 use crate::store::{Location, Object};
 
@@ -221,19 +221,23 @@ fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
         }
         Seen::Rows { rows, matched } => {
             let left = finding.residues.beside(&matched, &spec.action);
-            (step.rows, step.rows_matched, step.beside) = (rows, matched.len(), left.words(false));
+            let redacts_strays = spec.stray == Stray::Redact;
+            (step.rows, step.rows_matched, step.beside) = (rows, matched.len(), left.words(redacts_strays));
+            let strays = left.by_column(Place::Undeclared).into_keys().filter(|_| redacts_strays).collect();
             let all = matched.len() == rows && spec.action == Action::Delete && spec.when_empty == WhenEmpty::Drop;
             step.decision = match (&step.beside, matched.is_empty()) {
                 (None, true) => Decision::Keep,
                 (Some(beside), _) if finding.is_summary => Decision::Drop {
                     why: format!("is a summary of other objects with a listed identifier in {beside}"),
                 },
-                (Some(_), true) if left.count(Place::Metadata) == left.fixed && left.only(Place::Metadata) => {
+                (Some(_), true)
+                    if left.in_bytes() && left.count(Place::Metadata) == left.fixed && left.only(Place::Metadata) =>
+                {
                     let reason = "a column's name holds a listed identifier, which no rewrite can take out".to_owned();
                     Decision::Refuse { exit: Exit::Residue, reason }
                 }
                 (_, false) if all => Decision::Drop { why: "every row matches and when_empty = \"drop\"".to_owned() },
-                (_, _) => Decision::Rewrite { rows: matched, cleanse: left.cleanse() },
+                (_, _) => Decision::Rewrite { rows: matched, cleanse: Cleanse { strays, ..left.cleanse() } },
             };
         }
     }

@@ -149,7 +149,7 @@ impl Residues {
             Action::Redact(columns) => loses(group) && columns.iter().any(|redact| redact.column == *column),
         };
         let mut left = self.clone();
-        left.counts.retain(|(_, chunk), _| !chunk.as_ref().is_some_and(dealt_with));
+        left.counts.retain(|(place, chunk), _| *place == Place::Undeclared || !chunk.as_ref().is_some_and(dealt_with));
         left.anew.retain(|chunk| !dealt_with(chunk));
         left
     }
@@ -176,7 +176,7 @@ impl Residues {
     pub fn cleanse(&self) -> Cleanse {
         let counted = self.counts.keys().filter(|(place, _)| *place != Place::Undeclared);
         let chunks = counted.filter_map(|(_, chunk)| chunk.clone()).chain(self.anew.iter().cloned()).collect();
-        Cleanse { chunks, key_values: self.key_values.clone() }
+        Cleanse { chunks, key_values: self.key_values.clone(), strays: BTreeSet::new() }
     }
 }
 
@@ -187,7 +187,12 @@ pub struct Cleanse {
     pub chunks: BTreeSet<ChunkId>,
     /// The file's key-value entries that go, by position.
     pub key_values: BTreeSet<usize>,
+    /// Columns that no rule names, in whose cells listed identifiers are replaced.
+    pub strays: BTreeSet<ColumnPath>,
 }
+
+/// What stands in a cell in place of an identifier that strayed there.
+pub const STRAY: &str = "[removed]";
 
 #[cfg(test)]
 mod tests {

@@ -17,7 +17,7 @@ use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
 use crate::format::{Compression, Format};
 use crate::identifier;
-use crate::job::{Job, Scope};
+use crate::job::{Job, Scope, Search, Stray};
 use crate::journal::{self, Journal, Lock, Unfinished};
 use crate::keys;
 use crate::manifest::{Observed, StageName};
@@ -57,7 +57,7 @@ async fn run_command(cli: &Cli) -> Result<Exit> {
     match &cli.command {
         Command::Scrub { job } => scrub(common, job).await,
         Command::Plan { job } => plan(common, job).await,
-        Command::Verify { job } => verify(common, job).await,
+        Command::Verify { job, search } => verify(common, job, *search).await,
         Command::Check { job } => check(common, job).await,
         Command::Keygen { dir } => keygen(common, dir),
         Command::Manifest(ManifestCommand::Check { path, public_key }) => {
@@ -346,7 +346,7 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
         let shown = |location: &Location, named: &[Named]| tag::shown(Some(&tag_key), location, named);
         let plan = session.plan(found, &shown);
         plan::check_guard(&plan, &session.job.guard)?;
-        let outcomes = rewrite(session, run, lock, &plan, tag_key.clone()).await?;
+        let outcomes = rewrite(session, run, lock, &plan, tag_key.clone(), &verifier_lists).await?;
         let verified = session.verify(&verifier_lists).await?;
         let account = Account {
             job: &session.job,
@@ -363,8 +363,11 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
     .await
 }
 
-async fn verify(common: &Common, path: &Path) -> Result<Exit> {
+async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
+    if search {
+        session.job.datasets.iter_mut().for_each(|dataset| dataset.search = Search::Residue);
+    }
     let signing_key = session.signing_key()?;
     locked(&mut session, "verify", async |session, run, _| {
         let recovered = recover(session, run).await?;
@@ -484,6 +487,7 @@ async fn rewrite(
     lock: &Lock,
     plan: &Plan,
     tag_key: Arc<TagKey>,
+    lists: &verify::Lists,
 ) -> Result<Vec<Vec<Option<Outcome>>>> {
     let stage = session.progress.begin(StageName::Rewrite);
     let changes = plan.datasets.iter().flat_map(|dataset| &dataset.steps).filter(|step| step.decision.changes());
@@ -491,12 +495,16 @@ async fn rewrite(
     let stop = || session.stop.is_asked();
     let mut outcomes = Vec::new();
     for (spec, dataset) in session.job.datasets.iter().zip(&plan.datasets) {
+        let strays = (spec.stray == Stray::Redact).then(|| {
+            let lists = lists.clone();
+            Arc::new(move |text: &[u8]| lists.without_strays(text)) as tag::Strays
+        });
         let rewrite = Rewrite {
             spec,
             store: session.stores.of(spec.scope.root()),
             journal: &run.journal,
             lock,
-            tagger: Arc::new(DatasetTagger::new(tag_key.clone(), spec)),
+            tagger: Arc::new(DatasetTagger::new(tag_key.clone(), spec, strays)),
             resources: &session.job.resources,
             meter: stage.meter.clone(),
             stop: &stop,

@@ -16,11 +16,15 @@ use crate::store::Location;
 pub struct DatasetTagger {
     key: Arc<TagKey>,
     rules: Vec<MatchRule>,
+    strays: Option<Strays>,
 }
 
+/// Replaces the listed identifiers in a text; `None`: it holds none.
+pub type Strays = Arc<dyn Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync>;
+
 impl DatasetTagger {
-    pub fn new(key: Arc<TagKey>, dataset: &DatasetSpec) -> Self {
-        DatasetTagger { key, rules: dataset.rules.clone() }
+    pub fn new(key: Arc<TagKey>, dataset: &DatasetSpec, strays: Option<Strays>) -> Self {
+        DatasetTagger { key, rules: dataset.rules.clone(), strays }
     }
 }
 
@@ -45,6 +49,10 @@ impl Tagger for DatasetTagger {
             None => plain(value),
         };
         self.key.tag(kind, &digest)
+    }
+
+    fn without_strays(&self, text: &[u8]) -> Option<Vec<u8>> {
+        self.strays.as_ref().and_then(|strays| strays(text))
     }
 }
 

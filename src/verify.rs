@@ -15,7 +15,7 @@ use crate::dataset::listing;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, CsvDialect, Format};
 use crate::identifier::ColumnPath;
-use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn};
+use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, Stray};
 use crate::meter::Meter;
 use crate::residue::{Named, Residues};
 use crate::store::{Location, Object, ObjectReader, Store, StoreError, Stores};
@@ -87,9 +87,18 @@ pub enum VerifyOutcome {
 }
 
 /// The lists of a job as the verifier read them, ready to be asked.
+#[derive(Clone)]
 pub struct Lists {
     suppressed: Arc<Suppressed>,
     read: Vec<VerifiedList>,
+}
+
+impl Lists {
+    /// Replaces the listed identifiers of distinctive kinds in a text, see [`Suppressed::without_strays`].
+    pub fn without_strays(&self, text: &[u8]) -> Option<Vec<u8>> {
+        // What cannot be evaluated stays, and the verifying scan tells.
+        self.suppressed.without_strays(text).ok().flatten()
+    }
 }
 
 /// Reads the lists anew. Errors: one that cannot be read ([`Exit::Usage`], or what the store says).
@@ -168,14 +177,16 @@ async fn inspect_object(
         found.merge(&scan_summary(&**store, object, &rules.columns, gates, asked.clone()).await?);
         return Ok(found);
     }
-    match object_shape(dataset, object)? {
-        Shape::Parquet => {
-            let look = Look { rows: None, bytes: Some(asked.clone()) };
-            let scanned = scan_parquet(&**store, object, &rules.columns, gates, &look).await?;
-            found.merge(&scanned.tally.residues);
-        }
-        Shape::Records { .. } => {}
-    }
+    let shared = asked.clone();
+    let search: Work = Arc::new(move |batch| {
+        let mut tally = Tally { rows: batch.rows as u64, ..Tally::default() };
+        shared.suppressed.search(batch, &mut tally.residues)?;
+        Ok(tally)
+    });
+    let others = dataset.stray == Stray::Redact;
+    let look = Look { rows: others.then_some(search), bytes: Some(asked.clone()), others };
+    let scanned = scan(store, object, &object_shape(dataset, object)?, &rules.columns, gates, &look).await?;
+    found.merge(&scanned.tally.residues);
     Ok(found)
 }
 
@@ -220,7 +231,7 @@ async fn read_list(
             Ok(Tally { rows: batch.rows as u64, ..Default::default() })
         });
         let shape = list_shape(list, &file.location).map_err(unusable)?;
-        let look = Look { rows: Some(work), bytes: None };
+        let look = Look { rows: Some(work), ..Look::default() };
         let scanned = scan(&store, file, &shape, &columns, gates, &look).await.map_err(unusable)?;
         if let Some(missing) = scanned.missing.first() {
             return Err(unusable(Fault::unreadable(format!("lacks column {}", columns[*missing]))));
@@ -394,8 +405,12 @@ async fn verify_object(
     meter: &Meter,
 ) -> (VerifiedObject, Vec<u64>) {
     let shared = asked.clone();
-    let work: Work = Arc::new(move |batch| shared.suppressed.matches(&shared.rules, batch));
-    let look = Look { rows: Some(work), bytes: Some(asked.clone()) };
+    let work: Work = Arc::new(move |batch| {
+        let mut tally = shared.suppressed.matches(&shared.rules, batch)?;
+        shared.suppressed.search(batch, &mut tally.residues)?;
+        Ok(tally)
+    });
+    let look = Look { rows: Some(work), bytes: Some(asked.clone()), others: dataset.search != Search::Off };
     let size_bytes = object.size_bytes;
     let named = names(dataset, &object, asked).await;
     let scanned = match object_shape(dataset, &object) {
@@ -457,7 +472,8 @@ async fn scan(
             let _running = gates.cpu().await;
             let reader = ObjectReader::new(store.clone(), object.clone());
             let (layout, promised, columns) = (layout.clone(), *promised, columns.to_vec());
-            tokio::task::spawn_blocking(move || scan_records(&reader, promised, &layout, &columns, &work))
+            let others = look.others;
+            tokio::task::spawn_blocking(move || scan_records(&reader, promised, &layout, &columns, &work, others))
                 .await
                 .map_err(|error| Fault::from_join(&error))?
         }

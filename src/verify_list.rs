@@ -13,6 +13,7 @@ use polars::prelude::*;
 
 use crate::identifier::{ColumnPath, HashFunction, Hashed, Kind};
 use crate::job::{DatasetSpec, Job, ListColumn, ListSpec, MatchPart, MatchRule};
+use crate::residue::{Place, Residues, STRAY};
 use crate::verify_bytes::Listed;
 use crate::verify_normalise::{Fingerprints, Form, canonicals, digest_of, digests, function_of, plain_numbers};
 use crate::verify_read::{Batch, Leaf, Tally};
@@ -110,6 +111,9 @@ impl Probe {
         Probe { column: 0, kind, hashed, selection, single: true, counted_elsewhere: true }
     }
 }
+
+/// How many cells' words are held at a time.
+const CELLS_A_TIME: usize = 1 << 16;
 
 /// How many digests are kept for values that come again.
 const KNOWN_MAX: usize = 1 << 16;
@@ -257,6 +261,44 @@ impl Suppressed {
         indexes.sort_unstable();
         indexes.dedup();
         Ok(indexes)
+    }
+
+    /// Counts the cells of the batch's other columns that hold a listed identifier of a distinctive kind.
+    pub fn search(&self, batch: &Batch, found: &mut Residues) -> PolarsResult<()> {
+        for (path, leaf) in &batch.others {
+            let cells: Vec<&[u8]> = match leaf.values.dtype() {
+                DataType::String => leaf.values.str()?.iter().map(|text| text.unwrap_or_default().as_bytes()).collect(),
+                DataType::Binary => leaf.values.binary()?.iter().map(Option::unwrap_or_default).collect(),
+                _ => continue,
+            };
+            for cells in cells.chunks(CELLS_A_TIME) {
+                let mut hits: Vec<usize> = self.tokens(cells, Around::Text)?.into_iter().map(|hit| hit.text).collect();
+                hits.sort_unstable();
+                hits.dedup();
+                found.add(Place::Undeclared, Some((0, path.clone())), hits.len() as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// The text with [`STRAY`] in place of every listed identifier; `None`: it holds none.
+    pub fn without_strays(&self, text: &[u8]) -> PolarsResult<Option<Vec<u8>>> {
+        let mut ranges: Vec<Range<usize>> =
+            self.tokens(&[text], Around::Text)?.into_iter().map(|hit| hit.range).collect();
+        if ranges.is_empty() {
+            return Ok(None);
+        }
+        ranges.sort_by_key(|range| (range.start, std::cmp::Reverse(range.end)));
+        let (mut out, mut from) = (Vec::with_capacity(text.len()), 0);
+        for range in ranges {
+            if range.start >= from {
+                out.extend_from_slice(&text[from..range.start]);
+                out.extend_from_slice(STRAY.as_bytes());
+            }
+            from = from.max(range.end);
+        }
+        out.extend_from_slice(&text[from..]);
+        Ok(Some(out))
     }
 
     /// The identifiers of a distinctive kind that stand in the texts.

@@ -82,9 +82,12 @@ impl Leaf {
 }
 
 /// Some rows of an object. `columns` are those asked for, in that order; one that the object lacks has no leaves.
+#[derive(Default)]
 pub struct Batch {
     pub rows: usize,
     pub columns: Vec<Vec<Leaf>>,
+    /// Every other column of text, when they are looked at, too.
+    pub others: Vec<(ColumnPath, Leaf)>,
 }
 
 /// What was counted over the batches of an object.
@@ -120,6 +123,8 @@ pub struct Look {
     pub rows: Option<Work>,
     /// What its bytes hold beside them.
     pub bytes: Option<Arc<dyn Listed>>,
+    /// Rows come with the columns of text that were not asked for.
+    pub others: bool,
 }
 
 /// What came of an object that could be read to its end.
@@ -192,7 +197,7 @@ pub async fn scan_parquet(
     look: &Look,
 ) -> Result<Scanned, Fault> {
     use futures::{StreamExt, TryStreamExt};
-    let file = Arc::new(open(store, object, columns, gates, look.bytes.is_some()).await?);
+    let file = Arc::new(open(store, object, columns, gates, look).await?);
     let missing = (0..columns.len()).filter(|column| file.sources[*column].is_none()).collect();
     let groups =
         (0..file.metadata.row_groups.len()).map(|group| scan_row_group(store, object, &file, group, gates, look));
@@ -296,8 +301,10 @@ async fn fetch(
 /// A Parquet object's footer and where in it the columns are.
 struct ParquetFile {
     metadata: FileMetadata,
-    /// By column asked for.
+    /// By column asked for, then the others.
     sources: Vec<Option<Source>>,
+    /// How many were asked for.
+    asked: usize,
     /// For the byte-level check.
     notes: Option<FooterNotes>,
     /// With its length and the magic at the end.
@@ -310,7 +317,7 @@ impl ParquetFile {
     fn inspect_gap(&self, start: u64, bytes: &[u8], listed: &dyn Listed) -> Result<Residues, Fault> {
         let Some(notes) = &self.notes else { return Ok(Residues::default()) };
         let mut by_leaf = vec![None; notes.groups.first().map_or(0, Vec::len)];
-        for (column, source) in self.sources.iter().enumerate() {
+        for (column, source) in self.sources.iter().enumerate().take(self.asked) {
             if let Some(source) = source
                 && let Some(leaf_type) = &source.leaf_type
                 && let Some(group) = self.metadata.row_groups.first()
@@ -347,19 +354,24 @@ async fn open(
     object: &Object,
     columns: &[ColumnPath],
     gates: &Gates,
-    bytes: bool,
+    look: &Look,
 ) -> Result<ParquetFile, Fault> {
     let (footer, tail) = fetch_footer(store, object, gates).await?;
     let (size, length) = (object.size_bytes, footer.len() as u64);
     let footer = footer.to_vec();
     let columns = columns.to_vec();
     // A malformed footer may panic: on a thread of its own that is an error of this object alone.
+    let (bytes, others, asked) = (look.bytes.is_some(), look.others, columns.len());
     let understood = tokio::task::spawn_blocking(move || {
         let notes = if bytes { Some(FooterNotes::read(&footer, size)?) } else { None };
-        understand(footer, &columns).map(|(metadata, sources)| (metadata, sources, notes))
+        let (metadata, mut sources) = understand(footer, &columns)?;
+        if others {
+            sources.extend(other_sources(&metadata, &sources)?.into_iter().map(Some));
+        }
+        Ok::<_, Fault>((metadata, sources, notes))
     });
     let (metadata, sources, notes) = understood.await.map_err(|error| Fault::from_join(&error))??;
-    Ok(ParquetFile { metadata, sources, notes, footer_bytes: length, tail })
+    Ok(ParquetFile { metadata, sources, asked, notes, footer_bytes: length, tail })
 }
 
 /// The footer with its length and the magic, and all that came with it.
@@ -399,6 +411,41 @@ fn understand(footer: Vec<u8>, columns: &[ColumnPath]) -> Result<(FileMetadata, 
         source.leaf_type = leaf_type(&metadata, source);
     }
     Ok((metadata, sources))
+}
+
+/// The sources of every leaf of text that no column asked for reads.
+fn other_sources(metadata: &FileMetadata, asked: &[Option<Source>]) -> Result<Vec<Source>, Fault> {
+    let schema = parquet_to_arrow_schema(metadata.schema().fields());
+    let top: Vec<ArrowField> = schema.iter_values().cloned().collect();
+    let mut paths = Vec::new();
+    top.iter().for_each(|field| text_paths(field, &mut Vec::new(), &mut paths));
+    let mut others = Vec::new();
+    for path in paths {
+        let Some(other) = source(&top, &path)? else { continue };
+        let known = |source: &Source| source.root == other.root && source.leaves == other.leaves;
+        if !asked.iter().flatten().any(known) {
+            others.push(other);
+        }
+    }
+    Ok(others)
+}
+
+/// Texts, and bytes that may be texts: older writers leave out the annotation.
+fn text_paths(field: &ArrowField, names: &mut Vec<String>, paths: &mut Vec<ColumnPath>) {
+    use ArrowDataType as T;
+    names.push(field.name.to_string());
+    let mut inner = &field.dtype;
+    while let T::List(item) | T::LargeList(item) | T::Map(item, _) = inner {
+        inner = &item.dtype;
+    }
+    match inner {
+        T::Utf8 | T::LargeUtf8 | T::Utf8View | T::Binary | T::LargeBinary | T::BinaryView => {
+            paths.push(ColumnPath(names.clone()));
+        }
+        T::Struct(fields) => fields.iter().for_each(|field| text_paths(field, names, paths)),
+        _ => {}
+    }
+    names.pop();
 }
 
 /// The type of a source's one leaf.
@@ -591,6 +638,7 @@ impl ParquetFile {
         for (column, source) in self.sources.iter().enumerate() {
             let Some(source) = source else { continue };
             if source.leaf_type.is_some()
+                && column < self.asked
                 && let Some(leaf) = leaf_numbers(&self.metadata.row_groups[group], source).next()
             {
                 wanted.push(Inspected { group, column, leaf, chunk });
@@ -684,7 +732,12 @@ fn decode_row_group(
         for (column, suspected) in suspicions.iter_mut().filter(|(_, suspected)| !suspected.is_empty()) {
             columns[*column].iter().for_each(|leaf| suspected.explain(&leaf.values));
         }
-        let batch = Batch { rows: end - start, columns };
+        let others = columns.split_off(file.asked).into_iter().zip(&file.sources[file.asked..]);
+        let others = others.flat_map(|(leaves, source)| {
+            let path = source.as_ref().map(|source| source.column.clone());
+            leaves.into_iter().filter_map(move |leaf| Some((path.clone()?, leaf)))
+        });
+        let batch = Batch { rows: end - start, others: others.collect(), columns };
         match &look.rows {
             Some(work) => sum.add(&work(&batch)?),
             None => sum.rows += batch.rows as u64,

@@ -41,6 +41,7 @@ pub enum Around {
 /// RFC 5321: 64 octets before the sign, 255 after it.
 const LOCAL_MAX: usize = 64;
 const DOMAIN_MAX: usize = 255;
+const LABELS_TRIED: usize = 4;
 
 /// Gives the tokens of `text`, some of them several times with different ends.
 pub fn tokens(text: &[u8], around: Around, each: &mut dyn FnMut(Token)) {
@@ -135,7 +136,12 @@ fn email(text: &[u8], sign: usize, around: Around, each: &mut dyn FnMut(Token)) 
     starts.extend(text[usual_start..sign].iter().rposition(|byte| *byte == b'+').map(|plus| usual_start + plus + 1));
     let trimmed = text[usual_start..sign].iter().take_while(|byte| matches!(byte, b'.' | b'-' | b'_')).count();
     starts.push(usual_start + trimmed);
-    let mut ends = vec![end];
+    // `export-anna@example.com.csv`
+    let joined = |byte: &u8| matches!(byte, b'-' | b'_');
+    starts.extend(text[usual_start..sign].iter().rposition(joined).map(|at| usual_start + at + 1));
+    // `anna@example.com.csv`, `anna@example.com.Then`: an address may end at any of the last dots.
+    let dots = (sign + 1..end).rev().filter(|at| text[*at] == b'.').take(LABELS_TRIED);
+    let mut ends: Vec<usize> = std::iter::once(end).chain(dots).collect();
     if around == Around::Binary {
         starts.push(usual_start + 1);
         ends.push(end.saturating_sub(1));
@@ -276,6 +282,7 @@ mod tests {
             "caf\u{e9} anna@example.com",
             "mailto:ANNA@EXAMPLE.COM?subject=x",
             "email%3Danna%40example.com%26b",
+            "export-anna@example.com.csv.gz",
         ] {
             has(text, Look::Email, "anna@example.com");
         }

@@ -26,7 +26,7 @@ use rayon::prelude::*;
 use roaring::RoaringTreemap;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::parquet_chunk::{Change, Chunk, Encoded};
+use super::parquet_chunk::{Change, Chunk, Clean, Encoded};
 use super::parquet_column::resolve;
 use super::{Edit, FormatError, Receipt, scrubbed};
 use crate::action::{Action, Redact, Redaction};
@@ -244,6 +244,8 @@ struct Input<'a, R> {
     redactions: Vec<(usize, Redact)>,
     /// By group and leaf: encoded anew though no row of theirs changes.
     cleansed: BTreeSet<(usize, usize)>,
+    /// Leaves in whose cells identifiers may have strayed, in any group.
+    strayed: BTreeSet<usize>,
     /// What is kept of the file's key-value metadata.
     key_values: Option<Vec<KeyValue>>,
 }
@@ -289,9 +291,13 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
                 .map_err(|error| FormatError::Unsupported(format!("cleansing, because it {error}")))
         });
         let cleansed = cleansed.collect::<Result<_, _>>()?;
+        let strayed = edit.cleanse.strays.iter().map(|column| {
+            resolve(schema, column).map_err(|error| FormatError::Unsupported(format!("redaction, because it {error}")))
+        });
+        let strayed = strayed.collect::<Result<_, _>>()?;
         let key_values = kept_key_values(metadata, edit);
         Ok(Rewrite {
-            input: Input { source, metadata, edit, redactions, cleansed, key_values },
+            input: Input { source, metadata, edit, redactions, cleansed, strayed, key_values },
             out: TrackedWrite::new(out),
             groups: Vec::new(),
             column_indexes: Vec::new(),
@@ -330,7 +336,9 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             Action::Delete => !rows.is_empty(),
             Action::Redact(_) => !rows.is_empty() && self.input.redacts(leaf),
         };
-        let touched = |leaf: usize| loses(leaf) || self.input.cleansed.contains(&(number, leaf));
+        let cleansed =
+            |leaf: usize| self.input.cleansed.contains(&(number, leaf)) || self.input.strayed.contains(&leaf);
+        let touched = |leaf: usize| loses(leaf) || cleansed(leaf);
         let touched: Vec<bool> = (0..group.num_columns()).map(touched).collect();
         let start = self.out.bytes_written() as i64;
         let placed = self.place_columns(number, &rows, &touched)?;
@@ -537,7 +545,9 @@ impl<R: ChunkReader + Clone + 'static> Input<'_, R> {
             Action::Redact(_) if !self.redacts(leaf) => &none,
             Action::Delete | Action::Redact(_) => rows,
         };
-        chunk.encode(rows, &change, out).map_err(parquet_error)
+        let without_strays = |value: &[u8]| self.edit.tagger.without_strays(value);
+        let clean = self.strayed.contains(&leaf).then_some(&without_strays as &Clean);
+        chunk.encode(rows, &change, clean, out).map_err(parquet_error)
     }
 }
 

@@ -378,6 +378,40 @@ fn an_identifier_in_a_name_takes_the_object_and_its_name_is_shown_by_tag() {
 }
 
 #[test]
+fn a_partition_column_that_no_file_holds_is_a_column() {
+    let rules = "[[dataset.match]]\ncolumn = \"email\"\nkind = \"email\"\n[[dataset.match]]\ncolumn = \"phone\"\nkind = \"phone\"";
+    let parquet = |values: &[&str]| parquet_of("phone", values, plain());
+    for (name, bytes) in [
+        ("a.parquet", parquet(&["1", "4155559317", "3"])),
+        ("a.csv", b"phone,n\n1,1\n4155559317,2\n3,3\n".to_vec()),
+        ("a.ndjson", b"{\"phone\":1}\n{\"phone\":4155559317}\n{\"phone\":3}\n".to_vec()),
+    ] {
+        let lake = Lake::new(rules);
+        lake.put(&format!("lake/email=x%40y.z/{name}"), &bytes);
+        lake.put(&format!("lake/Email=Anna%40example.com/{name}"), &bytes);
+        let plan = lake.run(&["plan", "job.toml"]);
+        assert_eq!((plan.exit, &plan.document["datasets"][0]["rows"]["matched"]), (0, &Value::from(4)), "{name}");
+        let said = lake.run(&["verify", "job.toml"]);
+        assert_eq!((said.exit, &said.document["verification"]["residue"]["rows"]), (4, &Value::from(2)), "{name}");
+        let said = lake.run(&["scrub", "job.toml"]);
+        assert_eq!(said.exit, 0, "{name}: {} {:#}", said.stderr, said.document);
+        let left: Vec<String> = lake
+            .files()
+            .iter()
+            .map(|(path, ..)| path.strip_prefix(lake.path("lake")).unwrap().display().to_string())
+            .collect();
+        assert_eq!(left, [format!("email=x%40y.z/{name}")]);
+        assert_eq!(said.document["datasets"][0]["rows"]["after"], 2, "{name}");
+    }
+    // A rule on nothing but the name.
+    let lake = Lake::emails();
+    lake.put("lake/email=x%40y.z/a.parquet", &parquet(&["1"]));
+    lake.put("lake/email=anna%40example.com/a.parquet", &parquet(&["1"]));
+    lake.put("lake/a.csv", b"id\n1\n");
+    assert_eq!(lake.run(&["plan", "job.toml"]).exit, 3, "an object with the column neither inside nor in its name");
+}
+
+#[test]
 fn a_name_cannot_be_redacted_and_the_guard_counts_its_rows() {
     let lake = Lake::new(
         "action = \"redact\"\n[dataset.redact]\nemail = \"null\"\n[[dataset.match]]\ncolumn = \"email\"\nkind = \"email\"",
@@ -417,4 +451,81 @@ fn what_is_not_in_scope_is_counted_and_named() {
     let limits: Vec<&str> = said.document["limits"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     let told = limits.iter().find(|limit| limit.contains("not in scope")).unwrap();
     assert!(told.contains("2 objects") && told.contains("a.csv.bak") && !told.contains("anna"), "{told}");
+}
+
+/// A lake of one object in each format, with an address in a column that no rule names.
+fn with_strays(search: &str) -> Lake {
+    let lake = Lake::new(&format!("{search}\n[[dataset.match]]\ncolumn = \"email\"\nkind = \"email\""));
+    let notes =
+        ["to anna@example.com, please", "call +1 (415) 555-9317", "https://x.y/?e=anna%40example.com&b=1", "42"];
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("email", DataType::Utf8, true),
+        Field::new("note", DataType::Utf8, true),
+    ]));
+    let columns: Vec<ArrayRef> =
+        vec![Arc::new(StringArray::from(OTHERS[..4].to_vec())), Arc::new(StringArray::from(notes.to_vec()))];
+    let mut parquet = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut parquet, schema.clone(), None).unwrap();
+    writer.write(&RecordBatch::try_new(schema, columns).unwrap()).unwrap();
+    writer.close().unwrap();
+    lake.put("lake/a.parquet", &parquet);
+    lake.put("lake/b.csv", b"email,note,n\nb@x.org,\"a \"\"q\"\", anna@example.com\", 1 \nc@x.org, plain ,2\n");
+    lake.put(
+        "lake/c.ndjson",
+        b"{\"email\":\"b@x.org\",\"note\":{\"text\":[\"x\",\"mail anna@example.com\"]}, \"n\" : 4155559317}\n{\"email\":null}\n",
+    );
+    lake
+}
+
+#[test]
+fn undeclared_columns_are_searched_when_the_job_or_the_command_says_so() {
+    for (search, arguments, exit, cells) in [
+        ("", &[][..], 0, Value::from("not checked")),
+        ("search = \"report\"", &[], 0, Value::from(5)),
+        ("search = \"residue\"", &[], 4, Value::from(5)),
+        ("", &["--search"], 4, Value::from(5)),
+    ] {
+        let lake = with_strays(search);
+        let said = lake.run(&[&["verify", "job.toml"], arguments].concat());
+        assert_eq!(said.exit, exit, "{search}: {}", said.stderr);
+        assert_eq!(said.document["verification"]["residue"]["undeclared"], cells, "{search}");
+        let by_column = &said.document["datasets"][0]["undeclared"];
+        let limits = said.document["limits"].to_string();
+        if cells == 5 {
+            assert_eq!(
+                (&by_column["note"], &by_column["note.text"]),
+                (&Value::from(4), &Value::from(1)),
+                "{by_column}"
+            );
+        } else {
+            assert_eq!(by_column, "not checked");
+        }
+        assert_eq!(
+            limits.contains("columns that no [[dataset.match]] names were not searched"),
+            cells != 5,
+            "{limits}"
+        );
+        let residue = lake.rows(&said).iter().filter(|row| row.outcome == object_table::Outcome::Residue).count();
+        assert_eq!(residue, if exit == 4 { 3 } else { 0 }, "{search}");
+    }
+}
+
+#[test]
+fn strays_are_replaced_in_their_cells_and_nothing_else_changes() {
+    let lake = with_strays("search = \"residue\"\nstray = \"redact\"");
+    let said = lake.run(&["scrub", "job.toml"]);
+    assert_eq!(said.exit, 0, "{} {:#}", said.stderr, said.document);
+    let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(lake.get("lake/a.parquet"))).unwrap();
+    let batch = reader.build().unwrap().next().unwrap().unwrap();
+    let notes: Vec<&str> = batch.column(1).as_string::<i32>().iter().flatten().collect();
+    let wanted = ["to [removed], please", "call [removed]", "https://x.y/?e=[removed]&b=1", "42"];
+    assert_eq!(notes, wanted);
+    assert_eq!(batch.column(0).as_string::<i32>().iter().flatten().collect::<Vec<_>>(), OTHERS[..4]);
+    let text = |name: &str| String::from_utf8(lake.get(name)).unwrap();
+    assert_eq!(text("lake/b.csv"), "email,note,n\nb@x.org,\"a \"\"q\"\", [removed]\", 1 \nc@x.org, plain ,2\n");
+    assert_eq!(
+        text("lake/c.ndjson"),
+        "{\"email\":\"b@x.org\",\"note\":{\"text\":[\"x\",\"mail [removed]\"]}, \"n\" : 4155559317}\n{\"email\":null}\n"
+    );
+    lake.cleans("strays");
 }
