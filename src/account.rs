@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::action::{Action, Redaction};
+use crate::dataset::listing;
 use crate::error::Exit;
 use crate::identifier::{Kind, NORMALISER_VERSION};
 use crate::job::{DatasetSpec, Job, MatchRule};
@@ -74,8 +75,10 @@ impl Account<'_> {
             let outcomes = self.outcomes.get(number).map_or(&[][..], Vec::as_slice);
             let mut dataset = DatasetRows { spec, engine: self.engine(), rows: BTreeMap::new(), exits: Vec::new() };
             plan.into_iter().for_each(|plan| dataset.take_plan(plan, outcomes));
+            // Last to first: an object that two attempts rewrote is as the later one left it.
             self.recovered
                 .iter()
+                .rev()
                 .filter(|swap| swap.swap.dataset == spec.name)
                 .for_each(|swap| dataset.take_recovered(swap));
             dataset.take_verified(verified);
@@ -148,7 +151,8 @@ impl Account<'_> {
 
     fn verification(&self, rows: &[ObjectRow]) -> Verification {
         let scanned: Vec<u64> = rows.iter().filter_map(|row| row.rows_scanned).collect();
-        let objects = self.verified.datasets.iter().flat_map(|dataset| &dataset.objects);
+        let of_rows = self.verified.datasets.iter().filter(|dataset| dataset.table_format.is_none());
+        let objects = of_rows.flat_map(|dataset| &dataset.objects);
         Verification {
             engine: "polars".to_owned(),
             engine_version: self.verified.engine_version.to_owned(),
@@ -348,11 +352,10 @@ impl DatasetRows<'_> {
         let dataset = self.spec.name.clone();
         let action = self.spec.action.name();
         let row = self.rows.entry(swap.location.clone()).or_insert_with(|| {
+            // Nothing of this attempt stands beside it: the object was dropped, or this attempt only verifies.
             let mut row = ObjectRow::new(dataset, swap.location.clone());
             row.etag = Some(recovered.etag.clone());
-            if swap.dropped {
-                counts(&mut row, 0, 0, 0);
-            }
+            counts(&mut row, swap.rows_after, 0, swap.rows_after);
             row
         });
         let (Some(before), Some(removed), Some(after)) = (row.rows_before, row.rows_removed, row.rows_after) else {
@@ -374,8 +377,8 @@ impl DatasetRows<'_> {
 
     fn take_verified(&mut self, verified: &VerifiedDataset) {
         if let Some(table) = verified.table_format {
-            tracing::debug!(dataset = self.spec.name, table, "a table format");
-            self.exits.push(Exit::Incomplete);
+            self.take_table(table, &verified.objects);
+            return;
         }
         if verified.objects.is_empty() && self.rows.values().all(|row| row.outcome != RowOutcome::Dropped) {
             self.exits.push(Exit::Incomplete);
@@ -391,6 +394,22 @@ impl DatasetRows<'_> {
             row.outcome = RowOutcome::Changed;
             row.reason = Some("was gone when the dataset was listed again".to_owned());
             self.exits.push(Exit::Conflict);
+        }
+    }
+
+    /// The files of a live table. What the scan found in them says nothing about the table: some may be out of it by its log,
+    /// and deleted rows may still stand in others.
+    fn take_table(&mut self, table: &str, objects: &[VerifiedObject]) {
+        self.exits.push(Exit::Incomplete);
+        for object in objects {
+            let location = object.object.location.to_string();
+            let mut row = ObjectRow::new(self.spec.name.clone(), location.clone());
+            row.etag = Some(object.object.etag.0.clone());
+            row.version_id = object.object.version_id.clone();
+            row.size_bytes = Some(object.object.size_bytes);
+            row.outcome = RowOutcome::Unsupported;
+            row.reason = Some(listing::table_reason(table));
+            self.rows.insert(location, row);
         }
     }
 
@@ -413,8 +432,10 @@ impl DatasetRows<'_> {
                 if changed {
                     // Another writer's content: our counts are of bytes that are no longer there.
                     forget_counts(row);
-                    row.outcome = RowOutcome::Changed;
-                    row.reason = Some("changed after this run had looked at it".to_owned());
+                    if row.outcome.is_clean() {
+                        row.outcome = RowOutcome::Changed;
+                        row.reason = Some("changed after this run had looked at it".to_owned());
+                    }
                     self.exits.push(Exit::Conflict);
                 } else if row.rows_after.is_some_and(|after| after != object.rows) {
                     let ours = row.rows_after.unwrap_or(0);
@@ -422,12 +443,6 @@ impl DatasetRows<'_> {
                     row.reason = Some(format!("the engines disagree: {ours} rows counted, {} verified", object.rows));
                     forget_counts(row);
                     self.exits.push(Exit::Internal);
-                }
-                if object.rows_matched > 0 {
-                    row.outcome = RowOutcome::Residue;
-                    row.reason =
-                        Some(format!("{} of {} rows hold a listed identifier", object.rows_matched, object.rows));
-                    self.exits.push(Exit::Residue);
                 }
             }
             VerifyOutcome::Skipped { reason } => {
@@ -442,6 +457,13 @@ impl DatasetRows<'_> {
                 }
                 self.exits.push(*exit);
             }
+        }
+        // Also of an object that lacks a column: the rules that could be checked found what is there.
+        if object.rows_matched > 0 {
+            let why = row.reason.take().filter(|_| !row.outcome.is_clean()).map_or(String::new(), |why| format!("; {why}"));
+            row.outcome = RowOutcome::Residue;
+            row.reason = Some(format!("{} of {} rows hold a listed identifier{why}", object.rows_matched, object.rows));
+            self.exits.push(Exit::Residue);
         }
     }
 }

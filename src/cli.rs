@@ -41,6 +41,22 @@ pub enum Command {
     Completions { shell: Shell },
 }
 
+impl Command {
+    /// As it is typed, and as the JSON result names it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Command::Scrub { .. } => "scrub",
+            Command::Plan { .. } => "plan",
+            Command::Verify { .. } => "verify",
+            Command::Check { .. } => "check",
+            Command::Keygen { .. } => "keygen",
+            Command::Manifest(ManifestCommand::Check { .. }) => "manifest check",
+            Command::Manifest(ManifestCommand::Diff { .. }) => "manifest diff",
+            Command::Completions { .. } => "completions",
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum ManifestCommand {
     /// Checks signature, digests, inclusion proofs and chain
@@ -126,14 +142,25 @@ pub fn start_log(common: &Common) {
     };
 }
 
-/// Prints an error and its hint on stderr.
-pub fn print_error(error: &Error) {
+/// Prints an error and its hint on stderr: as two lines for people, or as one event of a JSON log.
+pub fn print_error(common: &Common, error: &Error) {
+    let hint = error.hint.as_deref();
+    if common.log_format == LogFormat::Json {
+        tracing::error!(exit = error.exit.code(), hint, "{}", error.message);
+        return;
+    }
     let mut err = std::io::stderr().lock();
     // Nothing is left to tell when stderr is gone.
     let _ = writeln!(err, "error: {}", error.message);
-    if let Some(hint) = &error.hint {
+    if let Some(hint) = hint {
         let _ = writeln!(err, "  hint: {hint}");
     }
+}
+
+/// Prints the result on stdout. A reader that has seen enough (`| head`) is no fault.
+pub fn print_result(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 #[cfg(test)]

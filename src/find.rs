@@ -47,7 +47,7 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
     };
     let mut found = Found { listed_at: now, not_in_scope: listing.not_in_scope, ..Found::default() };
     if let Some(table) = listing.table_format {
-        let reason = format!("belongs to a live {table} table, whose log a rewrite would break");
+        let reason = listing::table_reason(table);
         found.findings =
             listing.in_scope.into_iter().map(|object| refused(find.spec, object, Exit::Incomplete, &reason)).collect();
         return Ok(found);

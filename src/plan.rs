@@ -197,11 +197,12 @@ pub fn check_guard(plan: &Plan, guard: &Guard) -> Result<()> {
 
 /// How the plan itself bears on the exit code: what could not be looked at, and datasets without an object.
 pub fn exits(plan: &Plan) -> Vec<Exit> {
-    let refused = |step: &Step| match &step.decision {
+    let left_alone = |step: &Step| match &step.decision {
         Decision::Refuse { exit, .. } => Some(*exit),
-        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop | Decision::Skip { .. } => None,
+        Decision::Skip { .. } => Some(Exit::Incomplete),
+        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop => None,
     };
-    let mut exits: Vec<Exit> = plan.datasets.iter().flat_map(|dataset| &dataset.steps).filter_map(refused).collect();
+    let mut exits: Vec<Exit> = plan.datasets.iter().flat_map(|dataset| &dataset.steps).filter_map(left_alone).collect();
     if plan.datasets.iter().any(|dataset| dataset.steps.is_empty()) {
         exits.push(Exit::Incomplete);
     }

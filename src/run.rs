@@ -12,14 +12,14 @@ use sha2::{Digest, Sha256};
 
 use crate::account::{self, Account, Recovered, RunFacts, Settlement};
 use crate::chain;
-use crate::cli::{Cli, Command, Common, ManifestCommand};
+use crate::cli::{self, Cli, Command, Common, ManifestCommand, print_result};
 use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
 use crate::identifier;
 use crate::job::{Job, Scope};
 use crate::journal::{self, Journal, Lock, Unfinished};
 use crate::keys;
-use crate::manifest::{Observed, StageName};
+use crate::manifest::{Observed, Stage, StageName};
 use crate::manifest_check;
 use crate::manifest_diff;
 use crate::match_index::{Added, Builder, MatchIndex};
@@ -36,7 +36,9 @@ use crate::verify::{self, Verified};
 /// Runs one command to its end and says with which code the process is to exit.
 pub fn run(cli: &Cli) -> Result<Exit> {
     if let Command::Completions { shell } = &cli.command {
-        clap_complete::generate(*shell, &mut Cli::command(), "lakescrub", &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut Cli::command(), "lakescrub", &mut script);
+        print_result(&String::from_utf8_lossy(&script));
         return Ok(Exit::Clean);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -135,6 +137,9 @@ impl Stop {
 impl Session {
     async fn open(common: &Common, path: &Path) -> Result<Session> {
         let job = Job::read(path, &common.set)?;
+        for key in [&job.state.signing_key, &job.state.tag_key] {
+            keys::open_to_others(key).into_iter().for_each(|warning| tracing::warn!("{warning}"));
+        }
         self_test()?;
         let stop = Stop::listen()?;
         let stores = Stores::open(&job.s3, uses_s3(&job)).await?;
@@ -161,7 +166,8 @@ impl Session {
         let reports = self.stop.unless(reading).await?;
         let index = Arc::new(builder.finish());
         self.progress.end(stage);
-        tracing::info!(identifiers = index.len(), "lists loaded");
+        let identifiers: u64 = added.iter().flat_map(|added| added.identifiers.values()).sum();
+        tracing::info!(identifiers, "lists loaded");
         Ok((index, reports.into_iter().zip(added).collect()))
     }
 
@@ -272,14 +278,28 @@ async fn plan(common: &Common, path: &Path) -> Result<Exit> {
     if common.json {
         let mut document = plan::to_json(&plan);
         document["command"] = json!("plan");
-        document["exit"] = json!({ "code": exit.code(), "name": exit.name() });
-        document["run"] = json!({ "stages": session.progress.stages() });
+        document["exit"] = exit_json(exit);
+        document["run"] = json!({ "stages": stages(&session) });
         document["lists"] = json!(account::lists(&lists));
+        if let Err(error) = &guard {
+            document["error"] = error_json(error);
+        }
         print_json(&document);
     } else {
-        print!("{}", show::plan(&plan));
+        print_result(&show::plan(&plan));
     }
-    guard.map(|()| exit)
+    // What stops the run is told beside the plan, which shows why.
+    guard.as_ref().err().into_iter().for_each(|error| cli::print_error(common, error));
+    Ok(exit)
+}
+
+/// How long each stage took; by a clock that `--now` stopped, no time at all, so that the same plan is the same bytes.
+fn stages(session: &Session) -> Vec<Stage> {
+    let mut stages = session.progress.stages();
+    if session.common.now.is_some() {
+        stages.iter_mut().for_each(|stage| stage.seconds = 0.0);
+    }
+    stages
 }
 
 async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
@@ -368,8 +388,10 @@ async fn locked(
             }
         };
         let outcome = work(session, &run, &lock).await;
-        if may_forget(&outcome, &run) {
-            run.journal.remove().await?;
+        if may_forget(&outcome, &run)
+            && let Err(error) = run.journal.remove().await
+        {
+            tracing::warn!(%error, "journal not removed; the next run does it");
         }
         outcome
     }
@@ -471,12 +493,11 @@ async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run
             serde_json::from_slice(&bytes).map_err(|_| Error::internal("the manifest is no JSON"))?;
         let mut document = statement["predicate"].clone();
         document["command"] = json!(run.command);
-        document["exit"] = json!({ "code": exit.code(), "name": exit.name() });
+        document["exit"] = exit_json(exit);
         document["manifest"] = json!({ "location": published.location.to_string(), "digest": published.digest });
         print_json(&document);
     } else {
-        print!("{shown}");
-        println!("manifest  {}", published.location);
+        print_result(&format!("{shown}manifest  {}\n", published.location));
     }
     Ok(exit)
 }
@@ -522,12 +543,11 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
     );
     let exit = Exit::gravest(exits);
     if common.json {
-        print_json(
-            &json!({ "command": "check", "exit": { "code": exit.code(), "name": exit.name() }, "checked": lines }),
-        );
+        print_json(&json!({ "command": "check", "exit": exit_json(exit), "checked": lines }));
     } else {
-        lines.iter().for_each(|line| println!("{line}"));
-        println!("{}", if exit == Exit::Clean { "the job is ready to run" } else { "a dataset matches no object" });
+        let verdict = if exit == Exit::Clean { "the job is ready to run" } else { "a dataset matches no object" };
+        lines.push(verdict.to_owned());
+        print_lines(&lines);
     }
     Ok(exit)
 }
@@ -535,10 +555,11 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
 fn keygen(common: &Common, dir: &Path) -> Result<Exit> {
     let keys = keys::generate_keys(dir)?;
     if common.json {
-        print_json(&json!({ "command": "keygen", "directory": dir, "key_id": keys.keyid }));
+        let exit = exit_json(Exit::Clean);
+        print_json(&json!({ "command": "keygen", "exit": exit, "directory": dir, "key_id": keys.keyid }));
     } else {
-        println!("wrote signing.key, signing.pub and tag.key to {}", dir.display());
-        println!("key id {}", keys.keyid);
+        let wrote = format!("wrote signing.key, signing.pub and tag.key to {}", dir.display());
+        print_lines(&[wrote, format!("key id {}", keys.keyid)]);
     }
     Ok(Exit::Clean)
 }
@@ -560,9 +581,9 @@ async fn manifest_check(common: &Common, path: &str, public_key: Option<&Path>) 
     let (stores, locations) = stores_for(&[path]).await?;
     let report = manifest_check::check(&locations[0], &stores, public_key).await?;
     if common.json {
-        print_json(&json!({ "command": "manifest check", "exit": { "code": 0, "name": "clean" }, "report": report }));
+        print_json(&json!({ "command": "manifest check", "exit": exit_json(Exit::Clean), "report": report }));
     } else {
-        report.lines().iter().for_each(|line| println!("{line}"));
+        print_lines(&report.lines());
     }
     Ok(Exit::Clean)
 }
@@ -571,13 +592,32 @@ async fn manifest_diff(common: &Common, a: &str, b: &str) -> Result<Exit> {
     let (stores, locations) = stores_for(&[a, b]).await?;
     let report = manifest_diff::diff(&locations[0], &locations[1], &stores, None).await?;
     if common.json {
-        print_json(&json!({ "command": "manifest diff", "report": report }));
+        print_json(&json!({ "command": "manifest diff", "exit": exit_json(Exit::Clean), "report": report }));
     } else {
-        report.lines().iter().for_each(|line| println!("{line}"));
+        print_lines(&report.lines());
     }
     Ok(Exit::Clean)
 }
 
+/// With `--json`, the result of a command that failed before it had one.
+pub fn print_failure(cli: &Cli, error: &Error) {
+    if cli.common.json {
+        print_json(&json!({ "command": cli.command.name(), "exit": exit_json(error.exit), "error": error_json(error) }));
+    }
+}
+
+fn exit_json(exit: Exit) -> Value {
+    json!({ "code": exit.code(), "name": exit.name() })
+}
+
+fn error_json(error: &Error) -> Value {
+    json!({ "message": error.message, "hint": error.hint })
+}
+
 fn print_json(document: &Value) {
-    println!("{document:#}");
+    print_result(&format!("{document:#}\n"));
+}
+
+fn print_lines(lines: &[String]) {
+    print_result(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
 }

@@ -25,6 +25,26 @@ pub async fn list(
     scope: &Scope,
     endings: &(dyn Fn(&str) -> bool + Sync),
 ) -> Result<Listing, StoreError> {
+    let mut listing = list_below(store, scope, endings).await?;
+    if listing.table_format.is_none() && !listing.in_scope.is_empty() {
+        listing.table_format = table_around(store, scope).await;
+    }
+    Ok(listing)
+}
+
+/// Why the files of a live table are left alone, and what to do instead.
+pub fn table_reason(table: &str) -> String {
+    format!(
+        "belongs to a live {table} table, whose log a rewrite would break; \
+         delete through the table's own engine, or take the table out of the dataset's uri"
+    )
+}
+
+async fn list_below(
+    store: &dyn Store,
+    scope: &Scope,
+    endings: &(dyn Fn(&str) -> bool + Sync),
+) -> Result<Listing, StoreError> {
     match scope {
         Scope::Object(location) => Ok(Listing { in_scope: vec![store.head(location).await?], ..Listing::default() }),
         Scope::Prefix(root) => {
@@ -68,6 +88,40 @@ fn below<'a>(root: &Location, location: &'a Location) -> &'a str {
 /// Hive and Spark keep what is no row under names that start with `_` or `.`; a partition folder `_year=2024` is none of them.
 fn is_hidden(name: &str) -> bool {
     name.split('/').any(|segment| segment.starts_with(['_', '.']) && !segment.contains('='))
+}
+
+/// Where each table format keeps its log, below the table's folder.
+const TABLE_LOGS: [&str; 4] = ["_delta_log/", "metadata/", ".hoodie/", "_versions/"];
+
+/// The table format of which `scope` is a part: one partition of a table, or one of its files, is under the log as well. A folder
+/// above that may not be listed shows no table.
+async fn table_around(store: &dyn Store, scope: &Scope) -> Option<&'static str> {
+    let root = match scope {
+        Scope::Object(location) | Scope::Prefix(location) => location,
+        Scope::Glob { root, .. } => root,
+    };
+    for folder in folders_above(root) {
+        for log in TABLE_LOGS {
+            let listed = store.list(&folder.join(log)).await.unwrap_or_default();
+            let found = listed.iter().find_map(|object| table_format(below(&folder, &object.location)));
+            if found.is_some() {
+                return found;
+            }
+        }
+    }
+    None
+}
+
+/// The folders that `root` lies in, the nearest first.
+fn folders_above(root: &Location) -> Vec<Location> {
+    match root {
+        Location::Local(path) => path.ancestors().skip(1).map(|folder| Location::Local(folder.to_owned())).collect(),
+        Location::S3 { bucket, key } => {
+            let key = key.trim_end_matches('/');
+            let above = key.match_indices('/').rev().map(|(slash, _)| &key[..=slash]).chain([""]);
+            above.map(|key| Location::S3 { bucket: bucket.clone(), key: key.to_owned() }).collect()
+        }
+    }
 }
 
 fn table_format(name: &str) -> Option<&'static str> {
@@ -144,6 +198,15 @@ mod tests {
         assert_eq!(table_format("metadata/v1.metadata.json"), Some("Iceberg"));
         assert_eq!(table_format(".hoodie/hoodie.properties"), Some("Hudi"));
         assert_eq!(table_format("day=1/a.parquet"), Option::None);
+    }
+
+    #[test]
+    fn the_folders_above_end_at_the_root() {
+        let above = |root| folders_above(&root).iter().map(Location::to_string).collect::<Vec<_>>();
+        assert_eq!(above(Location::Local("/lake/t/day=1".into())), ["/lake/t", "/lake", "/"]);
+        let s3 = |key: &str| Location::S3 { bucket: "b".into(), key: key.into() };
+        assert_eq!(above(s3("lake/t/day=1/")), ["s3://b/lake/t/", "s3://b/lake/", "s3://b/"]);
+        assert_eq!(above(s3("a.csv")), ["s3://b/"]);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! One integration binary, so that DataFusion and Polars are linked once.
 
+mod cases;
+#[path = "../support/lakescrub.rs"]
+mod lakescrub_runner;
 mod lists;
 mod manifest;
 #[path = "../support/memory_store.rs"]
