@@ -460,7 +460,8 @@ impl DatasetRows<'_> {
         }
         // Also of an object that lacks a column: the rules that could be checked found what is there.
         if object.rows_matched > 0 {
-            let why = row.reason.take().filter(|_| !row.outcome.is_clean()).map_or(String::new(), |why| format!("; {why}"));
+            let why =
+                row.reason.take().filter(|_| !row.outcome.is_clean()).map_or(String::new(), |why| format!("; {why}"));
             row.outcome = RowOutcome::Residue;
             row.reason = Some(format!("{} of {} rows hold a listed identifier{why}", object.rows_matched, object.rows));
             self.exits.push(Exit::Residue);

@@ -1,6 +1,8 @@
 //! One integration binary, so that DataFusion and Polars are linked once.
 
 mod cases;
+mod cli;
+mod crash;
 #[path = "../support/lakescrub.rs"]
 mod lakescrub_runner;
 mod lists;
