@@ -216,7 +216,8 @@ impl Session {
     async fn probe(&self) -> Result<Vec<String>> {
         let mut ignored = Vec::new();
         let mut asked = std::collections::BTreeSet::new();
-        let state = &self.job.state.location;
+        // With its slash: the probe object belongs where the state's objects are written, not beside the state.
+        let state = &self.job.state.location.join("");
         for location in std::iter::once(state).chain(self.job.datasets.iter().map(|spec| root(&spec.scope))) {
             let Location::S3 { bucket, .. } = location else { continue };
             if !asked.insert(bucket.clone()) {

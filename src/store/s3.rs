@@ -12,7 +12,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::EncodingType;
@@ -189,40 +188,33 @@ impl S3Store {
             request = request.if_match(&object.etag.0).range(format!("bytes={}-{}", range.start, range.end - 1));
         }
         let reply = request.send().await.map_err(fault)?;
-        let Some(object) = object_of_get(place.location, &reply) else { return Err(Fault::Other(NO_ETAG.to_owned())) };
+        let Some(etag) = reply.e_tag().map(etag) else { return Err(Fault::Other(NO_ETAG.to_owned())) };
         let wanted_bytes = match &pinned {
             // A server that ignores If-Match must not slip another object's bytes in.
-            Some((listed, _)) if listed.etag != object.etag => return Err(Fault::Refused),
-            Some((_, range)) => range.end - range.start,
-            None => object.size_bytes,
+            Some((listed, _)) if listed.etag != etag => return Err(Fault::Refused),
+            Some((_, range)) => Some(range.end - range.start),
+            None => reply.content_length().and_then(|told| u64::try_from(told).ok()),
         };
-        let body = tokio::time::timeout(BODY_TIMEOUT, reply.body.collect()).await;
-        let bytes = match body {
+        let version_id = reply.version_id().map(str::to_owned);
+        let storage_class = class(reply.storage_class().map(|class| class.as_str()));
+        let bytes = match tokio::time::timeout(BODY_TIMEOUT, reply.body.collect()).await {
             Ok(Ok(body)) => body.into_bytes(),
             Ok(Err(_)) => return Err(Fault::transient("the reply's body was cut short")),
             Err(_) => return Err(Fault::transient("the reply's body timed out")),
         };
-        if bytes.len() as u64 != wanted_bytes {
-            return Err(Fault::transient(format!("{} bytes came of {wanted_bytes}", bytes.len())));
+        let came_bytes = bytes.len() as u64;
+        if let Some(wanted_bytes) = wanted_bytes.filter(|wanted| *wanted != came_bytes) {
+            return Err(Fault::transient(format!("{came_bytes} bytes came of {wanted_bytes}")));
         }
-        Ok((object, bytes))
+        let size_bytes = pinned.map_or(came_bytes, |(listed, _)| listed.size_bytes);
+        let location = place.location.clone();
+        Ok((Object { location, size_bytes, etag, version_id, storage_class }, bytes))
     }
 
     async fn delete_once(&self, place: Place<'_>, if_match: Option<&Etag>) -> Result<(), Fault> {
         let request = self.0.client.delete_object().bucket(place.bucket).key(place.key);
         request.set_if_match(if_match.map(|etag| etag.0.clone())).send().await.map(|_| ()).map_err(fault)
     }
-}
-
-fn object_of_get(location: &Location, reply: &GetObjectOutput) -> Option<Object> {
-    Some(Object {
-        location: location.clone(),
-        // Of a range the reply tells the whole's size apart; who asks for a range knows it already.
-        size_bytes: u64::try_from(reply.content_length()?).ok()?,
-        etag: etag(reply.e_tag()?),
-        version_id: reply.version_id().map(str::to_owned),
-        storage_class: class(reply.storage_class().map(|class| class.as_str())),
-    })
 }
 
 fn listed_objects(place: Place<'_>, page: &ListObjectsV2Output) -> Result<Vec<Object>, StoreError> {

@@ -132,7 +132,7 @@ enum Large {
     Spool,
 }
 
-#[derive(Debug)]
+// Neither this nor the replacement can be shown: they hold what is in the object.
 enum Content {
     /// All of it is in the buffer.
     Small,
@@ -140,7 +140,6 @@ enum Content {
     Spool(tokio::fs::File),
 }
 
-#[derive(Debug)]
 pub(super) struct S3Replacement {
     store: S3Store,
     object: Object,
@@ -290,7 +289,6 @@ fn way(verdict: ConditionalWrites, allowed: bool, object: &Object) -> Result<(La
     match verdict {
         ConditionalWrites::Honoured => Ok((Large::Upload, false)),
         ConditionalWrites::SingleWritesOnly if object.size_bytes <= SINGLE_PUT_BYTES_MAX => Ok((Large::Spool, false)),
-        ConditionalWrites::SingleWritesOnly if allowed => Ok((Large::Upload, true)),
         ConditionalWrites::SingleWritesOnly => Err(too_large(object)),
         ConditionalWrites::Ignored if allowed => Ok((Large::Upload, true)),
         ConditionalWrites::Ignored => Err(other(object, "its store ignores conditional writes")),
@@ -410,10 +408,30 @@ mod tests {
     fn parts_suffice_for_the_largest_object() {
         for source_bytes in [0, 8 << 20, 1 << 30, 80 << 30, 5 << 40] {
             let part_bytes = part_bytes(source_bytes) as u64;
-            assert!(part_bytes >= PART_BYTES && part_bytes <= 5 << 30);
+            assert!((PART_BYTES..=5 << 30).contains(&part_bytes));
             assert!((source_bytes + source_bytes / 20).div_ceil(part_bytes) <= PARTS_MAX as u64, "{source_bytes}");
         }
         assert_eq!(part_bytes(1 << 30), 8 << 20);
+    }
+
+    #[test]
+    fn no_swap_goes_without_a_condition_that_holds_unless_allowed() {
+        use ConditionalWrites::*;
+        let way = |verdict, allowed, size_bytes| {
+            let location = crate::store::Location::S3 { bucket: "lake".into(), key: "a".into() };
+            let etag = crate::store::Etag("\"1\"".into());
+            way(verdict, allowed, &Object { location, size_bytes, etag, version_id: None, storage_class: None }).ok()
+        };
+        for (verdict, allowed, size_bytes, wanted) in [
+            (Honoured, false, 5 << 40, Some((Large::Upload, false))),
+            (Honoured, true, 1, Some((Large::Upload, false))),
+            (SingleWritesOnly, false, 5 << 30, Some((Large::Spool, false))),
+            (SingleWritesOnly, true, (5 << 30) + 1, None),
+            (Ignored, false, 1, None),
+            (Ignored, true, 1, Some((Large::Upload, true))),
+        ] {
+            assert_eq!(way(verdict, allowed, size_bytes), wanted, "{verdict:?} {allowed} {size_bytes}");
+        }
     }
 
     #[test]

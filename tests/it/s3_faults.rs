@@ -96,7 +96,7 @@ on_each_server! {
             bucket.upload("a.csv", "another's").await;
             assert_eq!(replacement.commit().await, Err(StoreError::Changed(bucket.at("a.csv"))));
             assert!(proxy.all_faults_happened());
-            assert_eq!(bucket.bytes("a.csv").await, b"another's");
+            assert_eq!(bucket.bytes("a.csv").await, "another's");
         }
         assert_eq!(bucket.open_uploads().await, 0);
     }
@@ -174,7 +174,7 @@ on_each_server! {
             let replacement = prepared(&allowed, &listed, "run-2", &content(size - 1)).await;
             bucket.upload("a.csv", "another's").await;
             assert_eq!(replacement.commit().await, Err(StoreError::Changed(bucket.at("a.csv"))));
-            assert_eq!(bucket.bytes("a.csv").await, b"another's");
+            assert_eq!(bucket.bytes("a.csv").await, "another's");
         }
         assert_eq!(bucket.open_uploads().await, 0);
     }

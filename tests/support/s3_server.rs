@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_s3::primitives::ByteStream;
+use bytes::Bytes;
 use lakescrub::store::s3::{REQUESTS_IN_FLIGHT, S3Settings, S3Store};
 use lakescrub::store::{ConditionalWrites, Location};
 
@@ -29,14 +31,29 @@ pub struct Differences {
     pub verdict: ConditionalWrites,
     /// How many parts the ETag of a swapped object of 20 MiB tells: none where the store makes the swap a single write.
     pub parts_of_20_mib: Option<u32>,
+    pub line_breaks_in_keys: bool,
+    /// How many the listing of several pages has.
+    pub many_objects: usize,
 }
 
 impl Kind {
     pub fn differences(self) -> Differences {
         match self {
-            Kind::Ministack => Differences { verdict: ConditionalWrites::Honoured, parts_of_20_mib: Some(3) },
-            // Completes an upload whatever its If-Match says.
-            Kind::Moto => Differences { verdict: ConditionalWrites::SingleWritesOnly, parts_of_20_mib: None },
+            Kind::Ministack => Differences {
+                verdict: ConditionalWrites::Honoured,
+                parts_of_20_mib: Some(3),
+                line_breaks_in_keys: true,
+                many_objects: 5_000,
+            },
+            Kind::Moto => Differences {
+                // Completes an upload whatever its If-Match says.
+                verdict: ConditionalWrites::SingleWritesOnly,
+                parts_of_20_mib: None,
+                // Stores and lists such a key, and then does not find it.
+                line_breaks_in_keys: false,
+                // Two pages: it takes its time to store them.
+                many_objects: 1_200,
+            },
         }
     }
 }
@@ -188,17 +205,18 @@ impl Bucket {
     }
 
     /// Another writer's, or what was there before.
-    pub async fn upload(&self, key: &str, bytes: impl Into<Vec<u8>>) {
-        self.client.put_object().bucket(&self.name).key(key).body(bytes.into().into()).send().await.unwrap();
+    pub async fn upload(&self, key: &str, bytes: impl Into<Bytes>) {
+        let body = ByteStream::from(bytes.into());
+        self.client.put_object().bucket(&self.name).key(key).body(body).send().await.unwrap();
     }
 
     pub async fn upload_owned(&self, key: String) {
         self.upload(&key, "x").await;
     }
 
-    pub async fn bytes(&self, key: &str) -> Vec<u8> {
+    pub async fn bytes(&self, key: &str) -> Bytes {
         let reply = self.client.get_object().bucket(&self.name).key(key).send().await.unwrap();
-        reply.body.collect().await.unwrap().to_vec()
+        reply.body.collect().await.unwrap().into_bytes()
     }
 
     /// Multipart uploads that nobody completed or aborted.
