@@ -189,11 +189,16 @@ impl S3Store {
         }
         let reply = request.send().await.map_err(fault)?;
         let Some(etag) = reply.e_tag().map(etag) else { return Err(Fault::Other(NO_ETAG.to_owned())) };
+        let told_bytes = reply.content_length().and_then(|told| u64::try_from(told).ok());
         let wanted_bytes = match &pinned {
             // A server that ignores If-Match must not slip another object's bytes in.
             Some((listed, _)) if listed.etag != etag => return Err(Fault::Refused),
+            // A server that ignores Range sends the whole.
+            Some((_, range)) if told_bytes.is_some_and(|told| told != range.end - range.start) => {
+                return Err(Fault::Other("the store's reply is another range than the one asked for".to_owned()));
+            }
             Some((_, range)) => Some(range.end - range.start),
-            None => reply.content_length().and_then(|told| u64::try_from(told).ok()),
+            None => told_bytes,
         };
         let version_id = reply.version_id().map(str::to_owned);
         let storage_class = class(reply.storage_class().map(|class| class.as_str()));

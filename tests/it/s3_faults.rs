@@ -189,6 +189,16 @@ on_each_server! {
         assert_eq!(store.delete(&listed).await, Err(StoreError::Changed(bucket.at("a.csv"))));
     }
 
+    async fn bytes_that_were_not_asked_for_are_no_answer(bucket: &Bucket) {
+        bucket.upload("a.csv", "0123456789").await;
+        let proxy = proxy(bucket, vec![always(is_get, Fault::StripRange)]);
+        let store = store(&proxy.endpoint(), false).await;
+        let listed = store.head(&bucket.at("a.csv")).await.unwrap();
+        assert_eq!(store.get_range(&listed, 0..10).await.unwrap(), "0123456789");
+        let error = store.get_range(&listed, 2..5).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("{}: the store's reply is another range than the one asked for", listed.location));
+    }
+
     async fn a_delete_that_knows_no_condition_is_done_all_the_same(bucket: &Bucket) {
         bucket.upload("a.csv", "x").await;
         let proxy = proxy(bucket, vec![at(1, is_delete, Fault::Answer(501, "<Error><Code>NotImplemented</Code></Error>"))]);
@@ -244,32 +254,48 @@ async fn what_is_no_s3_is_told_without_its_words() {
     check_answer(400, "<html>ann@example.org</html>", "s3://lake/a.csv: the store answers status 400").await;
 }
 
-/// A listing whose pages never end, or end without saying how it goes on.
+fn page(keys: &[&str], next: Option<&str>) -> &'static str {
+    let entry = |key: &&str| format!("<Contents><Key>{key}</Key><Size>1</Size><ETag>\"1\"</ETag></Contents>");
+    let entries: String = keys.iter().map(entry).collect();
+    let token = next.filter(|token| !token.is_empty());
+    let token =
+        token.map(|token| format!("<NextContinuationToken>{token}</NextContinuationToken>")).unwrap_or_default();
+    let is_truncated = next.is_some();
+    let list =
+        format!("<ListBucketResult><IsTruncated>{is_truncated}</IsTruncated>{token}{entries}</ListBucketResult>");
+    format!("<?xml version=\"1.0\"?>{list}").leak()
+}
+
+/// A listing that would never end, or ends too soon, or repeats itself.
 #[tokio::test]
 async fn a_listing_that_cannot_be_whole_is_an_error() {
-    let entry = "<Contents><Key>a.csv</Key><Size>1</Size><ETag>\"1\"</ETag></Contents>";
-    for (next, entries, wanted) in [
-        ("", entry.to_owned(), "the listing is broken: it is cut short and names no next page"),
+    for (pages, wanted) in [
+        (vec![page(&["a"], Some(""))], "the listing is broken: it is cut short and names no next page"),
+        (vec![page(&["a"], Some("t")), page(&["a"], Some("u"))], "the listing is broken: a page comes again"),
         (
-            "<NextContinuationToken>t</NextContinuationToken>",
-            entry.to_owned(),
-            "the listing is broken: a page comes again",
-        ),
-        (
-            "<NextContinuationToken>t</NextContinuationToken>",
-            String::new(),
+            vec![page(&[], Some("t")), page(&["a"], Some("t"))],
             "the listing is broken: it names the same next page again",
         ),
+        (
+            vec![page(&["a", "b"], Some("t")), page(&["b", "c"], None)],
+            "the listing is broken: it names an object twice",
+        ),
     ] {
-        let body: &'static str = format!(
-            "<?xml version=\"1.0\"?><ListBucketResult><IsTruncated>true</IsTruncated>{next}{entries}</ListBucketResult>"
-        )
-        .leak();
-        let proxy = FaultProxy::alone(200, body);
+        let proxy = FaultProxy::answering(pages);
         let store = store(&proxy.endpoint(), false).await;
         let location = lakescrub::store::Location::S3 { bucket: "lake".into(), key: String::new() };
         let error = store.list(&location).await.unwrap_err();
         assert_eq!(error.to_string(), format!("s3://lake/: {wanted}"));
         assert_eq!(error.exit(), Exit::Incomplete);
     }
+}
+
+/// Pages out of order are put in order; an empty page is not the end.
+#[tokio::test]
+async fn pages_of_any_order_make_one_listing() {
+    let proxy = FaultProxy::answering(vec![page(&["c", "b"], Some("t")), page(&[], Some("u")), page(&["a"], None)]);
+    let store = store(&proxy.endpoint(), false).await;
+    let location = lakescrub::store::Location::S3 { bucket: "lake".into(), key: String::new() };
+    let listed = store.list(&location).await.unwrap();
+    assert_eq!(listed.iter().map(|object| object.location.file_name()).collect::<Vec<_>>(), ["a", "b", "c"]);
 }

@@ -23,6 +23,8 @@ pub enum Fault {
     Truncate,
     /// The server does not see the conditions of the request.
     StripConditions,
+    /// The server does not see which range is asked for.
+    StripRange,
     /// Another writer puts this to the same key right before.
     OtherWriter(&'static str),
     /// The proxy goes away for good.
@@ -63,8 +65,15 @@ impl FaultProxy {
         FaultProxy::start(Some(upstream), rules)
     }
 
+    /// A server that gives `body` to whoever asks.
     pub fn alone(status: u16, body: &'static str) -> FaultProxy {
         FaultProxy::start(None, vec![always(|_| true, Fault::Answer(status, body))])
+    }
+
+    /// A server that gives these answers one after the other.
+    pub fn answering(bodies: Vec<&'static str>) -> FaultProxy {
+        let rule = |(number, body)| at(number + 1, |_| true, Fault::Answer(200, body));
+        FaultProxy::start(None, bodies.into_iter().enumerate().map(rule).collect())
     }
 
     fn start(upstream: Option<u16>, rules: Vec<Rule>) -> FaultProxy {
@@ -198,7 +207,10 @@ async fn exchange(client: &mut BufReader<TcpStream>, shared: &Shared) -> std::io
             let reply = forward(shared, other_writer(&request, &line, body), &line, None).await?;
             assert!(reply.first_line().contains("200"), "the other writer got {}", reply.first_line());
         }
-        Some(Fault::DropAfter | Fault::StatusAfter(_) | Fault::Truncate | Fault::StripConditions) | None => {}
+        Some(
+            Fault::DropAfter | Fault::StatusAfter(_) | Fault::Truncate | Fault::StripConditions | Fault::StripRange,
+        )
+        | None => {}
     }
     let reply = forward(shared, request, &line, fault).await?;
     match fault {
@@ -264,6 +276,9 @@ async fn forward(shared: &Shared, request: Message, line: &str, fault: Option<Fa
     let mut stripped = vec!["connection"];
     if fault == Some(Fault::StripConditions) {
         stripped.extend(["if-match", "if-none-match"]);
+    }
+    if fault == Some(Fault::StripRange) {
+        stripped.push("range");
     }
     let mut head = without(&request.head, &stripped);
     head.truncate(head.len() - 2);
