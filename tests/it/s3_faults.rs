@@ -199,6 +199,17 @@ on_each_server! {
         assert_eq!(error.to_string(), format!("{}: the store's reply is another range than the one asked for", listed.location));
     }
 
+    async fn tags_that_the_server_drops_are_set_again(bucket: &Bucket) {
+        let put = bucket.client.put_object().bucket(&bucket.name).key("a.csv").tagging("class=a%20b");
+        put.send().await.unwrap();
+        let proxy = proxy(bucket, vec![always(any, Fault::StripTags)]);
+        let store = store(&proxy.endpoint(), false).await;
+        let listed = store.head(&bucket.at("a.csv")).await.unwrap();
+        replaced(&store, &listed, &content(100)).await.unwrap();
+        let tags = bucket.client.get_object_tagging().bucket(&bucket.name).key("a.csv").send().await.unwrap();
+        assert_eq!(tags.tag_set().iter().map(|tag| (tag.key(), tag.value())).collect::<Vec<_>>(), [("class", "a b")]);
+    }
+
     async fn a_delete_that_knows_no_condition_is_done_all_the_same(bucket: &Bucket) {
         bucket.upload("a.csv", "x").await;
         let proxy = proxy(bucket, vec![at(1, is_delete, Fault::Answer(501, "<Error><Code>NotImplemented</Code></Error>"))]);

@@ -25,6 +25,8 @@ pub enum Fault {
     StripConditions,
     /// The server does not see which range is asked for.
     StripRange,
+    /// The server does not see the tags that come with a write.
+    StripTags,
     /// Another writer puts this to the same key right before.
     OtherWriter(&'static str),
     /// The proxy goes away for good.
@@ -208,7 +210,12 @@ async fn exchange(client: &mut BufReader<TcpStream>, shared: &Shared) -> std::io
             assert!(reply.first_line().contains("200"), "the other writer got {}", reply.first_line());
         }
         Some(
-            Fault::DropAfter | Fault::StatusAfter(_) | Fault::Truncate | Fault::StripConditions | Fault::StripRange,
+            Fault::DropAfter
+            | Fault::StatusAfter(_)
+            | Fault::Truncate
+            | Fault::StripConditions
+            | Fault::StripRange
+            | Fault::StripTags,
         )
         | None => {}
     }
@@ -273,14 +280,13 @@ fn without(head: &[u8], names: &[&str]) -> Vec<u8> {
 
 async fn forward(shared: &Shared, request: Message, line: &str, fault: Option<Fault>) -> std::io::Result<Message> {
     let upstream = shared.upstream.expect("a proxy without a server behind it answers everything itself");
-    let mut stripped = vec!["connection"];
-    if fault == Some(Fault::StripConditions) {
-        stripped.extend(["if-match", "if-none-match"]);
-    }
-    if fault == Some(Fault::StripRange) {
-        stripped.push("range");
-    }
-    let mut head = without(&request.head, &stripped);
+    let stripped: &[&str] = match fault {
+        Some(Fault::StripConditions) => &["connection", "if-match", "if-none-match"],
+        Some(Fault::StripRange) => &["connection", "range"],
+        Some(Fault::StripTags) => &["connection", "x-amz-tagging"],
+        _ => &["connection"],
+    };
+    let mut head = without(&request.head, stripped);
     head.truncate(head.len() - 2);
     head.extend_from_slice(b"connection: close\r\n\r\n");
     let mut server = BufReader::new(TcpStream::connect(("127.0.0.1", upstream)).await?);
