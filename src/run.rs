@@ -29,6 +29,7 @@ use crate::request::{self, ListReport};
 use crate::rewrite::{self, Outcome, Rewrite, Settled};
 use crate::show;
 use crate::signature::{SigningKey, TagKey};
+use crate::store::s3::REQUESTS_IN_FLIGHT;
 use crate::store::{ConditionalWrites, Location, Stores};
 use crate::tag::DatasetTagger;
 use crate::verify::{self, Verified};
@@ -137,7 +138,7 @@ impl Session {
         let job = Job::read(path, &common.set)?;
         self_test()?;
         let stop = Stop::listen()?;
-        let stores = Stores::open(&job.s3, uses_s3(&job)).await?;
+        let stores = Stores::open(&job.s3, job.resources.requests_in_flight, uses_s3(&job)).await?;
         let progress = Progress::new(common.shows_progress());
         Ok(Session { job, stores, common: common.clone(), progress, stop })
     }
@@ -215,14 +216,16 @@ impl Session {
     async fn probe(&self) -> Result<Vec<String>> {
         let mut ignored = Vec::new();
         let mut asked = std::collections::BTreeSet::new();
-        let state = &self.job.state.location;
+        // With its slash: the probe object belongs where the state's objects are written, not beside the state.
+        let state = &self.job.state.location.join("");
         for location in std::iter::once(state).chain(self.job.datasets.iter().map(|spec| spec.scope.root())) {
             let Location::S3 { bucket, .. } = location else { continue };
             if !asked.insert(bucket.clone()) {
                 continue;
             }
             match self.stores.of(location).probe(location).await? {
-                ConditionalWrites::Honoured => {}
+                // On the second the store itself makes every swap a single write.
+                ConditionalWrites::Honoured | ConditionalWrites::SingleWritesOnly => {}
                 ConditionalWrites::Ignored if self.job.s3.unconditional_writes => ignored.push(bucket.clone()),
                 ConditionalWrites::Ignored => {
                     return Err(Error::new(
@@ -547,7 +550,7 @@ async fn stores_for(texts: &[&str]) -> Result<(Stores, Vec<Location>)> {
         })
         .collect();
     let s3 = locations.iter().any(|location| matches!(location, Location::S3 { .. }));
-    Ok((Stores::open(&Default::default(), s3).await?, locations))
+    Ok((Stores::open(&Default::default(), REQUESTS_IN_FLIGHT, s3).await?, locations))
 }
 
 async fn manifest_check(common: &Common, path: &str, public_key: Option<&Path>) -> Result<Exit> {

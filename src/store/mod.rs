@@ -5,6 +5,11 @@
 
 pub mod local;
 pub mod s3;
+mod s3_call;
+mod s3_open;
+mod s3_replace;
+mod s3_upload;
+mod s3_write;
 
 use std::fmt;
 use std::io;
@@ -89,6 +94,8 @@ pub enum Precondition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConditionalWrites {
     Honoured,
+    /// On single writes, but not on the completion of a multipart upload: no swap may be one.
+    SingleWritesOnly,
     Ignored,
 }
 
@@ -175,7 +182,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn probe(&self, prefix: &Location) -> Result<ConditionalWrites, StoreError>;
 }
 
-/// The stores of one run: the local disk, and S3 opened when a location first needs it.
+/// The stores of one run: the local disk, and S3 where a location of the job needs it.
 #[derive(Debug)]
 pub struct Stores {
     local: Arc<dyn Store>,
@@ -187,9 +194,14 @@ impl Stores {
         Stores { local, s3 }
     }
 
-    pub async fn open(_: &s3::S3Settings, _: bool) -> Result<Stores, Error> {
-        let l: Arc<dyn Store> = Arc::new(local::LocalStore);
-        Ok(Stores { local: l.clone(), s3: l })
+    /// Opens S3, which needs credentials, only when `needs_s3`.
+    pub async fn open(settings: &s3::S3Settings, requests_in_flight: usize, needs_s3: bool) -> Result<Stores, Error> {
+        let s3: Arc<dyn Store> = match needs_s3 {
+            true => Arc::new(s3::S3Store::open(settings, requests_in_flight).await?),
+            // The local disk's store says of each location on S3 that it is not its own.
+            false => Arc::new(local::LocalStore),
+        };
+        Ok(Stores { local: Arc::new(local::LocalStore), s3 })
     }
 
     pub fn of(&self, location: &Location) -> Arc<dyn Store> {
@@ -313,8 +325,14 @@ impl ReplacementWriter {
     }
 
     pub fn finish(mut self) -> io::Result<Box<dyn Replacement>> {
-        self.send()?;
-        Ok(self.replacement)
+        match self.send() {
+            Ok(()) => Ok(self.replacement),
+            Err(error) => {
+                // Waited for, unlike the clean-up of a dropped replacement; the first error is the one to tell.
+                let _ = self.runtime.block_on(self.replacement.abort());
+                Err(error)
+            }
+        }
     }
 
     fn send(&mut self) -> io::Result<()> {
