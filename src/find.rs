@@ -54,6 +54,7 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
     }
     let (mut parquet, mut records) = (Vec::new(), Vec::new());
     for object in listing.in_scope {
+        find.meter.expect(1, object.size_bytes);
         let (format, compression) = formats(find.spec, &object);
         match format {
             Some(Format::Parquet) => parquet.push(object),
@@ -235,7 +236,7 @@ impl RecordScan<'_> {
     ) -> std::result::Result<Seen, FormatError> {
         let (mut rows, mut matched) = (0, RoaringTreemap::new());
         let mut columns: Option<(usize, Vec<Vec<usize>>)> = None;
-        while let Some(record) = records.next()? {
+        while let Some(record) = records.read()? {
             if columns.is_none() {
                 let header = spec.csv.header.then_some(&record);
                 let names = csv::column_names(header, record.len());
@@ -277,7 +278,7 @@ impl RecordScan<'_> {
     ) -> std::result::Result<Seen, FormatError> {
         let (mut rows, mut matched) = (0, RoaringTreemap::new());
         let mut there = vec![false; self.matcher.columns.len()];
-        while let Some(line) = lines.next()? {
+        while let Some(line) = lines.read()? {
             if line.is_blank() {
                 continue;
             }

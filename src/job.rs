@@ -76,6 +76,16 @@ pub enum Scope {
     },
 }
 
+impl Scope {
+    /// Where a listing of it starts.
+    pub fn root(&self) -> &Location {
+        match self {
+            Scope::Object(location) | Scope::Prefix(location) => location,
+            Scope::Glob { root, .. } => root,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct ListSpec {
     pub name: String,

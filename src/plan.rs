@@ -99,6 +99,14 @@ impl Decision {
             Decision::Refuse { .. } => "refuse",
         }
     }
+
+    /// Whether the step writes or drops the object.
+    pub fn changes(&self) -> bool {
+        match self {
+            Decision::Rewrite { .. } | Decision::Drop => true,
+            Decision::Keep | Decision::Skip { .. } | Decision::Refuse { .. } => false,
+        }
+    }
 }
 
 impl Step {

@@ -26,10 +26,9 @@ impl Progress {
         Progress { bars, stages: Vec::new() }
     }
 
-    /// Starts a stage of `objects` objects (0: not known yet).
-    pub fn begin(&self, name: StageName, objects: u64) -> Stage {
+    pub fn begin(&self, name: StageName) -> Stage {
         let meter = Arc::new(Meter::default());
-        let bar = self.bars.then(|| draw(name, objects, meter.clone()));
+        let bar = self.bars.then(|| draw(name, meter.clone()));
         Stage { name, started: Instant::now(), meter, bar }
     }
 
@@ -62,23 +61,30 @@ impl Progress {
     }
 }
 
-fn draw(name: StageName, objects: u64, meter: Arc<Meter>) -> (ProgressBar, tokio::task::JoinHandle<()>) {
-    let bar = if objects > 0 { ProgressBar::new(objects) } else { ProgressBar::new_spinner() };
-    let template = if objects > 0 {
-        "{prefix:>8} {wide_bar} {pos}/{len} objects  {msg}  {eta} left"
-    } else {
-        "{prefix:>8} {spinner} {pos} objects  {msg}  {elapsed}"
-    };
-    bar.set_style(ProgressStyle::with_template(template).expect("the template is well formed"));
+/// A spinner until the stage knows what lies ahead, then a bar over bytes: objects differ too much in size to tell the time left.
+fn draw(name: StageName, meter: Arc<Meter>) -> (ProgressBar, tokio::task::JoinHandle<()>) {
+    let style = |template| ProgressStyle::with_template(template).expect("the template is well formed");
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(style("{prefix:>8} {spinner} {msg}  {elapsed}"));
     bar.set_prefix(name.name());
     let drawn = bar.clone();
     let started = Instant::now();
     let drawing = tokio::spawn(async move {
+        let mut is_bar = false;
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let per_second = meter.bytes() as f64 / started.elapsed().as_secs_f64();
-            drawn.set_position(meter.objects());
-            drawn.set_message(format!("{} rows  {}/s", HumanCount(meter.rows()), HumanBytes(per_second as u64)));
+            let (objects, expected) = (meter.objects(), meter.objects_expected());
+            if meter.bytes_expected() > 0 && !is_bar {
+                drawn.set_style(style("{prefix:>8} [{bar:24}] {percent:>3}%  {msg}  {eta} left"));
+                is_bar = true;
+            }
+            if is_bar {
+                drawn.set_length(meter.bytes_expected());
+                drawn.set_position(meter.bytes());
+            }
+            let rate = HumanBytes((meter.bytes() as f64 / started.elapsed().as_secs_f64()) as u64);
+            let of = if expected > 0 { format!("{objects}/{expected}") } else { objects.to_string() };
+            drawn.set_message(format!("{of} objects  {} rows  {rate}/s", HumanCount(meter.rows())));
         }
     });
     (bar, drawing)

@@ -105,8 +105,9 @@ async fn read_list(
     meter: &Meter,
     each: &mut (dyn FnMut(Entry<'_>) + Send),
 ) -> Result<ListReport> {
-    let store = stores.of(root(&list.scope));
+    let store = stores.of(list.scope.root());
     let files = list_files(list, &*store).await?;
+    files.iter().for_each(|(file, _)| meter.expect(1, file.size_bytes));
     let shared = Arc::new(list.clone());
     let mut digests = Vec::with_capacity(files.len());
     let (mut rows, mut malformed, mut bad) = (0, 0, Vec::new());
@@ -124,13 +125,6 @@ async fn read_list(
     Ok(ListReport { name, uri, files: files.len(), digest: digest_of(digests), read_at, rows, malformed, bad })
 }
 
-fn root(scope: &Scope) -> &Location {
-    match scope {
-        Scope::Object(location) | Scope::Prefix(location) => location,
-        Scope::Glob { root, .. } => root,
-    }
-}
-
 fn digest_of(mut files: Vec<(String, String)>) -> String {
     if files.len() == 1 {
         return files.remove(0).0;
@@ -145,7 +139,7 @@ fn digest_of(mut files: Vec<(String, String)>) -> String {
 async fn list_files(list: &ListSpec, store: &dyn Store) -> Result<Vec<(Object, ListFormat)>> {
     let listing = listing::list(store, &list.scope, &|_| true)
         .await
-        .map_err(|error| unusable_list(list, root(&list.scope), Unusable::Store(error)))?;
+        .map_err(|error| unusable_list(list, list.scope.root(), Unusable::Store(error)))?;
     if let Some(table_format) = listing.table_format {
         return Err(Error::usage(format!("list {}: {} is a live {table_format} table", list.name, list.uri))
             .hint("its files hold deleted rows too; export the list to files of their own"));

@@ -149,7 +149,7 @@ impl Session {
 
     /// The list's identifiers and what was read of each list.
     async fn load(&mut self) -> Result<(Arc<MatchIndex>, Vec<(ListReport, Added)>)> {
-        let stage = self.progress.begin(StageName::Load, 0);
+        let stage = self.progress.begin(StageName::Load);
         let mut builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
         let mut added: Vec<Added> = vec![Added::default(); self.job.lists.len()];
         let numbers: Vec<String> = self.job.lists.iter().map(|list| list.name.clone()).collect();
@@ -169,10 +169,10 @@ impl Session {
     async fn find(&mut self, index: &Arc<MatchIndex>) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         for (number, spec) in self.job.datasets.iter().enumerate() {
-            let stage = self.progress.begin(StageName::Find, 0);
+            let stage = self.progress.begin(StageName::Find);
             let find = Find {
                 spec,
-                store: self.stores.of(root(&spec.scope)),
+                store: self.stores.of(spec.scope.root()),
                 matcher: Arc::new(index.matcher(number, spec)),
                 resources: &self.job.resources,
                 meter: stage.meter.clone(),
@@ -184,7 +184,7 @@ impl Session {
     }
 
     fn plan(&mut self, found: Vec<Found>) -> Plan {
-        let stage = self.progress.begin(StageName::Plan, 0);
+        let stage = self.progress.begin(StageName::Plan);
         let plan = plan::build(&self.job.datasets, found);
         self.progress.end(stage);
         for dataset in &plan.datasets {
@@ -201,7 +201,7 @@ impl Session {
     }
 
     async fn verify(&mut self) -> Result<Verified> {
-        let stage = self.progress.begin(StageName::Verify, 0);
+        let stage = self.progress.begin(StageName::Verify);
         let clock = || self.now();
         let verified = self.stop.unless(verify::verify(&self.job, &self.stores, &clock, &stage.meter)).await?;
         self.progress.end(stage);
@@ -217,7 +217,7 @@ impl Session {
         let mut ignored = Vec::new();
         let mut asked = std::collections::BTreeSet::new();
         let state = &self.job.state.location;
-        for location in std::iter::once(state).chain(self.job.datasets.iter().map(|spec| root(&spec.scope))) {
+        for location in std::iter::once(state).chain(self.job.datasets.iter().map(|spec| spec.scope.root())) {
             let Location::S3 { bucket, .. } = location else { continue };
             if !asked.insert(bucket.clone()) {
                 continue;
@@ -241,14 +241,7 @@ impl Session {
 
 fn uses_s3(job: &Job) -> bool {
     let scopes = job.lists.iter().map(|list| &list.scope).chain(job.datasets.iter().map(|spec| &spec.scope));
-    scopes.map(root).chain([&job.state.location]).any(|location| matches!(location, Location::S3 { .. }))
-}
-
-fn root(scope: &Scope) -> &Location {
-    match scope {
-        Scope::Object(location) | Scope::Prefix(location) => location,
-        Scope::Glob { root, .. } => root,
-    }
+    scopes.map(Scope::root).chain([&job.state.location]).any(|location| matches!(location, Location::S3 { .. }))
 }
 
 fn random<const N: usize>() -> Result<[u8; N]> {
@@ -429,14 +422,15 @@ async fn rewrite(
     plan: &Plan,
     tag_key: Arc<TagKey>,
 ) -> Result<Vec<Vec<Option<Outcome>>>> {
-    let changes: usize = plan.datasets.iter().map(|dataset| dataset.objects("rewrite") + dataset.objects("drop")).sum();
-    let stage = session.progress.begin(StageName::Rewrite, changes as u64);
+    let stage = session.progress.begin(StageName::Rewrite);
+    let changes = plan.datasets.iter().flat_map(|dataset| &dataset.steps).filter(|step| step.decision.changes());
+    changes.for_each(|step| stage.meter.expect(1, step.object.size_bytes));
     let stop = || session.stop.is_asked();
     let mut outcomes = Vec::new();
     for (spec, dataset) in session.job.datasets.iter().zip(&plan.datasets) {
         let rewrite = Rewrite {
             spec,
-            store: session.stores.of(root(&spec.scope)),
+            store: session.stores.of(spec.scope.root()),
             journal: &run.journal,
             lock,
             tagger: Arc::new(DatasetTagger::new(tag_key.clone(), spec)),
@@ -513,7 +507,7 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
         lines.push(format!("list {}: {} rows in {} files", report.name, report.rows, report.files));
     }
     for spec in &session.job.datasets {
-        let objects = find::reach(spec, session.stores.of(root(&spec.scope)).as_ref()).await?;
+        let objects = find::reach(spec, session.stores.of(spec.scope.root()).as_ref()).await?;
         if objects == 0 {
             exits.push(Exit::Incomplete);
         }

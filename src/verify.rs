@@ -15,7 +15,7 @@ use crate::dataset::listing;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, CsvDialect, Format};
 use crate::identifier::ColumnPath;
-use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Scope};
+use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn};
 use crate::meter::Meter;
 use crate::store::{Location, Object, ObjectReader, Store, StoreError, Stores};
 use crate::verify_list::{Rules, Suppressed, add};
@@ -119,7 +119,7 @@ async fn read_list(
     gates: &Gates,
     suppressed: &Arc<Mutex<Suppressed>>,
 ) -> Result<VerifiedList> {
-    let store = stores.of(root(&list.scope));
+    let store = stores.of(list.scope.root());
     let files = listing::list(&*store, &list.scope, &|_| true).await.map_err(|error| list_error(list, error))?;
     let files: Vec<Object> = files.in_scope.into_iter().filter(|file| !file.location.file_name().is_empty()).collect();
     if files.is_empty() {
@@ -144,13 +144,6 @@ async fn read_list(
     }
     let identifiers = suppressed.lock().unwrap_or_else(|broken| broken.into_inner()).count_identifiers();
     Ok(VerifiedList { name: list.name.clone(), digest: list_digest(file_digests), read_at, rows, identifiers })
-}
-
-fn root(scope: &Scope) -> &Location {
-    match scope {
-        Scope::Object(location) | Scope::Prefix(location) => location,
-        Scope::Glob { root, .. } => root,
-    }
 }
 
 /// A list that is not there is the job file's fault; a store that cannot be reached is not.
@@ -243,7 +236,7 @@ async fn verify_dataset(
     suppressed: &Arc<Suppressed>,
     meter: &Meter,
 ) -> Result<VerifiedDataset> {
-    let store = stores.of(root(&dataset.scope));
+    let store = stores.of(dataset.scope.root());
     let belongs = |name: &str| listing::belongs(name, dataset.format);
     let listing = match listing::list(&*store, &dataset.scope, &belongs).await {
         Ok(listing) => listing,
@@ -255,6 +248,7 @@ async fn verify_dataset(
             return Err(out);
         }
     };
+    listing.in_scope.iter().for_each(|object| meter.expect(1, object.size_bytes));
     let rules = Arc::new(suppressed.rules(dataset));
     let checked = listing.in_scope.into_iter().map(|object| {
         let (store, rules) = (store.clone(), rules.clone());

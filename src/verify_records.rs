@@ -457,7 +457,7 @@ fn unescaped(text: &str) -> Option<Vec<u8>> {
 /// The cells of one column: null strings are null, and those with bytes that are no UTF-8 are bytes.
 fn cells(texts: &StringChunked, null_strings: &[String], escapes: bool) -> Vec<Leaf> {
     let is_null = |text: &str| null_strings.iter().any(|null| null == text);
-    let kept = |text: &str| !is_null(text) && !(escapes && unescaped(text).is_some());
+    let kept = |text: &str| !(is_null(text) || escapes && unescaped(text).is_some());
     let all_kept = null_strings.is_empty() && !escapes;
     let plain =
         if all_kept { texts.clone() } else { texts.iter().map(|text| text.filter(|text| kept(text))).collect() };

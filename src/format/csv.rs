@@ -16,7 +16,7 @@ pub const RECORD_BYTES_MAX: usize = 64 << 20;
 const PIECE_BYTES: usize = 256 << 10;
 const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// A stream of records. The header is record number 0 to [`Records::next`]'s caller only if it asks for it.
+/// A stream of records. The header is record number 0 to [`Records::read`]'s caller only if it asks for it.
 pub struct Records<R> {
     source: R,
     core: Core,
@@ -73,7 +73,7 @@ impl<R: Read> Records<R> {
     }
 
     /// The next record; `None` at the end, whose trailing bytes are then [`Records::rest`].
-    pub fn next(&mut self) -> Result<Option<Record<'_>>, FormatError> {
+    pub fn read(&mut self) -> Result<Option<Record<'_>>, FormatError> {
         self.buffer.drain(..self.at);
         self.at = 0;
         let gap = self.skip_gap()?;

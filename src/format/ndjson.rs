@@ -41,7 +41,7 @@ impl<R: Read> Lines<R> {
         Lines { source: BufReader::with_capacity(256 << 10, source), line: Vec::new(), number: 0 }
     }
 
-    pub fn next(&mut self) -> Result<Option<Line<'_>>, FormatError> {
+    pub fn read(&mut self) -> Result<Option<Line<'_>>, FormatError> {
         self.line.clear();
         let mut limited = (&mut self.source).take(RECORD_BYTES_MAX as u64 + 1);
         let read = limited.read_until(b'\n', &mut self.line).map_err(FormatError::from_io)?;

@@ -120,10 +120,8 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
     ) -> Result<Encoded> {
         let descr = self.column.column_descr_ptr();
         let shape = Shape::of(self)?;
-        let mut bloom_filter = match Sbbf::read_from_column_chunk(self.column, self.source)? {
-            Some(source) => Some(Sbbf::new_with_num_of_bytes(source.num_blocks() * 32)),
-            None => None,
-        };
+        let mut bloom_filter = Sbbf::read_from_column_chunk(self.column, self.source)?
+            .map(|source| Sbbf::new_with_num_of_bytes(source.num_blocks() * 32));
         let pages = Box::new(SerializedPageWriter::new(out));
         let mut writer = get_column_writer(descr.clone(), Arc::new(shape.properties(self)), pages);
         macro_rules! transcode {
@@ -212,7 +210,6 @@ impl Shape {
         Ok(shape)
     }
 
-    #[expect(deprecated, reason = "old files say PLAIN_DICTIONARY")]
     fn add(&mut self, page_type: PageType, encoding: Encoding, pages: u64) {
         if page_type == PageType::DICTIONARY_PAGE {
             self.has_dictionary = true;
@@ -274,8 +271,11 @@ struct Replace<'a, T> {
     remove: bool,
     null: bool,
     constant: Option<T>,
-    tag: Option<Box<dyn Fn(&[u8]) -> Result<T> + 'a>>,
+    tag: Option<Retag<'a, T>>,
 }
+
+/// Makes the tag of a cell, in the column's type.
+type Retag<'a, T> = Box<dyn Fn(&[u8]) -> Result<T> + 'a>;
 
 impl<'a, T: 'a> Replace<'a, T> {
     fn new(

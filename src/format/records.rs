@@ -45,7 +45,7 @@ pub fn read_back(format: Format, dialect: &CsvDialect, new: impl Read, receipt: 
         Format::Csv | Format::Tsv => {
             let mut records = Records::new(source, dialect, format == Format::Tsv);
             let mut header = dialect.header;
-            while let Some(record) = records.next()? {
+            while let Some(record) = records.read()? {
                 kept.bytes(record.gap);
                 kept.bytes(record.raw);
                 kept.rows_after += u64::from(!header);
@@ -55,7 +55,7 @@ pub fn read_back(format: Format, dialect: &CsvDialect, new: impl Read, receipt: 
         }
         Format::Ndjson => {
             let mut lines = Lines::new(source);
-            while let Some(line) = lines.next()? {
+            while let Some(line) = lines.read()? {
                 kept.bytes(line.raw);
                 kept.rows_after += u64::from(!line.is_blank());
             }
@@ -137,7 +137,7 @@ impl Editor<'_> {
     fn csv(&self, source: impl Read, kept: &mut Kept, out: &mut dyn Write) -> Result<(), FormatError> {
         let mut records = Records::new(source, self.dialect, self.tsv);
         let mut names: Option<Vec<String>> = None;
-        while let Some(record) = records.next()? {
+        while let Some(record) = records.read()? {
             kept.keep(record.gap, out)?;
             let Some(names) = &names else {
                 let header = self.dialect.header.then_some(&record);
@@ -188,7 +188,7 @@ impl Editor<'_> {
 
     fn ndjson(&self, source: impl Read, kept: &mut Kept, out: &mut dyn Write) -> Result<(), FormatError> {
         let mut lines = Lines::new(source);
-        while let Some(line) = lines.next()? {
+        while let Some(line) = lines.read()? {
             if line.is_blank() {
                 kept.keep(line.raw, out)?;
             } else {

@@ -4,4 +4,5 @@ mod lists;
 mod manifest;
 #[path = "../support/memory_store.rs"]
 mod memory_store;
+mod rewrite_parquet;
 mod verify;
