@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Exit, Result};
-use crate::store::{Location, Object, Precondition, Store, StoreError};
+use crate::store::{Etag, Location, Object, Precondition, Store, StoreError};
 
 /// What a journal entry says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,35 @@ pub enum Event {
     GivenUp {
         sequence: u64,
     },
+    /// These versions are removed next; a listing tells afterwards which of them are gone.
+    Purging {
+        versions: Vec<AnnouncedPurge>,
+    },
+}
+
+/// One version that is to be removed for good; enough to put it into the manifest when it is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnnouncedPurge {
+    pub dataset: String,
+    pub location: String,
+    pub version_id: String,
+    pub etag: String,
+    pub size_bytes: u64,
+    pub rows: u64,
+    pub rows_matched: u64,
+}
+
+impl AnnouncedPurge {
+    /// The version as it was.
+    pub fn object(&self) -> Object {
+        Object {
+            location: Location::shown(&self.location),
+            size_bytes: self.size_bytes,
+            etag: Etag(self.etag.clone()),
+            version_id: Some(self.version_id.clone()),
+            storage_class: None,
+        }
+    }
 }
 
 /// The counts and names of one swap; enough to tell afterwards whether it happened, and to put it into the manifest.
@@ -67,6 +96,7 @@ pub struct Unfinished {
     pub started_at: Timestamp,
     /// Swaps by sequence number, with the ETag after it where the swap was confirmed.
     pub swaps: Vec<(u64, Swap, Option<String>)>,
+    pub purges: Vec<AnnouncedPurge>,
     next: u64,
 }
 
@@ -152,7 +182,13 @@ pub async fn unfinished(
                 .hint("move the folder journal/ of the state away and run again")
         })?;
         if found.last().is_none_or(|last| last.run_id != run_id) {
-            found.push(Unfinished { run_id, started_at: Timestamp::UNIX_EPOCH, swaps: Vec::new(), next: 0 });
+            found.push(Unfinished {
+                run_id,
+                started_at: Timestamp::UNIX_EPOCH,
+                swaps: Vec::new(),
+                purges: Vec::new(),
+                next: 0,
+            });
         }
         found.last_mut().expect("pushed above").take(sequence, event);
     }
@@ -186,6 +222,7 @@ impl Unfinished {
                 }
             }
             Event::GivenUp { sequence } => self.swaps.retain(|swap| swap.0 != sequence),
+            Event::Purging { versions } => self.purges.extend(versions),
         }
     }
 }

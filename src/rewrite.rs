@@ -94,7 +94,9 @@ impl From<Error> for Failure {
 pub async fn rewrite(rewrite: &Rewrite<'_>, plan: &DatasetPlan) -> Vec<Option<Outcome>> {
     let steps = plan.steps.iter().map(|step| async move {
         match &step.decision {
-            Decision::Keep | Decision::Skip { .. } | Decision::Refuse { .. } => None,
+            Decision::Keep | Decision::Purge | Decision::Report | Decision::Skip { .. } | Decision::Refuse { .. } => {
+                None
+            }
             Decision::Rewrite { .. } | Decision::Drop if (rewrite.stop)() => Some(Outcome::nothing(Ended::NotBegun)),
             Decision::Rewrite { rows } => Some(ended(rewrite, step, swap_rows(rewrite, step, rows).await)),
             Decision::Drop => Some(ended(rewrite, step, drop_object(rewrite, step).await)),
