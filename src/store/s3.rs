@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
@@ -95,13 +96,27 @@ const NO_ETAG: &str = "the store's reply names no ETag or size";
 const BODY_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl S3Store {
+    /// With the credentials of the environment, the profile or the machine's role.
     pub async fn open(settings: &S3Settings, requests_in_flight: usize) -> Result<S3Store, Error> {
-        Ok(S3Store(Arc::new(Inner {
-            client: s3_open::client(settings).await?,
+        Ok(S3Store::new(s3_open::client(settings, None).await?, settings, requests_in_flight))
+    }
+
+    /// With these credentials and no look at the environment for others.
+    pub async fn open_as(
+        credentials: Credentials,
+        settings: &S3Settings,
+        requests_in_flight: usize,
+    ) -> Result<S3Store, Error> {
+        Ok(S3Store::new(s3_open::client(settings, Some(credentials)).await?, settings, requests_in_flight))
+    }
+
+    fn new(client: Client, settings: &S3Settings, requests_in_flight: usize) -> S3Store {
+        S3Store(Arc::new(Inner {
+            client,
             line: Line::new(requests_in_flight),
             unconditional_writes: settings.unconditional_writes,
             verdicts: Mutex::default(),
-        })))
+        }))
     }
 
     /// What the bucket does with conditions, asking it when it was not asked yet.

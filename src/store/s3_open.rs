@@ -11,6 +11,7 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig, imds};
+use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_s3::Client;
@@ -30,14 +31,19 @@ const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(20);
 const CREDENTIALS_HINT: &str = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or [storage.s3] profile, or run with an instance or container role; \
      for a single sign-on profile: eval \"$(aws configure export-credentials --format env)\"";
 
-pub(super) async fn client(settings: &S3Settings) -> Result<Client, Error> {
+/// Credentials that are not given come from the default chain.
+pub(super) async fn client(settings: &S3Settings, given: Option<Credentials>) -> Result<Client, Error> {
     let https =
         HttpBuilder::new().tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring)).build_https();
-    let region = region(settings, &https).await?;
-    let credentials = credentials(settings, &https, region.clone()).await?;
+    let named = settings.endpoint.clone().or_else(endpoint_of_environment);
+    let region = region(settings, named.is_some(), &https).await?;
+    let credentials = match given {
+        Some(given) => SharedCredentialsProvider::new(given),
+        None => credentials(settings, &https, region.clone()).await?,
+    };
     let shared = shared_config(settings, region, credentials, https).await;
     let from_environment = aws_sdk_s3::Config::from(&shared);
-    let endpoint = settings.endpoint.clone().or_else(|| endpoint_of_environment(&shared));
+    let endpoint = named.or_else(|| shared.endpoint_url().filter(|profile| !profile.is_empty()).map(str::to_owned));
     let mut config = from_environment.to_builder();
     if let Some(endpoint) = &endpoint {
         check_endpoint(endpoint, settings)?;
@@ -71,10 +77,10 @@ async fn shared_config(
     loader.load().await
 }
 
-/// `AWS_ENDPOINT_URL_S3` before `AWS_ENDPOINT_URL` and the profile's `endpoint_url`.
-fn endpoint_of_environment(shared: &SdkConfig) -> Option<String> {
-    let of_s3 = std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|endpoint| !endpoint.is_empty());
-    of_s3.or_else(|| shared.endpoint_url().map(str::to_owned))
+/// What the environment says; `AWS_ENDPOINT_URL_S3` comes first, as in every AWS tool.
+fn endpoint_of_environment() -> Option<String> {
+    let variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().filter_map(|name| std::env::var(name).ok());
+    variables.into_iter().find(|endpoint| !endpoint.is_empty())
 }
 
 fn check_endpoint(endpoint: &str, settings: &S3Settings) -> Result<(), Error> {
@@ -90,7 +96,7 @@ fn check_endpoint(endpoint: &str, settings: &S3Settings) -> Result<(), Error> {
     Ok(())
 }
 
-async fn region(settings: &S3Settings, https: &SharedHttpClient) -> Result<Region, Error> {
+async fn region(settings: &S3Settings, has_endpoint: bool, https: &SharedHttpClient) -> Result<Region, Error> {
     if let Some(region) = &settings.region {
         return Ok(Region::new(region.clone()));
     }
@@ -103,8 +109,6 @@ async fn region(settings: &S3Settings, https: &SharedHttpClient) -> Result<Regio
         Some(region) => Some(region),
         None => profile.build().region().await,
     };
-    let has_endpoint = settings.endpoint.is_some()
-        || ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().any(|name| std::env::var_os(name).is_some());
     match known {
         Some(region) => Ok(region),
         // Servers other than AWS's seldom care.
@@ -141,10 +145,10 @@ async fn credentials(
     let asked = tokio::time::timeout(CREDENTIALS_TIMEOUT, chain.provide_credentials()).await;
     let reason = match asked {
         Ok(Ok(_)) => return Ok(SharedCredentialsProvider::new(chain)),
-        Ok(Err(CredentialsError::CredentialsNotLoaded(_))) => "no AWS credentials were found",
         Ok(Err(CredentialsError::InvalidConfiguration(_))) => "the AWS profile cannot be used",
         Err(_) | Ok(Err(CredentialsError::ProviderTimedOut(_))) => "the source of the AWS credentials did not answer",
-        Ok(Err(_)) => "the source of the AWS credentials failed",
+        // That the metadata service is not there counts as a failure of its own to the SDK: on most machines it just is not.
+        Ok(Err(_)) => "no AWS credentials could be obtained",
     };
     // The same code as for credentials that the store turns down.
     Err(Error::new(Exit::Blocked, reason).hint(CREDENTIALS_HINT))

@@ -22,14 +22,17 @@ impl S3Store {
     pub(super) async fn list_all_versions(&self, place: Place<'_>) -> Result<Option<Vec<Version>>, StoreError> {
         match self.versioning(place).await {
             Ok(Versioning::Never) | Err(Fault::Unsupported) => return Ok(None),
-            // Who may not ask may still be allowed to list.
-            Ok(Versioning::Kept { .. }) | Err(Fault::Denied(_)) => {}
-            Err(fault) => return Err(fault.error(place.location)),
+            Err(fault @ (Fault::Transient(_) | Fault::MissingBucket)) => return Err(fault.error(place.location)),
+            // Who may not ask may still be allowed to list, and moto's answer is not S3's.
+            Ok(Versioning::Kept { .. }) | Err(_) => {}
         }
         let mut versions: Vec<Version> = Vec::new();
         let (mut marker, mut seen) = (None, HashSet::new());
         loop {
-            let page = self.versions_page(place, marker.as_ref()).await.map_err(|fault| fault.error(place.location))?;
+            let page = match self.versions_page(place, marker.as_ref()).await {
+                Err(Fault::Unsupported) => return Ok(None),
+                other => other.map_err(|fault| fault.error(place.location))?,
+            };
             versions.extend(listed_versions(place, &page)?);
             if page.is_truncated() != Some(true) {
                 break;

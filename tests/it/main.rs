@@ -1,8 +1,16 @@
 //! One integration binary, so that DataFusion and Polars are linked once.
 
+#[path = "../support/fault_proxy.rs"]
+mod fault_proxy;
 mod lists;
 mod manifest;
 #[path = "../support/memory_store.rs"]
 mod memory_store;
 mod rewrite_parquet;
+mod s3;
+mod s3_faults;
+mod s3_scrub;
+#[path = "../support/s3_server.rs"]
+mod s3_server;
 mod verify;
+mod versions;
