@@ -586,10 +586,13 @@ impl VersionRows<'_> {
                 row.checked_by = Some(engine);
                 row.rows_matched = Some(object.rows_matched);
                 (object.rows_matched > 0).then(|| {
+                    let not_purged = row.reason.take().map(|reason| format!("; not purged: {reason}"));
                     row.outcome = RowOutcome::Residue;
                     row.reason = Some(format!(
-                        "{} of {} rows of a noncurrent version hold a listed identifier",
-                        object.rows_matched, object.rows
+                        "{} of {} rows of a noncurrent version hold a listed identifier{}",
+                        object.rows_matched,
+                        object.rows,
+                        not_purged.unwrap_or_default()
                     ));
                     Exit::Residue
                 })

@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::dataset::listing;
 use crate::error::{Exit, Result};
 use crate::job::{DatasetSpec, Resources};
-use crate::journal::{AnnouncedPurge, Event, Journal, Lock};
+use crate::journal::{AnnouncedPurge, Event, Held, Journal, Lock};
 use crate::meter::Meter;
 use crate::plan::{DatasetPlan, Decision};
 use crate::store::{Etag, Location, Object, Store, StoreError, UnfinishedUpload, Version};
@@ -24,6 +24,8 @@ pub struct Purge<'a> {
     pub store: Arc<dyn Store>,
     pub journal: &'a Journal,
     pub lock: &'a Lock,
+    /// What must not be purged.
+    pub held: &'a [Held],
     pub resources: &'a Resources,
     pub meter: Arc<Meter>,
     /// Set when the run is asked to stop: what has begun is ended, nothing new begins.
@@ -118,7 +120,11 @@ async fn purge_versions(
     let ours: Vec<&Version> = versions.iter().filter(|version| is_ours(&version.object.location)).collect();
     let mut outcomes = gone_already(&ours, earlier);
     let listed = ours.iter().filter(|version| !version.is_current || version.is_delete_marker).count() + outcomes.len();
-    let doomed = doomed(&ours, plan, replaced);
+    let (kept_back, doomed): (Vec<_>, Vec<_>) = doomed(&ours, plan, replaced).into_iter().partition(|doomed| {
+        let location = doomed.object.location.to_string();
+        purge.held.iter().any(|held| held.location == location && held.etag == doomed.object.etag.0)
+    });
+    outcomes.extend(kept_back.into_iter().map(kept_back_by_hand));
     doomed.iter().for_each(|version| purge.meter.expect(1, version.object.size_bytes));
     for chunk in doomed.chunks(ANNOUNCED_AT_A_TIME) {
         purge.lock.check()?;
@@ -157,6 +163,18 @@ impl Doomed {
             rows: self.rows,
             rows_matched: self.rows_matched,
         }
+    }
+}
+
+fn kept_back_by_hand(version: Doomed) -> PurgeOutcome {
+    let Doomed { object, rows, rows_matched } = version;
+    let reason = "its rewrite could not be proven, so it may be the only good copy; compare it with the current object, then \
+                  remove its note from the state's folder held/";
+    PurgeOutcome {
+        object,
+        rows,
+        rows_matched,
+        ended: PurgeEnded::Failed { exit: Exit::Incomplete, reason: reason.to_owned() },
     }
 }
 

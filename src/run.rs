@@ -451,6 +451,8 @@ async fn purge(
     recovered: &[Recovered],
 ) -> Result<Vec<Purged>> {
     let stage = session.progress.begin(StageName::Purge);
+    let state = &session.job.state.location;
+    let held = journal::held(&session.stores.of(state), state).await?;
     let stop = || session.stop.is_asked();
     let mut purged = Vec::new();
     for ((spec, dataset), outcomes) in session.job.datasets.iter().zip(&plan.datasets).zip(outcomes) {
@@ -459,6 +461,7 @@ async fn purge(
             store: session.stores.of(spec.scope.root()),
             journal: &run.journal,
             lock,
+            held: &held,
             resources: &session.job.resources,
             meter: stage.meter.clone(),
             stop: &stop,

@@ -78,8 +78,11 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
         "purged",
     ]);
     for dataset in &observed.datasets {
-        let verified: u64 =
-            rows.iter().filter(|row| row.dataset == dataset.name).filter_map(|row| row.rows_scanned).sum();
+        let verified: u64 = rows
+            .iter()
+            .filter(|row| row.dataset == dataset.name && row.is_current)
+            .filter_map(|row| row.rows_scanned)
+            .sum();
         totals.add_row([
             dataset.name.clone(),
             count(dataset.objects.listed),
@@ -99,8 +102,10 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
     if !bad.is_empty() {
         let mut objects = table(&["object", "outcome", "reason"]);
         for row in bad.iter().take(OBJECTS_SHOWN) {
+            let noncurrent = row.version_id.as_ref().filter(|_| !row.is_current);
+            let version = noncurrent.map(|id| format!(" (version {id})")).unwrap_or_default();
             objects.add_row([
-                row.location.clone(),
+                format!("{}{version}", row.location),
                 row.outcome.name().to_owned(),
                 row.reason.clone().unwrap_or_default(),
             ]);

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{
-    BucketVersioningStatus, ObjectLockLegalHoldStatus, ObjectLockMode, StorageClass, VersioningConfiguration,
+    BucketLifecycleConfiguration, BucketVersioningStatus, ExpirationStatus, LifecycleRule, LifecycleRuleFilter,
+    ObjectLockLegalHoldStatus, ObjectLockMode, StorageClass, Transition, TransitionStorageClass,
+    VersioningConfiguration,
 };
 use serde_json::{Value, json};
 
+use crate::fault_proxy::{Fault, FaultProxy, always};
 use crate::s3::on_each_server;
 use crate::s3_scrub::{Job, LISTED, check_exit, records, without_the_listed};
 use crate::s3_server::{Bucket, Kind, server};
@@ -165,6 +168,46 @@ on_each_server! {
         let told = text(&output);
         assert!(told.contains("lake/a.csv") && told.contains("lake/b.csv") && told.contains("GLACIER"), "{told}");
         assert_eq!(behind_count(bucket).await, 4);
+    }
+
+    async fn a_missing_permission_blocks_and_standing_rules_are_told(bucket: &Bucket) {
+        keep_versions(bucket).await;
+        bucket.upload("lake/a.csv", records(0, 5)).await;
+        let rule = LifecycleRule::builder()
+            .id("cold")
+            .status(ExpirationStatus::Enabled)
+            .filter(LifecycleRuleFilter::builder().prefix("lake/").build())
+            .transitions(Transition::builder().days(30).storage_class(TransitionStorageClass::Glacier).build())
+            .build()
+            .unwrap();
+        let rules = BucketLifecycleConfiguration::builder().rules(rule).build().unwrap();
+        bucket.client.put_bucket_lifecycle_configuration().bucket(&bucket.name).lifecycle_configuration(rules).send().await.unwrap();
+        bucket.upload("privacy/optouts/a.csv", format!("email\n{LISTED}\n")).await;
+        let denied = "<Error><Code>AccessDenied</Code></Error>";
+        let is_delete = |request: &str| request.starts_with("DELETE") && request.contains("lake/a.csv") && request.contains("versionId");
+        let proxy = FaultProxy::before(bucket.server.port, vec![always(is_delete, Fault::Answer(403, denied))]);
+        let job = Job::new(bucket, &proxy.endpoint());
+        let result = job.scrub(5);
+        assert_eq!(result["verdict"], "blocked");
+        assert_eq!(behind(bucket, "lake/").await["lake/a.csv"].0.len(), 2);
+        assert!(result["limits"].to_string().contains("moves objects to other storage classes"), "{result:#}");
+    }
+
+    async fn a_version_that_is_held_is_not_purged(bucket: &Bucket) {
+        keep_versions(bucket).await;
+        bucket.upload("lake/a.csv", records(0, 5)).await;
+        let old = bucket.client.head_object().bucket(&bucket.name).key("lake/a.csv").send().await.unwrap();
+        let location = format!("s3://{}/lake/a.csv", bucket.name);
+        let note = json!({ "location": location, "etag": old.e_tag().unwrap(), "reason": "differs" });
+        bucket.upload("privacy/lakescrub/held/run-00000001.json", note.to_string()).await;
+        let job = job(bucket).await;
+        let output = job.run(&["scrub", job.path().to_str().unwrap()]);
+        check_exit(&output, 4);
+        assert!(text(&output).contains("may be the only good copy"), "{}", text(&output));
+        assert_eq!(behind(bucket, "lake/").await["lake/a.csv"].0.len(), 2);
+        delete(bucket, "privacy/lakescrub/held/run-00000001.json").await;
+        job.scrub(0);
+        assert_eq!(behind(bucket, "lake/").await["lake/a.csv"].0.len(), 1);
     }
 
     async fn old_uploads_are_aborted_and_young_ones_told(bucket: &Bucket) {
