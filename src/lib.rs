@@ -26,6 +26,7 @@ pub mod find;
 pub mod plan;
 pub mod journal;
 pub mod rewrite;
+pub mod purge;
 // proof
 pub mod verify_normalise;
 pub mod verify_read;

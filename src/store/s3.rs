@@ -20,7 +20,10 @@ use tokio::sync::OnceCell;
 
 use super::s3_call::{Fault, Line, fault};
 use super::s3_replace::S3Replacement;
-use super::{ConditionalWrites, Etag, Location, Object, Precondition, Replacement, Store, StoreError, s3_open};
+use super::{
+    ConditionalWrites, Etag, Location, Object, Precondition, Replacement, Store, StoreError, UnfinishedUpload, Version,
+    s3_open,
+};
 use crate::error::Error;
 
 /// `[storage.s3]`; what is `None` comes from the AWS environment variables and the default chain.
@@ -72,7 +75,7 @@ pub(super) fn etag(told: &str) -> Etag {
 }
 
 /// The default class is told in listings and left out by HEAD.
-fn class(told: Option<&str>) -> Option<String> {
+pub(super) fn class(told: Option<&str>) -> Option<String> {
     told.filter(|class| *class != "STANDARD").map(str::to_owned)
 }
 
@@ -185,6 +188,8 @@ impl S3Store {
     ) -> Result<(Object, Bytes), Fault> {
         let mut request = self.0.client.get_object().bucket(place.bucket).key(place.key);
         if let Some((object, range)) = &pinned {
+            // Listings of current objects name no version; where one is named, no other will do.
+            request = request.set_version_id(object.version_id.clone());
             request = request.if_match(&object.etag.0).range(format!("bytes={}-{}", range.start, range.end - 1));
         }
         let reply = request.send().await.map_err(fault)?;
@@ -238,12 +243,12 @@ fn listed_objects(place: Place<'_>, page: &ListObjectsV2Output) -> Result<Vec<Ob
     objects.ok_or_else(|| broken_listing(place, "an entry has no readable key, size or ETag"))
 }
 
-fn broken_listing(place: Place<'_>, reason: &str) -> StoreError {
+pub(super) fn broken_listing(place: Place<'_>, reason: &str) -> StoreError {
     StoreError::Other { location: place.location.clone(), reason: format!("the listing is broken: {reason}") }
 }
 
 /// Undoes `encoding-type=url` as S3 means it: a space is `+`, a plus `%2B`.
-fn decode(text: &str) -> Option<String> {
+pub(super) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -324,6 +329,29 @@ impl Store for S3Store {
 
     async fn probe(&self, prefix: &Location) -> Result<ConditionalWrites, StoreError> {
         self.verdict(place_of(prefix)?).await
+    }
+
+    async fn list_versions(&self, prefix: &Location) -> Result<Option<Vec<Version>>, StoreError> {
+        self.list_all_versions(place_of(prefix)?).await
+    }
+
+    async fn delete_version(&self, version: &Object) -> Result<(), StoreError> {
+        self.remove_version_for_good(place_of(&version.location)?, version).await
+    }
+
+    async fn list_uploads(&self, prefix: &Location) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.list_all_uploads(place_of(prefix)?).await
+    }
+
+    async fn abort_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.abort_for_good(place_of(&upload.location)?, &upload.upload_id).await
+    }
+
+    async fn standing_rules(&self, prefix: &Location) -> Vec<String> {
+        match place_of(prefix) {
+            Ok(place) => self.rules_of_bucket(place).await,
+            Err(_) => Vec::new(),
+        }
     }
 }
 

@@ -226,7 +226,7 @@ impl S3Store {
         Ok(())
     }
 
-    async fn remove_version(&self, place: Place<'_>, version: Option<&str>) -> Result<(), Fault> {
+    pub(super) async fn remove_version(&self, place: Place<'_>, version: Option<&str>) -> Result<(), Fault> {
         let request = self.0.client.delete_object().bucket(place.bucket).key(place.key);
         let request = request.set_version_id(version.map(str::to_owned));
         let removed = self.0.line.call(|| async { request.clone().send().await.map_err(fault) }).await;

@@ -13,3 +13,4 @@ mod s3_scrub;
 #[path = "../support/s3_server.rs"]
 mod s3_server;
 mod verify;
+mod versions;

@@ -11,17 +11,17 @@ use crate::fault_proxy::{Fault, FaultProxy, at};
 use crate::s3::on_each_server;
 use crate::s3_server::{Bucket, Kind, server, store};
 
-const LISTED: &str = "ann@example.org";
+pub const LISTED: &str = "ann@example.org";
 
 /// A job and its keys in a folder of its own; data, list and state are in the bucket.
-struct Job {
-    folder: tempfile::TempDir,
+pub struct Job {
+    pub folder: tempfile::TempDir,
     endpoint: String,
     credentials: Option<(&'static str, &'static str)>,
 }
 
 impl Job {
-    fn new(bucket: &Bucket, endpoint: &str) -> Job {
+    pub fn new(bucket: &Bucket, endpoint: &str) -> Job {
         let job = Job {
             folder: tempfile::tempdir().unwrap(),
             endpoint: endpoint.to_owned(),
@@ -59,11 +59,22 @@ kind = "email"
         job
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.folder.path().join("job.toml")
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// A scrub that dies as by kill -9 after a journal entry.
+    pub fn killed_after(&self, entry: u64) -> Output {
+        let path = self.path();
+        let mut command = self.command(&["scrub", path.to_str().unwrap()]);
+        command.env("LAKESCRUB_TEST_KILL_AFTER_ENTRY", entry.to_string()).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lakescrub"));
         // Nothing of the machine's own AWS settings.
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_")) {
@@ -75,11 +86,11 @@ kind = "email"
         if let Some((key, secret)) = self.credentials {
             command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", secret);
         }
-        command.output().unwrap()
+        command
     }
 
     /// The program's result as JSON; `exit` is what it must end with.
-    fn scrub(&self, exit: i32) -> Value {
+    pub fn scrub(&self, exit: i32) -> Value {
         let output = self.run(&["scrub", self.path().to_str().unwrap(), "--json", "-v", "-v"]);
         check_exit(&output, exit);
         serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
@@ -93,20 +104,20 @@ kind = "email"
     }
 }
 
-fn check_exit(output: &Output, exit: i32) {
+pub fn check_exit(output: &Output, exit: i32) {
     let told = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(exit), "{}\n{}", told.0, told.1);
     assert!(!told.1.contains(LISTED), "{}", told.1);
 }
 
 /// `count` records from `first` on; the third is the listed person's.
-fn records(first: usize, count: usize) -> String {
+pub fn records(first: usize, count: usize) -> String {
     let email = |i: usize| if i == first + 2 { LISTED.to_owned() } else { format!("u{i}@example.org") };
     (first..first + count)
         .fold("id,email,note\r\n".to_owned(), |text, i| text + &format!("{i},{},\"note, {i}\"\r\n", email(i)))
 }
 
-fn without_the_listed(text: &str) -> String {
+pub fn without_the_listed(text: &str) -> String {
     text.split_inclusive("\r\n").filter(|record| !record.contains(LISTED)).collect()
 }
 

@@ -34,6 +34,8 @@ pub struct Differences {
     pub line_breaks_in_keys: bool,
     /// How many the listing of several pages has.
     pub many_objects: usize,
+    /// Whether it tells when an upload was begun.
+    pub tells_age_of_uploads: bool,
 }
 
 impl Kind {
@@ -42,6 +44,7 @@ impl Kind {
             Kind::Ministack => Differences {
                 verdict: ConditionalWrites::Honoured,
                 parts_of_20_mib: Some(3),
+                tells_age_of_uploads: true,
                 line_breaks_in_keys: true,
                 many_objects: 5_000,
             },
@@ -49,6 +52,8 @@ impl Kind {
                 // Completes an upload whatever its If-Match says.
                 verdict: ConditionalWrites::SingleWritesOnly,
                 parts_of_20_mib: None,
+                // All uploads are of 2010.
+                tells_age_of_uploads: false,
                 // Stores and lists such a key, and then does not find it.
                 line_breaks_in_keys: false,
                 // Two pages: it takes its time to store them.
@@ -198,6 +203,11 @@ pub struct Bucket {
 impl Bucket {
     pub fn at(&self, key: &str) -> Location {
         Location::S3 { bucket: self.name.clone(), key: key.to_owned() }
+    }
+
+    /// Another bucket of the same server, which must exist.
+    pub fn renamed(&self, name: &str) -> Bucket {
+        Bucket { server: self.server, name: name.to_owned(), client: self.client.clone() }
     }
 
     pub async fn store(&self) -> S3Store {
