@@ -116,7 +116,7 @@ fn people(rows: usize) -> RecordBatch {
     }
     let id = |i: usize| {
         let listed = hex::decode("550e8400e29b41d4a716446655440000").unwrap();
-        if i % 13 == 0 { listed } else { vec![i as u8; 16] }
+        if i.is_multiple_of(13) { listed } else { vec![i as u8; 16] }
     };
     let ids = FixedSizeBinaryArray::try_from_sparse_iter_with_size((0..rows).map(|i| (i % 9 > 0).then(|| id(i))), 16);
     let hashes: ArrayRef = Arc::new(
