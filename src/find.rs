@@ -169,8 +169,7 @@ fn not_opened(spec: &DatasetSpec, object: Object, error: CannotOpen) -> Finding 
 /// Scans a group in one plan; when that fails, one object after the other, to learn which one it was.
 async fn scan_group(find: &Find<'_>, shape: &Shape, group: &[Opened], found: &mut Found) {
     let all: Vec<&Opened> = group.iter().collect();
-    let threads = find.resources.threads;
-    match find_parquet::scan(&find.store, shape, &all, &find.matcher, threads, &find.meter).await {
+    match find_parquet::scan(&find.store, shape, &all, &find.matcher, find.resources, &find.meter).await {
         Ok(scanned) => {
             add_counts(&mut found.not_comparable, by_column(&find.matcher.columns, &scanned.not_comparable));
             for (opened, matched) in group.iter().zip(scanned.matched) {

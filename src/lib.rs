@@ -18,9 +18,12 @@ pub mod request_cells;
 pub mod request_frames;
 pub mod request_lines;
 pub mod request_text;
+pub mod key_table;
 pub mod match_index;
 // what
 pub mod column_values;
+pub mod probe_chunk;
+pub mod find_probe;
 pub mod find_parquet;
 pub mod find;
 pub mod plan;

@@ -305,7 +305,12 @@ const READ_AHEAD_BYTES: u64 = 4 << 20;
 impl ObjectReader {
     /// Takes the current runtime; call it on a runtime thread and move the reader to a blocking one.
     pub fn new(store: Arc<dyn Store>, object: Object) -> Self {
-        ObjectReader { store, object, runtime: tokio::runtime::Handle::current() }
+        ObjectReader::on(tokio::runtime::Handle::current(), store, object)
+    }
+
+    /// A reader whose I/O runs on `runtime`.
+    pub fn on(runtime: tokio::runtime::Handle, store: Arc<dyn Store>, object: Object) -> Self {
+        ObjectReader { store, object, runtime }
     }
 
     pub fn object(&self) -> &Object {

@@ -2,6 +2,7 @@
 
 #[path = "../support/fault_proxy.rs"]
 mod fault_proxy;
+mod find;
 mod lists;
 mod manifest;
 #[path = "../support/memory_store.rs"]
