@@ -1,18 +1,18 @@
 //! lakescrub removes the people who opted out from a data lake, and proves it. This page is the way into the source.
 //!
 //! ```text
-//!  lists ─▶ request ─▶ match_index ─▶ find ─▶ plan ─▶ rewrite ─▶ verify ─▶ account ─▶ manifest ─▶ chain
-//!           canonical                 rows    pure:   one swap   a second   what was   signed      one run
-//!           identifiers               that    what    an object, engine     observed               after the
-//!                                     match   and     journaled, looks                             other
-//!                                             why     read back  again
+//!  lists ─▶ request ─▶ match_index ─▶ find ─▶ plan ─▶ rewrite ─▶ purge ─▶ verify ─▶ account ─▶ manifest ─▶ chain
+//!           canonical                 rows    pure:   one swap   old      a second   what was   signed      one run
+//!           identifiers               that    what    an object, versions engine     observed               after the
+//!                                     match   and     journaled,          looks                             other
+//!                                             why     read back           again
 //! ```
 //!
 //! [`run`] alone knows this order: a function for each command. The modules below stand in reading order, in layers:
 //!
 //! ```text
 //! wiring       run  cli  account  show  progress
-//! stages       find  rewrite  verify  manifest_diff    never use each other
+//! stages       find  rewrite  purge  verify  manifest_diff    never use each other
 //! edges        job  request  store  format  dataset  journal  keys  chain  manifest_check
 //! pure facts   match_index  plan  manifest  object_table  signature  merkle  tag    no I/O, no clock
 //! vocabulary   error  identifier  action  meter
@@ -89,14 +89,18 @@ pub mod request_cells;
 pub mod request_frames;
 pub mod request_lines;
 pub mod request_text;
+pub mod key_table;
 pub mod match_index;
 // what
 pub mod column_values;
+pub mod probe_chunk;
+pub mod find_probe;
 pub mod find_parquet;
 pub mod find;
 pub mod plan;
 pub mod journal;
 pub mod rewrite;
+pub mod purge;
 // proof
 pub mod verify_normalise;
 pub mod verify_read;

@@ -1,7 +1,7 @@
 //! One function per command, and the only place that knows the order of the stages.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -17,19 +17,21 @@ use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
 use crate::identifier;
 use crate::job::{Job, Scope};
-use crate::journal::{self, Journal, Lock, Unfinished};
+use crate::journal::{self, AnnouncedPurge, Journal, Lock, Unfinished};
 use crate::keys;
 use crate::manifest::{Observed, Stage, StageName};
 use crate::manifest_check;
 use crate::manifest_diff;
 use crate::match_index::{Added, Builder, MatchIndex};
-use crate::plan::{self, Found, Plan};
+use crate::plan::{self, DatasetPlan, Found, Plan};
 use crate::progress::Progress;
+use crate::purge::{self, Purge, Purged, Replaced};
 use crate::request::{self, ListReport};
-use crate::rewrite::{self, Outcome, Rewrite, Settled};
+use crate::rewrite::{self, Ended, Outcome, Rewrite, Settled};
 use crate::show;
 use crate::signature::{SigningKey, TagKey};
-use crate::store::{ConditionalWrites, Location, Stores};
+use crate::store::s3::REQUESTS_IN_FLIGHT;
+use crate::store::{ConditionalWrites, Etag, Location, Stores};
 use crate::tag::DatasetTagger;
 use crate::verify::{self, Verified};
 
@@ -142,7 +144,7 @@ impl Session {
         }
         self_test()?;
         let stop = Stop::listen()?;
-        let stores = Stores::open(&job.s3, uses_s3(&job)).await?;
+        let stores = Stores::open(&job.s3, job.resources.requests_in_flight, uses_s3(&job)).await?;
         let progress = Progress::new(common.shows_progress());
         Ok(Session { job, stores, common: common.clone(), progress, stop })
     }
@@ -221,14 +223,16 @@ impl Session {
     async fn probe(&self) -> Result<Vec<String>> {
         let mut ignored = Vec::new();
         let mut asked = std::collections::BTreeSet::new();
-        let state = &self.job.state.location;
+        // With its slash: the probe object belongs where the state's objects are written, not beside the state.
+        let state = &self.job.state.location.join("");
         for location in std::iter::once(state).chain(self.job.datasets.iter().map(|spec| spec.scope.root())) {
             let Location::S3 { bucket, .. } = location else { continue };
             if !asked.insert(bucket.clone()) {
                 continue;
             }
             match self.stores.of(location).probe(location).await? {
-                ConditionalWrites::Honoured => {}
+                // On the second the store itself makes every swap a single write.
+                ConditionalWrites::Honoured | ConditionalWrites::SingleWritesOnly => {}
                 ConditionalWrites::Ignored if self.job.s3.unconditional_writes => ignored.push(bucket.clone()),
                 ConditionalWrites::Ignored => {
                     return Err(Error::new(
@@ -310,12 +314,14 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
         let plan = session.plan(found);
         plan::check_guard(&plan, &session.job.guard)?;
         let outcomes = rewrite(session, run, lock, &plan, tag_key).await?;
+        let purged = purge(session, run, lock, &plan, &outcomes, &recovered).await?;
         let verified = session.verify().await?;
         let account = Account {
             job: &session.job,
             lists: &lists,
             plan: Some(&plan),
             outcomes: &outcomes,
+            purged: &purged,
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &ignored,
@@ -337,6 +343,7 @@ async fn verify(common: &Common, path: &Path) -> Result<Exit> {
             lists: &lists,
             plan: None,
             outcomes: &[],
+            purged: &[],
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &[],
@@ -427,7 +434,7 @@ async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
             recovered.push(Recovered { swap: swap.clone(), etag: etag.clone() });
             continue;
         }
-        let location = location_of(&swap.location);
+        let location = Location::shown(&swap.location);
         match rewrite::settle(&session.stores.of(&location), &location, swap).await? {
             Settled::Swapped { etag } => {
                 run.journal.write(&journal::Event::Swapped { sequence: *sequence, etag: etag.clone() }).await?;
@@ -439,14 +446,6 @@ async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
         }
     }
     Ok(recovered)
-}
-
-/// The location that `Display` showed.
-fn location_of(text: &str) -> Location {
-    match text.strip_prefix("s3://").and_then(|rest| rest.split_once('/')) {
-        Some((bucket, key)) => Location::S3 { bucket: bucket.to_owned(), key: key.to_owned() },
-        None => Location::Local(PathBuf::from(text)),
-    }
 }
 
 /// Carries the plan out; an interrupted rewrite ends what it began and leaves the rest to the next run.
@@ -478,6 +477,62 @@ async fn rewrite(
     session.progress.end(stage);
     lock.check()?;
     if session.stop.is_asked() { Err(session.stop.error()) } else { Ok(outcomes) }
+}
+
+/// Removes what the rewrite left behind the current objects.
+async fn purge(
+    session: &mut Session,
+    run: &Run,
+    lock: &Lock,
+    plan: &Plan,
+    outcomes: &[Vec<Option<Outcome>>],
+    recovered: &[Recovered],
+) -> Result<Vec<Purged>> {
+    let stage = session.progress.begin(StageName::Purge);
+    let state = &session.job.state.location;
+    let held = journal::held(&session.stores.of(state), state).await?;
+    let stop = || session.stop.is_asked();
+    let mut purged = Vec::new();
+    for ((spec, dataset), outcomes) in session.job.datasets.iter().zip(&plan.datasets).zip(outcomes) {
+        let purge = Purge {
+            spec,
+            store: session.stores.of(spec.scope.root()),
+            journal: &run.journal,
+            lock,
+            held: &held,
+            resources: &session.job.resources,
+            meter: stage.meter.clone(),
+            stop: &stop,
+        };
+        let replaced = replaced(dataset, outcomes, recovered);
+        let announced = run.unfinished.iter().flat_map(|unfinished| &unfinished.purges);
+        let earlier: Vec<AnnouncedPurge> = announced.filter(|purge| purge.dataset == spec.name).cloned().collect();
+        purged.push(purge::purge(&purge, dataset, &replaced, &earlier, session.now()).await?);
+    }
+    session.progress.end(stage);
+    if session.stop.is_asked() { Err(session.stop.error()) } else { Ok(purged) }
+}
+
+/// The objects whose old content this run, or a killed attempt of it, has put behind a new one.
+fn replaced(plan: &DatasetPlan, outcomes: &[Option<Outcome>], recovered: &[Recovered]) -> Vec<Replaced> {
+    let swapped = plan.steps.iter().zip(outcomes).filter(|(_, outcome)| match outcome.as_ref().map(|it| &it.ended) {
+        Some(Ended::Rewritten | Ended::Dropped) => true,
+        Some(Ended::Failed { .. } | Ended::NotBegun) | None => false,
+    });
+    let swapped = swapped.map(|(step, _)| Replaced {
+        location: step.object.location.clone(),
+        etag: step.object.etag.clone(),
+        rows: step.rows,
+        rows_matched: step.rows_matched,
+    });
+    let earlier = recovered.iter().map(|recovered| &recovered.swap).filter(|swap| swap.dataset == plan.name);
+    let earlier = earlier.map(|swap| Replaced {
+        location: Location::shown(&swap.location),
+        etag: Etag(swap.etag_before.clone()),
+        rows: swap.rows_before,
+        rows_matched: swap.rows_matched,
+    });
+    swapped.chain(earlier).collect()
 }
 
 /// Writes the manifest and prints the result.
@@ -577,13 +632,13 @@ fn keygen(common: &Common, dir: &Path) -> Result<Exit> {
 async fn stores_for(texts: &[&str]) -> Result<(Stores, Vec<Location>)> {
     let locations: Vec<Location> = texts
         .iter()
-        .map(|text| match location_of(text.trim_end_matches('/')) {
+        .map(|text| match Location::shown(text.trim_end_matches('/')) {
             Location::Local(path) => Location::Local(std::path::absolute(&path).unwrap_or(path)),
             s3 @ Location::S3 { .. } => s3,
         })
         .collect();
     let s3 = locations.iter().any(|location| matches!(location, Location::S3 { .. }));
-    Ok((Stores::open(&Default::default(), s3).await?, locations))
+    Ok((Stores::open(&Default::default(), REQUESTS_IN_FLIGHT, s3).await?, locations))
 }
 
 async fn manifest_check(common: &Common, path: &str, public_key: Option<&Path>) -> Result<Exit> {

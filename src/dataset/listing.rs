@@ -50,10 +50,8 @@ async fn list_below(
         Scope::Prefix(root) => {
             let objects = store.list(root).await?;
             let table_format = objects.iter().find_map(|object| table_format(below(root, &object.location)));
-            let (in_scope, not_in_scope) = objects.into_iter().partition(|object| {
-                let name = below(root, &object.location);
-                !is_hidden(name) && !name.ends_with('/') && endings(object.location.file_name())
-            });
+            let (in_scope, not_in_scope) =
+                objects.into_iter().partition(|object| is_in_scope(scope, &object.location, endings));
             Ok(Listing { in_scope, not_in_scope, table_format })
         }
         Scope::Glob { root, pattern } => {
@@ -63,6 +61,18 @@ async fn list_below(
             let in_scope = objects.into_iter().filter(|object| glob.is_match(name(&object.location))).collect();
             Ok(Listing { in_scope, not_in_scope: Vec::new(), table_format })
         }
+    }
+}
+
+/// Whether a name means an object of the dataset; for what a listing of current objects does not show.
+pub fn is_in_scope(scope: &Scope, location: &Location, endings: &(dyn Fn(&str) -> bool + Sync)) -> bool {
+    match scope {
+        Scope::Object(wanted) => location == wanted,
+        Scope::Prefix(root) => {
+            let name = below(root, location);
+            !is_hidden(name) && !name.ends_with('/') && endings(location.file_name())
+        }
+        Scope::Glob { pattern, .. } => matcher(pattern).is_match(name(location)),
     }
 }
 

@@ -10,6 +10,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
     (
         "pure facts",
         &[
+            "key_table",
             "match_index",
             "plan",
             "manifest",
@@ -41,12 +42,14 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "request_text",
         ],
     ),
-    ("stages", &["find", "rewrite", "verify", "manifest_diff"]),
+    ("stages", &["find", "rewrite", "purge", "verify", "manifest_diff"]),
     ("wiring", &["account", "show", "progress", "cli", "run", "main", "lib"]),
 ];
 
 /// Files that are one stage with the file they are named after.
-const PARTS_OF_STAGES: [(&str, &str); 5] = [
+const PARTS_OF_STAGES: [(&str, &str); 7] = [
+    ("probe_chunk", "find"),
+    ("find_probe", "find"),
     ("find_parquet", "find"),
     ("verify_read", "verify"),
     ("verify_records", "verify"),

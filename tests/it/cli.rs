@@ -275,9 +275,9 @@ fn stdout_is_the_result_and_stderr_the_log() {
     let plan = lake.run(&["plan", "job.toml", "--now", NOW]).exits(0);
     assert_snapshot!(told(&lake, &plan.stdout), @r#"
     ─
-     dataset objects rewrite drop keep refuse rows matched
+     dataset objects rewrite drop keep refuse rows matched purge
     ═
-     customers 2 1 0 1 0 4 2
+     customers 2 1 0 1 0 4 2 -
     ─
     ─
      object step reason
@@ -292,9 +292,9 @@ fn stdout_is_the_result_and_stderr_the_log() {
     let without_run = shown.rsplit_once('/').unwrap().0;
     assert_snapshot!(without_run, @r#"
     ─
-     dataset objects rewritten dropped rows before removed redacted after verified
+     dataset objects rewritten dropped rows before removed redacted after verified purged
     ═
-     customers 2 1 0 4 2 0 2 2
+     customers 2 1 0 4 2 0 2 2 0
     ─
     lists 2 identifiers
     verified 2 rows of 2 objects with polars 0.55.2
@@ -330,7 +330,7 @@ fn every_command_prints_one_json_document() {
     let scrub = document(&["scrub", "job.toml", "--json"], 0);
     let stages: Vec<&str> =
         scrub["run"]["stages"].as_array().unwrap().iter().map(|stage| stage["name"].as_str().unwrap()).collect();
-    assert_eq!(stages, ["load", "find", "plan", "rewrite", "verify"]);
+    assert_eq!(stages, ["load", "find", "plan", "rewrite", "purge", "verify"]);
     assert!(scrub["run"]["stages"][0]["seconds"].is_number());
     document(&["manifest", "check", ".lakescrub", "--json"], 0);
     let runs = lake.runs();

@@ -4,6 +4,9 @@ mod architecture;
 mod cases;
 mod cli;
 mod crash;
+#[path = "../support/fault_proxy.rs"]
+mod fault_proxy;
+mod find;
 #[path = "../support/lakescrub.rs"]
 mod lakescrub_runner;
 mod lists;
@@ -12,5 +15,11 @@ mod manifest;
 mod memory_store;
 mod privacy;
 mod rewrite_parquet;
+mod s3;
+mod s3_faults;
+mod s3_scrub;
+#[path = "../support/s3_server.rs"]
+mod s3_server;
 mod stages;
 mod verify;
+mod versions;

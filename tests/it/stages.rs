@@ -74,6 +74,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
             lists: &lists,
             plan: Some(&plan),
             outcomes: &outcomes,
+            purged: &[],
             recovered: &[],
             verified: &verified,
             unconditional_writes: &[],
