@@ -36,7 +36,7 @@ pub struct Find<'a> {
 /// Lists and scans one dataset. An `Err` is about the dataset as a whole: it could not be listed.
 pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
     let belongs = |name: &str| listing::belongs(name, find.spec.format);
-    let listing = match listing::list(find.store.as_ref(), &find.spec.scope, &belongs).await {
+    let listing = match listing::list_dataset(find.store.as_ref(), &find.spec.scope, &belongs).await {
         Ok(listing) => listing,
         Err(StoreError::NotFound(_)) => listing::Listing::default(),
         Err(error) => {

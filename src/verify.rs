@@ -252,7 +252,7 @@ async fn verify_dataset(
 ) -> Result<VerifiedDataset> {
     let store = stores.of(dataset.scope.root());
     let belongs = |name: &str| listing::belongs(name, dataset.format);
-    let listing = match listing::list(&*store, &dataset.scope, &belongs).await {
+    let listing = match listing::list_dataset(&*store, &dataset.scope, &belongs).await {
         Ok(listing) => listing,
         // An object named in the job that is not there is a dataset without objects.
         Err(StoreError::NotFound(_)) => listing::Listing::default(),

@@ -18,14 +18,13 @@ pub struct Listing {
     pub table_format: Option<&'static str>,
 }
 
-/// Lists `scope`. An object that is named exactly or by a glob is in scope whatever its ending. `endings` says which names
-/// belong in a prefix.
-pub async fn list(
+/// [`list`] for a dataset, whose objects may be a part of a table that lies around `scope`.
+pub async fn list_dataset(
     store: &dyn Store,
     scope: &Scope,
     endings: &(dyn Fn(&str) -> bool + Sync),
 ) -> Result<Listing, StoreError> {
-    let mut listing = list_below(store, scope, endings).await?;
+    let mut listing = list(store, scope, endings).await?;
     if listing.table_format.is_none() && !listing.in_scope.is_empty() {
         listing.table_format = table_around(store, scope).await;
     }
@@ -40,7 +39,9 @@ pub fn table_reason(table: &str) -> String {
     )
 }
 
-async fn list_below(
+/// Lists `scope`. An object that is named exactly or by a glob is in scope whatever its ending. `endings` says which names
+/// belong in a prefix.
+pub async fn list(
     store: &dyn Store,
     scope: &Scope,
     endings: &(dyn Fn(&str) -> bool + Sync),
@@ -100,8 +101,10 @@ fn is_hidden(name: &str) -> bool {
     name.split('/').any(|segment| segment.starts_with(['_', '.']) && !segment.contains('='))
 }
 
-/// Where each table format keeps its log, below the table's folder.
-const TABLE_LOGS: [&str; 4] = ["_delta_log/", "metadata/", ".hoodie/", "_versions/"];
+/// Where each table format keeps its log below the table's folder, and the folder beside it that holds the data where all of them
+/// lie in one: `metadata/` alone is a name that many a large prefix has, which must not be listed for nothing.
+const TABLE_LOGS: [(&str, Option<&str>); 4] =
+    [("_delta_log/", None), (".hoodie/", None), ("metadata/", Some("data")), ("_versions/", Some("data"))];
 
 /// The table format of which `scope` is a part: one partition of a table, or one of its files, is under the log as well. A folder
 /// above that may not be listed shows no table.
@@ -111,7 +114,8 @@ async fn table_around(store: &dyn Store, scope: &Scope) -> Option<&'static str> 
         Scope::Glob { root, .. } => root,
     };
     for folder in folders_above(root) {
-        for log in TABLE_LOGS {
+        let next = below(&folder, root).split('/').next();
+        for (log, _) in TABLE_LOGS.iter().filter(|(_, data)| data.is_none() || *data == next) {
             let listed = store.list(&folder.join(log)).await.unwrap_or_default();
             let found = listed.iter().find_map(|object| table_format(below(&folder, &object.location)));
             if found.is_some() {
