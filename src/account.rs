@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::action::{Action, Redaction};
+use crate::dataset::listing;
 use crate::error::Exit;
 use crate::identifier::{Kind, NORMALISER_VERSION};
 use crate::job::{DatasetSpec, Job, MatchRule, Search};
@@ -19,10 +20,12 @@ use crate::manifest::{
 use crate::match_index::Added;
 use crate::object_table::{ObjectRow, Outcome as RowOutcome};
 use crate::plan::{self, DatasetPlan, Decision, Plan, Shown, Step};
+use crate::purge::{PurgeEnded, Purged};
 use crate::request::ListReport;
 use crate::residue::Place;
 use crate::rewrite::{Ended, Outcome};
-use crate::verify::{Verified, VerifiedDataset, VerifiedObject, VerifyOutcome};
+use crate::store::{Location, Object};
+use crate::verify::{Verified, VerifiedDataset, VerifiedObject, VerifiedVersions, VerifyOutcome};
 
 /// Everything that was observed in a run.
 pub struct Account<'a> {
@@ -32,6 +35,8 @@ pub struct Account<'a> {
     pub plan: Option<&'a Plan>,
     /// By dataset, by step; `None` where nothing was to be done.
     pub outcomes: &'a [Vec<Option<Outcome>>],
+    /// By dataset; empty in a run that only verifies.
+    pub purged: &'a [Purged],
     /// Swaps of an earlier, killed attempt of this run.
     pub recovered: &'a [Recovered],
     pub verified: &'a Verified,
@@ -77,13 +82,26 @@ impl Account<'_> {
             let (engine, shown) = (self.engine(), self.shown);
             let mut dataset = DatasetRows { spec, engine, shown, rows: BTreeMap::new(), exits: Vec::new() };
             plan.into_iter().for_each(|plan| dataset.take_plan(plan, outcomes));
+            // Last to first: an object that two attempts rewrote is as the later one left it.
             self.recovered
                 .iter()
+                .rev()
                 .filter(|swap| swap.swap.dataset == spec.name)
                 .for_each(|swap| dataset.take_recovered(swap));
             dataset.take_verified(verified);
             exits.append(&mut dataset.exits);
             rows.extend(dataset.rows.into_values());
+            let engine = self.engine();
+            let mut versions = VersionRows { spec, engine, shown, rows: BTreeMap::new(), exits: Vec::new() };
+            plan.iter().for_each(|plan| versions.take_plan(plan));
+            self.purged.get(number).into_iter().for_each(|purged| versions.take_purged(purged));
+            verified
+                .versions
+                .iter()
+                .flat_map(|versions| &versions.objects)
+                .for_each(|object| versions.take_verified(object));
+            exits.append(&mut versions.exits);
+            rows.extend(versions.rows.into_values());
         }
         let exit = Exit::gravest(exits);
         let observations = self.observations(facts, &rows, exit);
@@ -141,18 +159,38 @@ impl Account<'_> {
             rows: RowCounts::tally(&spec.name, rows),
             not_comparable: Observed::Seen(verified.not_comparable.clone()),
             undeclared: undeclared(spec, verified),
-            versions: VersionCounts {
-                listed: Observed::NotChecked,
-                purged: Observed::NotChecked,
-                locked: Observed::NotChecked,
+            versions: self.version_counts(number, verified, rows),
+            uploads: UploadCounts {
+                listed: Observed::Seen(
+                    self.purged.get(number).map_or(verified.uploads, |purged| purged.uploads_listed),
+                ),
+                aborted: Observed::Seen(self.purged.get(number).map_or(0, |purged| purged.uploads_aborted)),
+                remaining: Observed::Seen(verified.uploads),
             },
-            uploads: UploadCounts { listed: Observed::NotChecked, aborted: Observed::NotChecked },
+        }
+    }
+
+    /// A store that keeps no versions has none.
+    fn version_counts(&self, number: usize, verified: &VerifiedDataset, rows: &[ObjectRow]) -> VersionCounts {
+        let of = |wanted: RowOutcome| {
+            let versions = rows.iter().filter(|row| !row.is_current && row.dataset == verified.name);
+            Observed::Seen(versions.filter(|row| row.outcome == wanted).count() as u64)
+        };
+        let left = |versions: &VerifiedVersions| versions.objects.len() as u64 + versions.delete_markers;
+        let remaining = verified.versions.as_ref().map_or(0, left);
+        let before = self.purged.get(number).and_then(|purged| purged.versions.as_ref());
+        VersionCounts {
+            listed: Observed::Seen(before.map_or(remaining, |versions| versions.listed)),
+            purged: of(RowOutcome::Purged),
+            locked: of(RowOutcome::Locked),
+            remaining: Observed::Seen(remaining),
         }
     }
 
     fn verification(&self, rows: &[ObjectRow]) -> Verification {
         let scanned: Vec<u64> = rows.iter().filter_map(|row| row.rows_scanned).collect();
-        let objects = || self.verified.datasets.iter().flat_map(|dataset| &dataset.objects);
+        let of_rows = || self.verified.datasets.iter().filter(|dataset| dataset.table_format.is_none());
+        let objects = || of_rows().flat_map(|dataset| &dataset.objects);
         let place = |place: Place| Observed::Seen(objects().map(|object| object.residues.count(place)).sum());
         Verification {
             engine: "polars".to_owned(),
@@ -165,7 +203,9 @@ impl Account<'_> {
                 statistics: place(Place::Statistics),
                 dictionaries: place(Place::Dictionaries),
                 paths: Observed::Seen(objects().map(|object| object.residues.named.len() as u64).sum()),
-                versions: Observed::NotChecked,
+                versions: Observed::Seen(
+                    rows.iter().filter(|row| !row.is_current && row.outcome == RowOutcome::Residue).count() as u64,
+                ),
                 filters: Observed::NotChecked,
                 metadata: place(Place::Metadata),
                 gaps: place(Place::Gaps),
@@ -181,7 +221,6 @@ impl Account<'_> {
     /// What was not looked at, in plain sentences.
     fn limits(&self) -> Vec<String> {
         let mut limits = vec![
-            "Noncurrent object versions, delete markers and unfinished uploads were not looked at.".to_owned(),
             "Bloom filters were not searched for identifiers.".to_owned(),
             "Objects that were written after a dataset was listed were not looked at.".to_owned(),
         ];
@@ -191,7 +230,7 @@ impl Account<'_> {
                 limits.push(format!("Dataset {name}: columns that no [[dataset.match]] names were not searched."));
             }
             if !verified.not_in_scope.is_empty() {
-                limits.push(self.not_in_scope(verified));
+                limits.push(self.not_in_scope(spec, verified));
             }
             let unread: u64 = verified.objects.iter().map(|object| object.residues.unread_bytes).sum();
             if unread > 0 {
@@ -200,6 +239,7 @@ impl Account<'_> {
                     spec.name
                 ));
             }
+            limits.extend(beyond_the_listing(spec, verified));
             limits.extend(unlisted_kinds(self.job, spec));
             limits.extend(tagged_columns(spec));
         }
@@ -240,16 +280,33 @@ fn undeclared(spec: &DatasetSpec, verified: &VerifiedDataset) -> Observed<BTreeM
 
 impl Account<'_> {
     /// In the prefix, not in scope: counted, and told by name as far as that is readable.
-    fn not_in_scope(&self, verified: &VerifiedDataset) -> String {
+    fn not_in_scope(&self, spec: &DatasetSpec, verified: &VerifiedDataset) -> String {
         let count = verified.not_in_scope.len();
-        let told =
-            verified.not_in_scope.iter().take(NAMES_TOLD).map(|(object, named)| (self.shown)(&object.location, named));
+        let told = verified.not_in_scope.iter().take(NAMES_TOLD).map(|object| (self.shown)(spec, &object.location));
         let mut names = told.collect::<Vec<_>>().join(", ");
         if count > NAMES_TOLD {
             names.push_str(&format!(" and {} more", count - NAMES_TOLD));
         }
         format!("Dataset {}: {count} objects in its prefix are not in scope by their names: {names}.", verified.name)
     }
+}
+
+/// Where bytes of removed rows may lie that no listing of the store shows.
+fn beyond_the_listing(spec: &DatasetSpec, verified: &VerifiedDataset) -> Vec<String> {
+    let mut limits = verified.standing_rules.clone();
+    if let Location::Local(_) = spec.scope.root() {
+        limits.push(format!(
+            "Dataset {} is on a local disk: its snapshots, backups and freed blocks were not looked at.",
+            spec.name
+        ));
+    }
+    if verified.uploads > 0 {
+        limits.push(format!(
+            "Dataset {}: {} unfinished uploads remain, whose parts nobody can read.",
+            spec.name, verified.uploads
+        ));
+    }
+    limits
 }
 
 /// A rule for whose kind no list has a column can never match; that is said, not assumed clean.
@@ -349,6 +406,8 @@ impl DatasetRows<'_> {
                 row.outcome = failed(*exit);
                 row.reason = Some(reason.clone());
             }
+            // Only versions are purged or reported; see `VersionRows`.
+            Decision::Purge | Decision::Report => {}
             Decision::Rewrite { .. } | Decision::Drop { .. } => {
                 row.action = self.spec.action.name().to_owned();
                 row.rows_matched = Some(step.rows_matched);
@@ -394,11 +453,10 @@ impl DatasetRows<'_> {
         let dataset = self.spec.name.clone();
         let action = self.spec.action.name();
         let row = self.rows.entry(swap.location.clone()).or_insert_with(|| {
+            // Nothing of this attempt stands beside it: the object was dropped, or this attempt only verifies.
             let mut row = ObjectRow::new(dataset, swap.location.clone());
             row.etag = Some(recovered.etag.clone());
-            if swap.dropped {
-                counts(&mut row, 0, 0, 0);
-            }
+            counts(&mut row, swap.rows_after, 0, swap.rows_after);
             row
         });
         let (Some(before), Some(removed), Some(after)) = (row.rows_before, row.rows_removed, row.rows_after) else {
@@ -420,8 +478,8 @@ impl DatasetRows<'_> {
 
     fn take_verified(&mut self, verified: &VerifiedDataset) {
         if let Some(table) = verified.table_format {
-            tracing::debug!(dataset = self.spec.name, table, "a table format");
-            self.exits.push(Exit::Incomplete);
+            self.take_table(table, &verified.objects);
+            return;
         }
         if verified.objects.is_empty() && self.rows.values().all(|row| row.outcome != RowOutcome::Dropped) {
             self.exits.push(Exit::Incomplete);
@@ -440,7 +498,23 @@ impl DatasetRows<'_> {
     }
 
     fn name(&self, object: &VerifiedObject) -> String {
-        (self.shown)(&object.object.location, &object.residues.named)
+        (self.shown)(self.spec, &object.object.location)
+    }
+
+    /// The files of a live table. What the scan found in them says nothing about the table: some may be out of it by its log,
+    /// and deleted rows may still stand in others.
+    fn take_table(&mut self, table: &str, objects: &[VerifiedObject]) {
+        self.exits.push(Exit::Incomplete);
+        for object in objects {
+            let location = self.name(object);
+            let mut row = ObjectRow::new(self.spec.name.clone(), location.clone());
+            row.etag = Some(object.object.etag.0.clone());
+            row.version_id = object.object.version_id.clone();
+            row.size_bytes = Some(object.object.size_bytes);
+            row.outcome = RowOutcome::Unsupported;
+            row.reason = Some(listing::table_reason(table));
+            self.rows.insert(location, row);
+        }
     }
 
     fn take_object(&mut self, object: &VerifiedObject) {
@@ -462,8 +536,10 @@ impl DatasetRows<'_> {
                 if changed {
                     // Another writer's content: our counts are of bytes that are no longer there.
                     forget_counts(row);
-                    row.outcome = RowOutcome::Changed;
-                    row.reason = Some("changed after this run had looked at it".to_owned());
+                    if row.outcome.is_clean() {
+                        row.outcome = RowOutcome::Changed;
+                        row.reason = Some("changed after this run had looked at it".to_owned());
+                    }
                     self.exits.push(Exit::Conflict);
                 } else if row.rows_after.is_some_and(|after| after != object.rows) {
                     let ours = row.rows_after.unwrap_or(0);
@@ -486,12 +562,127 @@ impl DatasetRows<'_> {
                 self.exits.push(*exit);
             }
         }
-        // Also of an object of which not everything could be looked at.
-        if let Some(reason) = residue(object, self.spec.search == Search::Residue) {
+        // Also of an object that lacks a column: the rules that could be checked found what is there.
+        if let Some(found) = residue(object, self.spec.search == Search::Residue) {
+            let why =
+                row.reason.take().filter(|_| !row.outcome.is_clean()).map_or(String::new(), |why| format!("; {why}"));
             row.outcome = RowOutcome::Residue;
-            row.reason = Some(reason);
+            row.reason = Some(format!("{found}{why}"));
             self.exits.push(Exit::Residue);
         }
+    }
+}
+
+/// The rows of one dataset's noncurrent versions, by location and version.
+struct VersionRows<'a> {
+    spec: &'a DatasetSpec,
+    engine: String,
+    shown: Shown<'a>,
+    rows: BTreeMap<(String, String), ObjectRow>,
+    exits: Vec<Exit>,
+}
+
+impl VersionRows<'_> {
+    fn row(&mut self, object: &Object) -> &mut ObjectRow {
+        let location = (self.shown)(self.spec, &object.location);
+        let version_id = object.version_id.clone().unwrap_or_default();
+        let dataset = self.spec.name.clone();
+        self.rows.entry((location.clone(), version_id)).or_insert_with(|| {
+            let mut row = ObjectRow::new(&dataset, location);
+            row.is_current = false;
+            row.version_id = object.version_id.clone();
+            row.etag = Some(object.etag.0.clone());
+            row.size_bytes = Some(object.size_bytes);
+            row
+        })
+    }
+
+    fn take_plan(&mut self, plan: &DatasetPlan) {
+        for step in plan.versions.iter().flatten() {
+            let row = self.row(&step.object);
+            match &step.decision {
+                Decision::Skip { reason } => {
+                    row.outcome = RowOutcome::Skipped;
+                    row.reason = Some(reason.clone());
+                }
+                Decision::Refuse { exit, reason } => {
+                    row.outcome = failed(*exit);
+                    row.reason = Some(reason.clone());
+                }
+                Decision::Keep
+                | Decision::Purge
+                | Decision::Report
+                | Decision::Rewrite { .. }
+                | Decision::Drop { .. } => row.rows_matched = Some(step.rows_matched),
+            }
+        }
+    }
+
+    fn take_purged(&mut self, purged: &Purged) {
+        self.exits.extend(purged.uploads_failed.iter().map(|(exit, _)| *exit));
+        for outcome in purged.versions.iter().flat_map(|versions| &versions.outcomes) {
+            let exit = {
+                let row = self.row(&outcome.object);
+                row.action = Action::Delete.name().to_owned();
+                row.rows_matched = Some(outcome.rows_matched);
+                match &outcome.ended {
+                    PurgeEnded::Purged => {
+                        row.outcome = RowOutcome::Purged;
+                        row.reason = Some(format!("{} of {} rows matched", outcome.rows_matched, outcome.rows));
+                        None
+                    }
+                    PurgeEnded::Failed { exit, reason } => {
+                        row.outcome = failed(*exit);
+                        row.reason = Some(reason.clone());
+                        Some(*exit)
+                    }
+                    PurgeEnded::NotBegun => {
+                        row.outcome = RowOutcome::Failed;
+                        row.reason = Some("the run was stopped before this version's turn".to_owned());
+                        Some(Exit::Incomplete)
+                    }
+                }
+            };
+            self.exits.extend(exit);
+        }
+    }
+
+    fn take_verified(&mut self, object: &VerifiedObject) {
+        let engine = self.engine.clone();
+        let undeclared = self.spec.search == Search::Residue;
+        let row = self.row(&object.object);
+        let exit = match &object.outcome {
+            // What stands in the way of its removal is told already.
+            VerifyOutcome::Checked if row.outcome == RowOutcome::Locked => {
+                row.rows_scanned = Some(object.rows);
+                row.checked_by = Some(engine);
+                None
+            }
+            VerifyOutcome::Checked => {
+                row.rows_scanned = Some(object.rows);
+                row.checked_by = Some(engine);
+                row.rows_matched = Some(object.rows_matched);
+                residue(object, undeclared).map(|found| {
+                    let not_purged = row.reason.take().map(|reason| format!("; not purged: {reason}"));
+                    row.outcome = RowOutcome::Residue;
+                    row.reason = Some(format!("in a noncurrent version, {found}{}", not_purged.unwrap_or_default()));
+                    Exit::Residue
+                })
+            }
+            VerifyOutcome::Skipped { reason } => {
+                row.outcome = RowOutcome::Skipped;
+                row.reason = Some(reason.clone());
+                Some(Exit::Incomplete)
+            }
+            VerifyOutcome::Failed { exit, reason } => {
+                if row.outcome.is_clean() {
+                    row.outcome = failed(*exit);
+                    row.reason = Some(format!("not verified: {reason}"));
+                }
+                Some(*exit)
+            }
+        };
+        self.exits.extend(exit);
     }
 }
 

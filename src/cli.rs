@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
@@ -46,6 +47,22 @@ pub enum Command {
     Completions { shell: Shell },
 }
 
+impl Command {
+    /// As it is typed, and as the JSON result names it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Command::Scrub { .. } => "scrub",
+            Command::Plan { .. } => "plan",
+            Command::Verify { .. } => "verify",
+            Command::Check { .. } => "check",
+            Command::Keygen { .. } => "keygen",
+            Command::Manifest(ManifestCommand::Check { .. }) => "manifest check",
+            Command::Manifest(ManifestCommand::Diff { .. }) => "manifest diff",
+            Command::Completions { .. } => "completions",
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum ManifestCommand {
     /// Checks signature, digests, inclusion proofs and chain
@@ -63,7 +80,7 @@ pub enum ManifestCommand {
 #[derive(Debug, Clone, Args)]
 pub struct Common {
     /// The result as one JSON document on stdout
-    #[arg(long, global = true, env = "LAKESCRUB_JSON")]
+    #[arg(long, global = true, env = "LAKESCRUB_JSON", value_parser = FalseyValueParser::new())]
     pub json: bool,
     /// How the log on stderr looks; auto is text
     #[arg(long, global = true, env = "LAKESCRUB_LOG_FORMAT", value_enum, default_value = "auto")]
@@ -75,7 +92,7 @@ pub struct Common {
     #[arg(short, long, global = true, action = clap::ArgAction::Count, env = "LAKESCRUB_VERBOSE")]
     pub verbose: u8,
     /// Warnings and errors only
-    #[arg(short, long, global = true, env = "LAKESCRUB_QUIET")]
+    #[arg(short, long, global = true, env = "LAKESCRUB_QUIET", value_parser = FalseyValueParser::new())]
     pub quiet: bool,
     /// Overrides a value of the job file, e.g. guard.max_rows=10 or dataset.0.action=redact
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", env = "LAKESCRUB_SET", value_delimiter = '\n')]
@@ -131,14 +148,25 @@ pub fn start_log(common: &Common) {
     };
 }
 
-/// Prints an error and its hint on stderr.
-pub fn print_error(error: &Error) {
+/// Prints an error and its hint on stderr: as two lines for people, or as one event of a JSON log.
+pub fn print_error(common: &Common, error: &Error) {
+    let hint = error.hint.as_deref();
+    if common.log_format == LogFormat::Json {
+        tracing::error!(exit = error.exit.code(), hint, "{}", error.message);
+        return;
+    }
     let mut err = std::io::stderr().lock();
     // Nothing is left to tell when stderr is gone.
     let _ = writeln!(err, "error: {}", error.message);
-    if let Some(hint) = &error.hint {
+    if let Some(hint) = hint {
         let _ = writeln!(err, "  hint: {hint}");
     }
+}
+
+/// Prints the result on stdout. A reader that has seen enough (`| head`) is no fault.
+pub fn print_result(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub struct Find<'a> {
 /// Lists and scans one dataset. An `Err` is about the dataset as a whole: it could not be listed.
 pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
     let belongs = |name: &str| listing::belongs(name, find.spec.format);
-    let listing = match listing::list(find.store.as_ref(), &find.spec.scope, &belongs).await {
+    let listing = match listing::list_dataset(find.store.as_ref(), &find.spec.scope, &belongs).await {
         Ok(listing) => listing,
         Err(StoreError::NotFound(_)) => listing::Listing::default(),
         Err(error) => {
@@ -47,13 +47,38 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
     };
     let mut found = Found { listed_at: now, not_in_scope: listing.not_in_scope, ..Found::default() };
     if let Some(table) = listing.table_format {
-        let reason = format!("belongs to a live {table} table, whose log a rewrite would break");
+        let reason = listing::table_reason(table);
         found.findings =
             listing.in_scope.into_iter().map(|object| refused(find.spec, object, Exit::Incomplete, &reason)).collect();
         return Ok(found);
     }
+    scan(find, listing.in_scope, &mut found).await;
+    found.versions = find_versions(find).await?;
+    Ok(found)
+}
+
+/// The noncurrent versions of the dataset's objects, compared like current ones; `None` where the store keeps none.
+async fn find_versions(find: &Find<'_>) -> Result<Option<Vec<Finding>>> {
+    let versions = find.store.list_versions(find.spec.scope.root()).await.map_err(|error| {
+        let mut error = Error::from(error);
+        error.message = format!("cannot list the object versions of dataset {}: {}", find.spec.name, error.message);
+        error
+    })?;
+    let Some(versions) = versions else { return Ok(None) };
+    let belongs = |name: &str| listing::belongs(name, find.spec.format);
+    let old = versions.into_iter().filter(|version| !version.is_current && !version.is_delete_marker);
+    let old = old
+        .map(|version| version.object)
+        .filter(|object| listing::is_in_scope(&find.spec.scope, &object.location, &belongs));
+    let mut found = Found::default();
+    scan(find, old.collect(), &mut found).await;
+    Ok(Some(found.findings))
+}
+
+/// Compares every row of the objects; what came of each is added to `found`.
+async fn scan(find: &Find<'_>, objects: Vec<Object>, found: &mut Found) {
     let (mut parquet, mut records) = (Vec::new(), Vec::new());
-    for object in listing.in_scope {
+    for object in objects {
         find.meter.expect(1, object.size_bytes);
         let (format, compression) = formats(find.spec, &object);
         match format {
@@ -68,11 +93,10 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
         }
     }
     for wave in parquet.chunks(WAVE_OBJECTS) {
-        find_wave(find, wave.to_vec(), &mut found).await;
+        find_wave(find, wave.to_vec(), found).await;
     }
-    find_records(find, records, &mut found).await;
+    find_records(find, records, found).await;
     found.findings.iter_mut().for_each(|finding| take_partitions(find, finding));
-    Ok(found)
 }
 
 /// A match column that stands in the names (`email=…/`) and in no file: its value is that of every row of the object.
@@ -190,8 +214,7 @@ async fn scan_group(find: &Find<'_>, shape: &Shape, group: &[Opened], found: &mu
         return;
     }
     let all: Vec<&Opened> = group.iter().collect();
-    let threads = find.resources.threads;
-    match find_parquet::scan(&find.store, shape, &all, &find.matcher, threads, &find.meter).await {
+    match find_parquet::scan(&find.store, shape, &all, &find.matcher, find.resources, &find.meter).await {
         Ok(scanned) => {
             add_counts(&mut found.not_comparable, by_column(&find.matcher.columns, &scanned.not_comparable));
             for (opened, matched) in group.iter().zip(scanned.matched) {

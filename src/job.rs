@@ -133,6 +133,7 @@ pub struct DatasetSpec {
     pub csv: CsvDialect,
     pub search: Search,
     pub stray: Stray,
+    pub versions: VersionPolicy,
 }
 
 /// Whether columns that no rule names are searched for listed identifiers of distinctive kinds.
@@ -151,6 +152,21 @@ pub enum Stray {
     Keep,
     /// The identifier alone is replaced within its cell.
     Redact,
+}
+
+/// What becomes of what a listing of current objects does not show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VersionPolicy {
+    pub noncurrent: Noncurrent,
+    /// Unfinished uploads this old or older are aborted.
+    pub abort_uploads_after_days: u32,
+}
+
+/// What happens to a noncurrent object version that holds a match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noncurrent {
+    Purge,
+    Report,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -482,7 +498,7 @@ impl Edge {
         }
         let action = action(&mut table);
         let csv = csv_dialect(table.table("csv"));
-        versions(table.table("versions"));
+        let versions = versions(table.table("versions"));
         let rules: Vec<_> = table.tables("match").into_iter().map(match_rule).collect();
         if rules.is_empty() {
             table.fault("match", "is missing: a dataset needs at least one [[dataset.match]]");
@@ -500,6 +516,7 @@ impl Edge {
             csv,
             search: search?,
             stray: stray?,
+            versions: versions?,
         })
     }
 
@@ -670,11 +687,11 @@ fn redact(name: &str, field: Field<'_>) -> Option<Redact> {
     Some(Redact { column, with })
 }
 
-/// `[dataset.versions]` is part of the job file's language already; until old object versions are purged, the manifest says
-/// that they were not looked at.
-fn versions(mut table: Table<'_>) {
-    choice(&mut table, "noncurrent", &[("purge", ()), ("report", ())]);
+fn versions(mut table: Table<'_>) -> Option<VersionPolicy> {
+    let noncurrent = choice(&mut table, "noncurrent", &[("purge", Noncurrent::Purge), ("report", Noncurrent::Report)]);
+    let days = table.integer("abort_uploads_after_days", 0).unwrap_or(7);
     table.finish();
+    Some(VersionPolicy { noncurrent: noncurrent?, abort_uploads_after_days: u32::try_from(days).unwrap_or(u32::MAX) })
 }
 
 fn csv_dialect(mut table: Table<'_>) -> CsvDialect {

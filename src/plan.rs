@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::action::Action;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, Format};
-use crate::job::{DatasetSpec, Guard, Stray, WhenEmpty};
-use crate::residue::{Cleanse, Named, Place, Residues};
+use crate::job::{DatasetSpec, Guard, Noncurrent, Stray, WhenEmpty};
+use crate::residue::{Cleanse, Place, Residues};
 use crate::store::{Location, Object};
 
 /// What the find stage saw of one object.
@@ -51,6 +51,8 @@ pub struct Found {
     pub not_in_scope: Vec<Object>,
     /// Values that no rule could read, by column.
     pub not_comparable: BTreeMap<String, u64>,
+    /// Noncurrent object versions; `None` where the store keeps none.
+    pub versions: Option<Vec<Finding>>,
 }
 
 #[derive(Debug, Clone)]
@@ -67,6 +69,8 @@ pub struct DatasetPlan {
     pub steps: Vec<Step>,
     pub not_in_scope: Vec<Object>,
     pub not_comparable: BTreeMap<String, u64>,
+    /// Noncurrent object versions; `None` where the store keeps none.
+    pub versions: Option<Vec<Step>>,
 }
 
 /// What is to happen to one object.
@@ -96,6 +100,10 @@ pub enum Decision {
     Drop {
         why: String,
     },
+    /// A noncurrent version holds a match: it is removed for good.
+    Purge,
+    /// A noncurrent version holds a match, and the job only wants to know.
+    Report,
     /// Left alone because the job says so.
     Skip {
         reason: String,
@@ -113,6 +121,8 @@ impl Decision {
             Decision::Keep => "keep",
             Decision::Rewrite { .. } => "rewrite",
             Decision::Drop { .. } => "drop",
+            Decision::Purge => "purge",
+            Decision::Report => "report",
             Decision::Skip { .. } => "skip",
             Decision::Refuse { .. } => "refuse",
         }
@@ -121,30 +131,35 @@ impl Decision {
     /// Whether the step writes or drops the object.
     pub fn changes(&self) -> bool {
         match self {
-            Decision::Rewrite { .. } | Decision::Drop { .. } => true,
-            Decision::Keep | Decision::Skip { .. } | Decision::Refuse { .. } => false,
+            Decision::Rewrite { .. } | Decision::Drop { .. } | Decision::Purge => true,
+            Decision::Keep | Decision::Report | Decision::Skip { .. } | Decision::Refuse { .. } => false,
         }
     }
 }
 
 impl Step {
+    fn with_beside(&self, rows: String) -> String {
+        match &self.beside {
+            Some(beside) => format!("{rows}; a listed identifier is in {beside}"),
+            None => rows,
+        }
+    }
+
     /// Why the step is what it is, for people.
     pub fn reason(&self) -> String {
         let (matched, rows) = (self.rows_matched, self.rows);
         match &self.decision {
             Decision::Keep => "no row matches".to_owned(),
-            Decision::Rewrite { .. } => {
-                let rows = match matched {
-                    0 => "no row matches".to_owned(),
-                    all if all == rows => "every row matches".to_owned(),
-                    some => format!("{some} of {rows} rows match"),
-                };
-                match &self.beside {
-                    Some(beside) => format!("{rows}; a listed identifier is in {beside}"),
-                    None => rows,
-                }
-            }
+            Decision::Rewrite { .. } => self.with_beside(match matched {
+                0 => "no row matches".to_owned(),
+                all if all == rows => "every row matches".to_owned(),
+                some => format!("{some} of {rows} rows match"),
+            }),
             Decision::Drop { why } => why.clone(),
+            Decision::Purge => self.with_beside(format!("{matched} of {rows} rows of a noncurrent version match")),
+            Decision::Report => self.with_beside(format!(
+                "{matched} of {rows} rows of a noncurrent version match, and noncurrent = \"report\""
+            )),
             Decision::Skip { reason } | Decision::Refuse { reason, .. } => reason.clone(),
         }
     }
@@ -162,10 +177,15 @@ impl DatasetPlan {
     pub fn objects(&self, decision: &str) -> usize {
         self.steps.iter().filter(|step| step.decision.name() == decision).count()
     }
+
+    /// Noncurrent versions with this decision; 0 where the store keeps none.
+    pub fn versions(&self, decision: &str) -> usize {
+        self.versions.iter().flatten().filter(|step| step.decision.name() == decision).count()
+    }
 }
 
-/// How an object's name may be shown, given the identifiers in it.
-pub type Shown<'a> = &'a dyn Fn(&Location, &[Named]) -> String;
+/// How an object's name may be shown: with tags in place of the identifiers in it.
+pub type Shown<'a> = &'a (dyn Fn(&DatasetSpec, &Location) -> String + Sync);
 
 /// Decides every object of every dataset; `found[i]` belongs to `datasets[i]`.
 pub fn build(datasets: &[DatasetSpec], found: Vec<Found>, shown: Shown<'_>) -> Plan {
@@ -175,6 +195,12 @@ pub fn build(datasets: &[DatasetSpec], found: Vec<Found>, shown: Shown<'_>) -> P
 fn plan_dataset(spec: &DatasetSpec, found: Found, shown: Shown<'_>) -> DatasetPlan {
     let mut steps: Vec<Step> = found.findings.into_iter().map(|finding| decide(spec, finding, shown)).collect();
     steps.sort_by(|a, b| a.object.location.cmp(&b.object.location));
+    let versions = found.versions.map(|findings| {
+        let mut steps: Vec<Step> = findings.into_iter().map(|finding| decide_version(spec, finding, shown)).collect();
+        let name = |step: &Step| (step.object.location.clone(), step.object.version_id.clone());
+        steps.sort_by_key(name);
+        steps
+    });
     DatasetPlan {
         name: spec.name.clone(),
         uri: spec.uri.clone(),
@@ -183,12 +209,25 @@ fn plan_dataset(spec: &DatasetSpec, found: Found, shown: Shown<'_>) -> DatasetPl
         steps,
         not_in_scope: found.not_in_scope,
         not_comparable: found.not_comparable,
+        versions,
     }
+}
+
+/// A noncurrent version stays or goes as a whole: nobody can write to it.
+fn decide_version(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
+    let mut step = decide(spec, finding, shown);
+    if let Decision::Rewrite { .. } | Decision::Drop { .. } = step.decision {
+        step.decision = match spec.versions.noncurrent {
+            Noncurrent::Purge => Decision::Purge,
+            Noncurrent::Report => Decision::Report,
+        };
+    }
+    step
 }
 
 fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
     let mut step = Step {
-        shown: shown(&finding.object.location, &finding.residues.named),
+        shown: shown(spec, &finding.object.location),
         object: finding.object,
         format: finding.format,
         compression: finding.compression,
@@ -272,11 +311,13 @@ pub fn check_guard(plan: &Plan, guard: &Guard) -> Result<()> {
 
 /// How the plan itself bears on the exit code: what could not be looked at, and datasets without an object.
 pub fn exits(plan: &Plan) -> Vec<Exit> {
-    let refused = |step: &Step| match &step.decision {
+    let left_alone = |step: &Step| match &step.decision {
         Decision::Refuse { exit, .. } => Some(*exit),
-        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop { .. } | Decision::Skip { .. } => None,
+        Decision::Skip { .. } => Some(Exit::Incomplete),
+        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop { .. } | Decision::Purge | Decision::Report => None,
     };
-    let mut exits: Vec<Exit> = plan.datasets.iter().flat_map(|dataset| &dataset.steps).filter_map(refused).collect();
+    let steps = plan.datasets.iter().flat_map(|dataset| dataset.steps.iter().chain(dataset.versions.iter().flatten()));
+    let mut exits: Vec<Exit> = steps.filter_map(left_alone).collect();
     if plan.datasets.iter().any(|dataset| dataset.steps.is_empty()) {
         exits.push(Exit::Incomplete);
     }
@@ -289,6 +330,7 @@ pub fn to_json(plan: &Plan) -> Value {
         json!({
             "location": step.shown,
             "etag": step.object.etag.0,
+            "version_id": step.object.version_id,
             "size_bytes": step.object.size_bytes,
             "format": step.format.map(Format::name),
             "rows": step.rows,
@@ -314,6 +356,7 @@ pub fn to_json(plan: &Plan) -> Value {
             "rows": { "before": dataset.rows(), "matched": dataset.rows_matched() },
             "not_comparable": dataset.not_comparable,
             "steps": dataset.steps.iter().map(step).collect::<Vec<_>>(),
+            "versions": dataset.versions.as_ref().map(|versions| versions.iter().map(step).collect::<Vec<_>>()),
         })
     };
     json!({ "datasets": plan.datasets.iter().map(dataset).collect::<Vec<_>>() })

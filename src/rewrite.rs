@@ -13,7 +13,7 @@ use crate::action::Action;
 use crate::error::{Error, Exit, Result};
 use crate::format::{self, Edit, FormatError, Proof, Tagger};
 use crate::job::{DatasetSpec, Resources};
-use crate::journal::{Event, Journal, Lock, Swap};
+use crate::journal::{Event, Held, Journal, Lock, Swap};
 use crate::meter::Meter;
 use crate::plan::{DatasetPlan, Decision, Step};
 use crate::residue::Cleanse;
@@ -95,7 +95,9 @@ impl From<Error> for Failure {
 pub async fn rewrite(rewrite: &Rewrite<'_>, plan: &DatasetPlan) -> Vec<Option<Outcome>> {
     let steps = plan.steps.iter().map(|step| async move {
         match &step.decision {
-            Decision::Keep | Decision::Skip { .. } | Decision::Refuse { .. } => None,
+            Decision::Keep | Decision::Purge | Decision::Report | Decision::Skip { .. } | Decision::Refuse { .. } => {
+                None
+            }
             Decision::Rewrite { .. } | Decision::Drop { .. } if (rewrite.stop)() => {
                 Some(Outcome::nothing(Ended::NotBegun))
             }
@@ -189,8 +191,11 @@ async fn swap_rows(
             return Err(error.into());
         }
     };
-    if !proven {
-        read_back(rewrite, step, object.clone(), proof).await?;
+    if !proven && let Err(failure) = read_back(rewrite, step, object.clone(), proof).await {
+        // Nothing is restored silently: the old version stays, and a person decides.
+        let (location, etag) = (step.shown.clone(), step.object.etag.0.clone());
+        rewrite.journal.hold(sequence, &Held { location, etag, reason: failure.reason.clone() }).await?;
+        return Err(failure);
     }
     rewrite.journal.write(&Event::Swapped { sequence, etag: object.etag.0.clone() }).await?;
     Ok(Outcome {

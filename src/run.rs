@@ -1,7 +1,7 @@
 //! One function per command, and the only place that knows the order of the stages.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -12,26 +12,28 @@ use sha2::{Digest, Sha256};
 
 use crate::account::{self, Account, Recovered, RunFacts, Settlement};
 use crate::chain;
-use crate::cli::{Cli, Command, Common, ManifestCommand};
+use crate::cli::{self, Cli, Command, Common, ManifestCommand, print_result};
 use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
 use crate::format::{Compression, Format};
 use crate::identifier;
-use crate::job::{Job, Scope, Search, Stray};
-use crate::journal::{self, Journal, Lock, Unfinished};
+use crate::job::{DatasetSpec, Job, Scope, Search, Stray};
+use crate::journal::{self, AnnouncedPurge, Journal, Lock, Unfinished};
 use crate::keys;
-use crate::manifest::{Observed, StageName};
+use crate::manifest::{Observed, Stage, StageName};
 use crate::manifest_check;
 use crate::manifest_diff;
 use crate::match_index::{Added, Builder, MatchIndex};
-use crate::plan::{self, Finding, Found, Plan};
+use crate::plan::{self, DatasetPlan, Finding, Found, Plan};
 use crate::progress::Progress;
+use crate::purge::{self, Purge, Purged, Replaced};
 use crate::request::{self, ListReport};
-use crate::residue::{Named, Residues};
-use crate::rewrite::{self, Outcome, Rewrite, Settled};
+use crate::residue::Residues;
+use crate::rewrite::{self, Ended, Outcome, Rewrite, Settled};
 use crate::show;
 use crate::signature::{SigningKey, TagKey};
-use crate::store::{ConditionalWrites, Location, Stores};
+use crate::store::s3::REQUESTS_IN_FLIGHT;
+use crate::store::{ConditionalWrites, Etag, Location, Stores};
 use crate::tag::{self, DatasetTagger};
 use crate::verify::{self, Verified};
 use crate::verify_read::Fault;
@@ -39,7 +41,9 @@ use crate::verify_read::Fault;
 /// Runs one command to its end and says with which code the process is to exit.
 pub fn run(cli: &Cli) -> Result<Exit> {
     if let Command::Completions { shell } = &cli.command {
-        clap_complete::generate(*shell, &mut Cli::command(), "lakescrub", &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut Cli::command(), "lakescrub", &mut script);
+        print_result(&String::from_utf8_lossy(&script));
         return Ok(Exit::Clean);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -138,9 +142,12 @@ impl Stop {
 impl Session {
     async fn open(common: &Common, path: &Path) -> Result<Session> {
         let job = Job::read(path, &common.set)?;
+        for key in [&job.state.signing_key, &job.state.tag_key] {
+            keys::open_to_others(key).into_iter().for_each(|warning| tracing::warn!("{warning}"));
+        }
         self_test()?;
         let stop = Stop::listen()?;
-        let stores = Stores::open(&job.s3, uses_s3(&job)).await?;
+        let stores = Stores::open(&job.s3, job.resources.requests_in_flight, uses_s3(&job)).await?;
         let progress = Progress::new(common.shows_progress());
         Ok(Session { job, stores, common: common.clone(), progress, stop })
     }
@@ -164,7 +171,8 @@ impl Session {
         let reports = self.stop.unless(reading).await?;
         let index = Arc::new(builder.finish());
         self.progress.end(stage);
-        tracing::info!(identifiers = index.len(), "lists loaded");
+        let identifiers: u64 = added.iter().flat_map(|added| added.identifiers.values()).sum();
+        tracing::info!(identifiers, "lists loaded");
         Ok((index, reports.into_iter().zip(added).collect()))
     }
 
@@ -198,14 +206,14 @@ impl Session {
                 is_summary: true,
                 ..Finding::new(object, Some(Format::Parquet), Compression::None, seen)
             }));
-            let objects: Vec<_> = found.findings.iter().map(|finding| finding.object.clone()).collect();
+            let has_rows = |finding: &Finding| matches!(finding.seen, plan::Seen::Rows { .. });
+            let all = found.findings.iter().chain(found.versions.iter().flatten()).filter(|finding| has_rows(finding));
+            let objects: Vec<_> = all.map(|finding| finding.object.clone()).collect();
             let inspecting = async { Ok(verify::inspect(lists, &self.job, spec, &store, &objects).await) };
             let inspected = self.stop.unless(inspecting).await?;
-            found
-                .findings
-                .iter_mut()
-                .zip(inspected)
-                .for_each(|(finding, inspected)| take_inspected(finding, inspected));
+            let all = found.findings.iter_mut().chain(found.versions.iter_mut().flatten());
+            let all = all.filter(|finding| has_rows(finding));
+            all.zip(inspected).for_each(|(finding, inspected)| take_inspected(finding, inspected));
             // A summary that holds nothing is no part of the dataset.
             let is_idle = |finding: &Finding| finding.is_summary && !finding.residues.in_bytes();
             let (idle, findings) = std::mem::take(&mut found.findings).into_iter().partition(is_idle);
@@ -258,14 +266,16 @@ impl Session {
     async fn probe(&self) -> Result<Vec<String>> {
         let mut ignored = Vec::new();
         let mut asked = std::collections::BTreeSet::new();
-        let state = &self.job.state.location;
+        // With its slash: the probe object belongs where the state's objects are written, not beside the state.
+        let state = &self.job.state.location.join("");
         for location in std::iter::once(state).chain(self.job.datasets.iter().map(|spec| spec.scope.root())) {
             let Location::S3 { bucket, .. } = location else { continue };
             if !asked.insert(bucket.clone()) {
                 continue;
             }
             match self.stores.of(location).probe(location).await? {
-                ConditionalWrites::Honoured => {}
+                // On the second the store itself makes every swap a single write.
+                ConditionalWrites::Honoured | ConditionalWrites::SingleWritesOnly => {}
                 ConditionalWrites::Ignored if self.job.s3.unconditional_writes => ignored.push(bucket.clone()),
                 ConditionalWrites::Ignored => {
                     return Err(Error::new(
@@ -316,20 +326,37 @@ async fn plan(common: &Common, path: &Path) -> Result<Exit> {
     let mut found = session.find(&index).await?;
     session.inspect(&verifier_lists, &mut found).await?;
     let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
-    let plan = session.plan(found, &|location, named| tag::shown(tag_key.as_ref(), location, named));
+    let shown = |spec: &DatasetSpec, location: &Location| {
+        tag::shown(tag_key.as_ref(), &location.to_string(), &verifier_lists.named(spec, location))
+    };
+    let plan = session.plan(found, &shown);
     let guard = plan::check_guard(&plan, &session.job.guard);
     let exit = Exit::gravest(plan::exits(&plan).into_iter().chain(guard.as_ref().err().map(|error| error.exit)));
     if common.json {
         let mut document = plan::to_json(&plan);
         document["command"] = json!("plan");
-        document["exit"] = json!({ "code": exit.code(), "name": exit.name() });
-        document["run"] = json!({ "stages": session.progress.stages() });
+        document["exit"] = exit_json(exit);
+        document["run"] = json!({ "stages": stages(&session) });
         document["lists"] = json!(account::lists(&lists));
+        if let Err(error) = &guard {
+            document["error"] = error_json(error);
+        }
         print_json(&document);
     } else {
-        print!("{}", show::plan(&plan));
+        print_result(&show::plan(&plan));
     }
-    guard.map(|()| exit)
+    // What stops the run is told beside the plan, which shows why.
+    guard.as_ref().err().into_iter().for_each(|error| cli::print_error(common, error));
+    Ok(exit)
+}
+
+/// How long each stage took; by a clock that `--now` stopped, no time at all, so that the same plan is the same bytes.
+fn stages(session: &Session) -> Vec<Stage> {
+    let mut stages = session.progress.stages();
+    if session.common.now.is_some() {
+        stages.iter_mut().for_each(|stage| stage.seconds = 0.0);
+    }
+    stages
 }
 
 async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
@@ -338,21 +365,28 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
     let tag_key = Arc::new(keys::load_tag_key(&session.job.state.tag_key)?);
     locked(&mut session, "scrub", async |session, run, lock| {
         let ignored = session.probe().await?;
+        for spec in &session.job.datasets {
+            sweep(session, spec.scope.root()).await?;
+        }
         let recovered = recover(session, run).await?;
         let (index, lists) = session.load().await?;
         let verifier_lists = session.verifier_lists().await?;
         let mut found = session.find(&index).await?;
         session.inspect(&verifier_lists, &mut found).await?;
-        let shown = |location: &Location, named: &[Named]| tag::shown(Some(&tag_key), location, named);
+        let shown = |spec: &DatasetSpec, location: &Location| {
+            tag::shown(Some(&tag_key), &location.to_string(), &verifier_lists.named(spec, location))
+        };
         let plan = session.plan(found, &shown);
         plan::check_guard(&plan, &session.job.guard)?;
         let outcomes = rewrite(session, run, lock, &plan, tag_key.clone(), &verifier_lists).await?;
+        let purged = purge(session, run, lock, (&plan, &outcomes), &recovered, &shown).await?;
         let verified = session.verify(&verifier_lists).await?;
         let account = Account {
             job: &session.job,
             lists: &lists,
             plan: Some(&plan),
             outcomes: &outcomes,
+            purged: &purged,
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &ignored,
@@ -375,12 +409,15 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
         let verifier_lists = session.verifier_lists().await?;
         let verified = session.verify(&verifier_lists).await?;
         let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
-        let shown = |location: &Location, named: &[Named]| tag::shown(tag_key.as_ref(), location, named);
+        let shown = |spec: &DatasetSpec, location: &Location| {
+            tag::shown(tag_key.as_ref(), &location.to_string(), &verifier_lists.named(spec, location))
+        };
         let account = Account {
             job: &session.job,
             lists: &lists,
             plan: None,
             outcomes: &[],
+            purged: &[],
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &[],
@@ -413,6 +450,9 @@ async fn locked(
     let id = run_id(session.now())?;
     let lock = Lock::take(store.clone(), &state, &id).await?;
     let outcome = async {
+        // A chain that cannot be continued stops the run before it changes anything.
+        chain::latest(store.as_ref(), &state).await?;
+        sweep(session, &state).await?;
         let has_manifest = async |id: &str| chain::has_manifest(store.as_ref(), &state, id).await;
         let unfinished = journal::unfinished(&store, &state, has_manifest).await?;
         let run = match unfinished {
@@ -429,8 +469,10 @@ async fn locked(
             }
         };
         let outcome = work(session, &run, &lock).await;
-        if may_forget(&outcome, &run) {
-            run.journal.remove().await?;
+        if may_forget(&outcome, &run)
+            && let Err(error) = run.journal.remove().await
+        {
+            tracing::warn!(%error, "journal not removed; the next run does it");
         }
         outcome
     }
@@ -439,6 +481,15 @@ async fn locked(
         tracing::warn!(%error, "lock not released; it expires by itself");
     }
     outcome
+}
+
+/// Removes what a killed run left beside objects: no listing shows it, but it holds rows.
+async fn sweep(session: &Session, prefix: &Location) -> Result<()> {
+    let files = session.stores.of(prefix).sweep(prefix).await?;
+    if files > 0 {
+        tracing::info!(prefix = %prefix, files, "temporary files of a killed run removed");
+    }
+    Ok(())
 }
 
 /// Whether the journal tells nothing more: the manifest is written, or nothing was begun that a later run must know of.
@@ -458,7 +509,7 @@ async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
             recovered.push(Recovered { swap: swap.clone(), etag: etag.clone() });
             continue;
         }
-        let location = location_of(&swap.location);
+        let location = Location::shown(&swap.location);
         match rewrite::settle(&session.stores.of(&location), &location, swap).await? {
             Settled::Swapped { etag } => {
                 run.journal.write(&journal::Event::Swapped { sequence: *sequence, etag: etag.clone() }).await?;
@@ -470,14 +521,6 @@ async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
         }
     }
     Ok(recovered)
-}
-
-/// The location that `Display` showed.
-fn location_of(text: &str) -> Location {
-    match text.strip_prefix("s3://").and_then(|rest| rest.split_once('/')) {
-        Some((bucket, key)) => Location::S3 { bucket: bucket.to_owned(), key: key.to_owned() },
-        None => Location::Local(PathBuf::from(text)),
-    }
 }
 
 /// Carries the plan out; an interrupted rewrite ends what it began and leaves the rest to the next run.
@@ -516,6 +559,63 @@ async fn rewrite(
     if session.stop.is_asked() { Err(session.stop.error()) } else { Ok(outcomes) }
 }
 
+/// Removes what the rewrite left behind the current objects.
+async fn purge(
+    session: &mut Session,
+    run: &Run,
+    lock: &Lock,
+    (plan, outcomes): (&Plan, &[Vec<Option<Outcome>>]),
+    recovered: &[Recovered],
+    shown: plan::Shown<'_>,
+) -> Result<Vec<Purged>> {
+    let stage = session.progress.begin(StageName::Purge);
+    let state = &session.job.state.location;
+    let held = journal::held(&session.stores.of(state), state).await?;
+    let stop = || session.stop.is_asked();
+    let mut purged = Vec::new();
+    for ((spec, dataset), outcomes) in session.job.datasets.iter().zip(&plan.datasets).zip(outcomes) {
+        let purge = Purge {
+            spec,
+            store: session.stores.of(spec.scope.root()),
+            journal: &run.journal,
+            lock,
+            held: &held,
+            resources: &session.job.resources,
+            meter: stage.meter.clone(),
+            stop: &stop,
+            shown: &|location| shown(spec, location),
+        };
+        let replaced = replaced(dataset, outcomes, recovered);
+        let announced = run.unfinished.iter().flat_map(|unfinished| &unfinished.purges);
+        let earlier: Vec<AnnouncedPurge> = announced.filter(|purge| purge.dataset == spec.name).cloned().collect();
+        purged.push(purge::purge(&purge, dataset, &replaced, &earlier, session.now()).await?);
+    }
+    session.progress.end(stage);
+    if session.stop.is_asked() { Err(session.stop.error()) } else { Ok(purged) }
+}
+
+/// The objects whose old content this run, or a killed attempt of it, has put behind a new one.
+fn replaced(plan: &DatasetPlan, outcomes: &[Option<Outcome>], recovered: &[Recovered]) -> Vec<Replaced> {
+    let swapped = plan.steps.iter().zip(outcomes).filter(|(_, outcome)| match outcome.as_ref().map(|it| &it.ended) {
+        Some(Ended::Rewritten | Ended::Dropped) => true,
+        Some(Ended::Failed { .. } | Ended::NotBegun) | None => false,
+    });
+    let swapped = swapped.map(|(step, _)| Replaced {
+        location: step.object.location.clone(),
+        etag: step.object.etag.clone(),
+        rows: step.rows,
+        rows_matched: step.rows_matched,
+    });
+    let earlier = recovered.iter().map(|recovered| &recovered.swap).filter(|swap| swap.dataset == plan.name);
+    let earlier = earlier.map(|swap| Replaced {
+        location: Location::shown(&swap.location),
+        etag: Etag(swap.etag_before.clone()),
+        rows: swap.rows_before,
+        rows_matched: swap.rows_matched,
+    });
+    swapped.chain(earlier).collect()
+}
+
 /// Writes the manifest and prints the result.
 async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run: &Run) -> Result<Exit> {
     let state = &session.job.state.location;
@@ -538,12 +638,11 @@ async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run
             serde_json::from_slice(&bytes).map_err(|_| Error::internal("the manifest is no JSON"))?;
         let mut document = statement["predicate"].clone();
         document["command"] = json!(run.command);
-        document["exit"] = json!({ "code": exit.code(), "name": exit.name() });
+        document["exit"] = exit_json(exit);
         document["manifest"] = json!({ "location": published.location.to_string(), "digest": published.digest });
         print_json(&document);
     } else {
-        print!("{shown}");
-        println!("manifest  {}", published.location);
+        print_result(&format!("{shown}manifest  {}\n", published.location));
     }
     Ok(exit)
 }
@@ -589,12 +688,11 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
     );
     let exit = Exit::gravest(exits);
     if common.json {
-        print_json(
-            &json!({ "command": "check", "exit": { "code": exit.code(), "name": exit.name() }, "checked": lines }),
-        );
+        print_json(&json!({ "command": "check", "exit": exit_json(exit), "checked": lines }));
     } else {
-        lines.iter().for_each(|line| println!("{line}"));
-        println!("{}", if exit == Exit::Clean { "the job is ready to run" } else { "a dataset matches no object" });
+        let verdict = if exit == Exit::Clean { "the job is ready to run" } else { "a dataset matches no object" };
+        lines.push(verdict.to_owned());
+        print_lines(&lines);
     }
     Ok(exit)
 }
@@ -602,10 +700,11 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
 fn keygen(common: &Common, dir: &Path) -> Result<Exit> {
     let keys = keys::generate_keys(dir)?;
     if common.json {
-        print_json(&json!({ "command": "keygen", "directory": dir, "key_id": keys.keyid }));
+        let exit = exit_json(Exit::Clean);
+        print_json(&json!({ "command": "keygen", "exit": exit, "directory": dir, "key_id": keys.keyid }));
     } else {
-        println!("wrote signing.key, signing.pub and tag.key to {}", dir.display());
-        println!("key id {}", keys.keyid);
+        let wrote = format!("wrote signing.key, signing.pub and tag.key to {}", dir.display());
+        print_lines(&[wrote, format!("key id {}", keys.keyid)]);
     }
     Ok(Exit::Clean)
 }
@@ -614,22 +713,22 @@ fn keygen(common: &Common, dir: &Path) -> Result<Exit> {
 async fn stores_for(texts: &[&str]) -> Result<(Stores, Vec<Location>)> {
     let locations: Vec<Location> = texts
         .iter()
-        .map(|text| match location_of(text.trim_end_matches('/')) {
+        .map(|text| match Location::shown(text.trim_end_matches('/')) {
             Location::Local(path) => Location::Local(std::path::absolute(&path).unwrap_or(path)),
             s3 @ Location::S3 { .. } => s3,
         })
         .collect();
     let s3 = locations.iter().any(|location| matches!(location, Location::S3 { .. }));
-    Ok((Stores::open(&Default::default(), s3).await?, locations))
+    Ok((Stores::open(&Default::default(), REQUESTS_IN_FLIGHT, s3).await?, locations))
 }
 
 async fn manifest_check(common: &Common, path: &str, public_key: Option<&Path>) -> Result<Exit> {
     let (stores, locations) = stores_for(&[path]).await?;
     let report = manifest_check::check(&locations[0], &stores, public_key).await?;
     if common.json {
-        print_json(&json!({ "command": "manifest check", "exit": { "code": 0, "name": "clean" }, "report": report }));
+        print_json(&json!({ "command": "manifest check", "exit": exit_json(Exit::Clean), "report": report }));
     } else {
-        report.lines().iter().for_each(|line| println!("{line}"));
+        print_lines(&report.lines());
     }
     Ok(Exit::Clean)
 }
@@ -638,13 +737,34 @@ async fn manifest_diff(common: &Common, a: &str, b: &str) -> Result<Exit> {
     let (stores, locations) = stores_for(&[a, b]).await?;
     let report = manifest_diff::diff(&locations[0], &locations[1], &stores, None).await?;
     if common.json {
-        print_json(&json!({ "command": "manifest diff", "report": report }));
+        print_json(&json!({ "command": "manifest diff", "exit": exit_json(Exit::Clean), "report": report }));
     } else {
-        report.lines().iter().for_each(|line| println!("{line}"));
+        print_lines(&report.lines());
     }
     Ok(Exit::Clean)
 }
 
+/// With `--json`, the result of a command that failed before it had one.
+pub fn print_failure(cli: &Cli, error: &Error) {
+    if cli.common.json {
+        print_json(
+            &json!({ "command": cli.command.name(), "exit": exit_json(error.exit), "error": error_json(error) }),
+        );
+    }
+}
+
+fn exit_json(exit: Exit) -> Value {
+    json!({ "code": exit.code(), "name": exit.name() })
+}
+
+fn error_json(error: &Error) -> Value {
+    json!({ "message": error.message, "hint": error.hint })
+}
+
 fn print_json(document: &Value) {
-    println!("{document:#}");
+    print_result(&format!("{document:#}\n"));
+}
+
+fn print_lines(lines: &[String]) {
+    print_result(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
 }

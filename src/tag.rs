@@ -9,7 +9,6 @@ use crate::identifier::{Canonical, ColumnPath, HashFunction, Kind, Value};
 use crate::job::{DatasetSpec, MatchRule};
 use crate::residue::Named;
 use crate::signature::TagKey;
-use crate::store::Location;
 
 /// Tags the cells of one dataset: HMAC-SHA-256(tag key, kind, SHA-256 of the canonical form), so that a plain column and a
 /// column of SHA-256 hashes lead to the same tag.
@@ -58,8 +57,7 @@ impl Tagger for DatasetTagger {
 
 /// A name as it may be shown: every part that holds a listed identifier is replaced by the identifier's tag, or, without a key, by a
 /// word. A part that holds more than the identifier is told from its like by a keyed tag of the whole.
-pub fn shown(key: Option<&TagKey>, location: &Location, named: &[Named]) -> String {
-    let name = location.to_string();
+pub fn shown(key: Option<&TagKey>, name: &str, named: &[Named]) -> String {
     let (mut out, mut from) = (String::with_capacity(name.len()), 0);
     let mut named: Vec<&Named> = named.iter().collect();
     named.sort_by_key(|named| (named.range.start, std::cmp::Reverse(named.range.end)));

@@ -514,7 +514,7 @@ impl Gap<'_> {
         }
         known.sort_by_key(|range| range.start);
         let mut from = 0;
-        for range in known.into_iter().chain([self.bytes.len()..self.bytes.len()]) {
+        for range in known.into_iter().chain(std::iter::once(self.bytes.len()..self.bytes.len())) {
             if range.start > from {
                 let rest = Gap { start: self.start + from as u64, bytes: &self.bytes[from..range.start] };
                 found.merge(&rest.search(&codecs, listed)?);

@@ -18,6 +18,27 @@ pub struct Listing {
     pub table_format: Option<&'static str>,
 }
 
+/// [`list`] for a dataset, whose objects may be a part of a table that lies around `scope`.
+pub async fn list_dataset(
+    store: &dyn Store,
+    scope: &Scope,
+    endings: &(dyn Fn(&str) -> bool + Sync),
+) -> Result<Listing, StoreError> {
+    let mut listing = list(store, scope, endings).await?;
+    if listing.table_format.is_none() && !listing.in_scope.is_empty() {
+        listing.table_format = table_around(store, scope).await;
+    }
+    Ok(listing)
+}
+
+/// Why the files of a live table are left alone, and what to do instead.
+pub fn table_reason(table: &str) -> String {
+    format!(
+        "belongs to a live {table} table, whose log a rewrite would break; \
+         delete through the table's own engine, or take the table out of the dataset's uri"
+    )
+}
+
 /// Lists `scope`. An object that is named exactly or by a glob is in scope whatever its ending. `endings` says which names
 /// belong in a prefix.
 pub async fn list(
@@ -30,10 +51,8 @@ pub async fn list(
         Scope::Prefix(root) => {
             let objects = store.list(root).await?;
             let table_format = objects.iter().find_map(|object| table_format(below(root, &object.location)));
-            let (in_scope, not_in_scope) = objects.into_iter().partition(|object| {
-                let name = below(root, &object.location);
-                !is_hidden(name) && !name.ends_with('/') && endings(object.location.file_name())
-            });
+            let (in_scope, not_in_scope) =
+                objects.into_iter().partition(|object| is_in_scope(scope, &object.location, endings));
             Ok(Listing { in_scope, not_in_scope, table_format })
         }
         Scope::Glob { root, pattern } => {
@@ -43,6 +62,18 @@ pub async fn list(
             let in_scope = objects.into_iter().filter(|object| glob.is_match(name(&object.location))).collect();
             Ok(Listing { in_scope, not_in_scope: Vec::new(), table_format })
         }
+    }
+}
+
+/// Whether a name means an object of the dataset; for what a listing of current objects does not show.
+pub fn is_in_scope(scope: &Scope, location: &Location, endings: &(dyn Fn(&str) -> bool + Sync)) -> bool {
+    match scope {
+        Scope::Object(wanted) => location == wanted,
+        Scope::Prefix(root) => {
+            let name = below(root, location);
+            !is_hidden(name) && !name.ends_with('/') && endings(location.file_name())
+        }
+        Scope::Glob { pattern, .. } => matcher(pattern).is_match(name(location)),
     }
 }
 
@@ -96,6 +127,43 @@ fn decoded(text: &str) -> String {
 /// Hive and Spark keep what is no row under names that start with `_` or `.`; a partition folder `_year=2024` is none of them.
 fn is_hidden(name: &str) -> bool {
     name.split('/').any(|segment| segment.starts_with(['_', '.']) && !segment.contains('='))
+}
+
+/// Where each table format keeps its log below the table's folder, and the folder beside it that holds the data where all of them
+/// lie in one: `metadata/` alone is a name that many a large prefix has, which must not be listed for nothing.
+const TABLE_LOGS: [(&str, Option<&str>); 4] =
+    [("_delta_log/", None), (".hoodie/", None), ("metadata/", Some("data")), ("_versions/", Some("data"))];
+
+/// The table format of which `scope` is a part: one partition of a table, or one of its files, is under the log as well. A folder
+/// above that may not be listed shows no table.
+async fn table_around(store: &dyn Store, scope: &Scope) -> Option<&'static str> {
+    let root = match scope {
+        Scope::Object(location) | Scope::Prefix(location) => location,
+        Scope::Glob { root, .. } => root,
+    };
+    for folder in folders_above(root) {
+        let next = below(&folder, root).split('/').next();
+        for (log, _) in TABLE_LOGS.iter().filter(|(_, data)| data.is_none() || *data == next) {
+            let listed = store.list(&folder.join(log)).await.unwrap_or_default();
+            let found = listed.iter().find_map(|object| table_format(below(&folder, &object.location)));
+            if found.is_some() {
+                return found;
+            }
+        }
+    }
+    None
+}
+
+/// The folders that `root` lies in, the nearest first.
+fn folders_above(root: &Location) -> Vec<Location> {
+    match root {
+        Location::Local(path) => path.ancestors().skip(1).map(|folder| Location::Local(folder.to_owned())).collect(),
+        Location::S3 { bucket, key } => {
+            let key = key.trim_end_matches('/');
+            let above = key.match_indices('/').rev().map(|(slash, _)| &key[..=slash]).chain([""]);
+            above.map(|key| Location::S3 { bucket: bucket.clone(), key: key.to_owned() }).collect()
+        }
+    }
 }
 
 fn table_format(name: &str) -> Option<&'static str> {
@@ -187,6 +255,15 @@ mod tests {
         assert_eq!(table_format("metadata/v1.metadata.json"), Some("Iceberg"));
         assert_eq!(table_format(".hoodie/hoodie.properties"), Some("Hudi"));
         assert_eq!(table_format("day=1/a.parquet"), Option::None);
+    }
+
+    #[test]
+    fn the_folders_above_end_at_the_root() {
+        let above = |root| folders_above(&root).iter().map(Location::to_string).collect::<Vec<_>>();
+        assert_eq!(above(Location::Local("/lake/t/day=1".into())), ["/lake/t", "/lake", "/"]);
+        let s3 = |key: &str| Location::S3 { bucket: "b".into(), key: key.into() };
+        assert_eq!(above(s3("lake/t/day=1/")), ["s3://b/lake/t/", "s3://b/lake/", "s3://b/"]);
+        assert_eq!(above(s3("a.csv")), ["s3://b/"]);
     }
 
     #[test]

@@ -177,7 +177,7 @@ pub fn column_names(header: Option<&Record<'_>>, width: usize) -> Vec<String> {
     }
 }
 
-/// Where a column stands, or the columns of one name: exact first, else without regard to case where only one fits.
+/// Where a column stands: its exact name first, else without regard to case; only where one column fits. The verifier is as strict.
 pub fn positions(names: &[String], path: &ColumnPath) -> Result<Vec<usize>, crate::column_values::NoRoute> {
     use crate::column_values::NoRoute;
     let [name] = path.0.as_slice() else { return Err(NoRoute::Missing(path.clone())) };
@@ -185,13 +185,10 @@ pub fn positions(names: &[String], path: &ColumnPath) -> Result<Vec<usize>, crat
         names.iter().enumerate().filter(|(_, known)| same(known)).map(|(i, _)| i).collect()
     };
     let exact = at(&|known| known == name);
-    if !exact.is_empty() {
-        return Ok(exact);
-    }
-    let folded = at(&|known| known.to_lowercase() == name.to_lowercase());
-    match folded.len() {
+    let fitting = if exact.is_empty() { at(&|known| known.to_lowercase() == name.to_lowercase()) } else { exact };
+    match fitting.len() {
         0 => Err(NoRoute::Missing(path.clone())),
-        1 => Ok(folded),
+        1 => Ok(fitting),
         _ => Err(NoRoute::Ambiguous(path.clone())),
     }
 }

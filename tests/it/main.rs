@@ -1,9 +1,26 @@
 //! One integration binary, so that DataFusion and Polars are linked once.
 
+mod architecture;
+mod cases;
+mod cli;
+mod crash;
+#[path = "../support/fault_proxy.rs"]
+mod fault_proxy;
+mod find;
+#[path = "../support/lakescrub.rs"]
+mod lakescrub_runner;
 mod lists;
 mod manifest;
 #[path = "../support/memory_store.rs"]
 mod memory_store;
+mod privacy;
 mod rewrite_parquet;
+mod s3;
+mod s3_faults;
+mod s3_scrub;
+#[path = "../support/s3_server.rs"]
+mod s3_server;
+mod stages;
 mod verify;
 mod verify_catches;
+mod versions;

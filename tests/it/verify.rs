@@ -441,8 +441,7 @@ fn a_planted_row_is_named_with_its_object_and_count() {
     assert_eq!(found["a.parquet"], (2, 0, VerifyOutcome::Checked));
     assert_eq!(found["b.parquet"], (3, 2, VerifyOutcome::Checked));
     assert_eq!(found["c.parquet"], (2, 0, VerifyOutcome::Checked));
-    let aside: Vec<_> =
-        verified.datasets[0].not_in_scope.iter().map(|(object, _)| object.location.file_name()).collect();
+    let aside: Vec<_> = verified.datasets[0].not_in_scope.iter().map(|object| object.location.file_name()).collect();
     assert_eq!(aside, ["_SUCCESS", "notes.md"]);
     assert_eq!((verified.engine, verified.engine_version), ("polars", "0.55.2"));
 }
