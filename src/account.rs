@@ -206,7 +206,7 @@ impl Account<'_> {
                 versions: Observed::Seen(
                     rows.iter().filter(|row| !row.is_current && row.outcome == RowOutcome::Residue).count() as u64,
                 ),
-                filters: Observed::NotChecked,
+                filters: place(Place::Filters),
                 metadata: place(Place::Metadata),
                 gaps: place(Place::Gaps),
                 undeclared: match self.job.datasets.iter().all(|spec| spec.search == Search::Off) {
@@ -220,10 +220,7 @@ impl Account<'_> {
 
     /// What was not looked at, in plain sentences.
     fn limits(&self) -> Vec<String> {
-        let mut limits = vec![
-            "Bloom filters were not searched for identifiers.".to_owned(),
-            "Objects that were written after a dataset was listed were not looked at.".to_owned(),
-        ];
+        let mut limits = vec!["Objects that were written after a dataset was listed were not looked at.".to_owned()];
         for (spec, verified) in self.job.datasets.iter().zip(&self.verified.datasets) {
             if spec.search == Search::Off {
                 let name = &spec.name;
@@ -240,6 +237,13 @@ impl Account<'_> {
                 ));
             }
             limits.extend(beyond_the_listing(spec, verified));
+            let unread: u64 = verified.objects.iter().map(|object| object.residues.unread_filters).sum();
+            if unread > 0 {
+                limits.push(format!(
+                    "Dataset {}: {unread} bloom filters hold more than their values explain and could not be compared.",
+                    spec.name
+                ));
+            }
             limits.extend(unlisted_kinds(self.job, spec));
             limits.extend(tagged_columns(spec));
         }

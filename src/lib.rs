@@ -106,6 +106,7 @@ pub mod purge;
 pub mod verify_normalise;
 pub mod verify_thrift;
 pub mod verify_tokens;
+pub mod verify_filter;
 pub mod verify_bytes;
 pub mod verify_read;
 pub mod verify_records;

@@ -75,6 +75,8 @@ pub struct Residues {
     pub named: Vec<Named>,
     /// Bytes that belong to no page and that could only be searched as plain text.
     pub unread_bytes: u64,
+    /// Bloom filters that hold more than their values explain, in a form that the lists cannot be compared with.
+    pub unread_filters: u64,
 }
 
 impl Residues {
@@ -111,6 +113,7 @@ impl Residues {
         self.fixed += other.fixed;
         self.named.extend(other.named.iter().cloned());
         self.unread_bytes += other.unread_bytes;
+        self.unread_filters += other.unread_filters;
     }
 
     pub fn count(&self, place: Place) -> u64 {

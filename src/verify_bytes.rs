@@ -16,6 +16,7 @@ use polars_parquet::parquet::schema::types::PhysicalType;
 
 use crate::identifier::ColumnPath;
 use crate::residue::{ChunkId, Place, Residues};
+use crate::verify_filter::{FilterCheck, FilterVerdict};
 use crate::verify_read::Fault;
 use crate::verify_thrift::{Value, read};
 use crate::verify_tokens::Around;
@@ -27,6 +28,10 @@ pub trait Listed: Send + Sync {
 
     /// Which of the texts hold a listed identifier of a distinctive kind, by index.
     fn texts(&self, texts: &[&[u8]], around: Around) -> PolarsResult<Vec<usize>>;
+
+    /// Gives the hashes, as bloom filters take them, of what is listed for rules of their own on a column of text, as its canonical
+    /// form or digest is spelled.
+    fn filter_hashes(&self, column: usize, each: &mut dyn FnMut(u64));
 }
 
 /// How the values of a leaf are stored, and what the row decoder makes of them.
@@ -51,8 +56,8 @@ pub struct ChunkNotes {
     pub bounds: Vec<Bound>,
     pub column_index: Option<Range<u64>>,
     offset_index: Option<Range<u64>>,
-    filter_start: Option<u64>,
-    filter_length: Option<u64>,
+    pub filter_start: Option<u64>,
+    pub filter_length: Option<u64>,
     /// Where writers of old leave a second copy of the chunk's metadata.
     file_offset: u64,
     span: Range<u64>,
@@ -358,19 +363,27 @@ fn big_endian(bytes: &[u8]) -> Option<i128> {
     head.iter().all(|byte| *byte == sign).then(|| i128::from_be_bytes(wide))
 }
 
-/// Bounds that are listed but may be no more than the head of a longer value that is there.
+/// What the values of the chunk alone can judge.
 #[derive(Debug, Default)]
 pub struct Suspicions {
+    /// Bounds that are listed but may be no more than the head of a longer value that is there.
     bounds: Vec<Bound>,
+    filter: Option<FilterCheck>,
 }
 
 impl Suspicions {
     pub fn is_empty(&self) -> bool {
-        self.bounds.is_empty()
+        self.bounds.is_empty() && self.filter.is_none()
     }
 
     /// Drops what a longer value of the chunk explains: its bound was cut, and by chance reads like an identifier.
     pub fn explain(&mut self, values: &Series) {
+        if let Some(filter) = &mut self.filter {
+            filter.insert(values);
+        }
+        if self.bounds.is_empty() {
+            return;
+        }
         let mut explain = |value: &[u8]| self.bounds.retain(|bound| !is_head(bound, value));
         match values.dtype() {
             DataType::String => values
@@ -383,9 +396,17 @@ impl Suspicions {
         }
     }
 
-    pub fn settle(self, chunk: ChunkId) -> Residues {
+    /// What is left once all values were seen.
+    pub fn settle(self, column: usize, chunk: ChunkId, listed: Option<&dyn Listed>) -> Residues {
         let mut found = Residues::default();
-        found.add(Place::Statistics, Some(chunk), self.bounds.len() as u64);
+        found.add(Place::Statistics, Some(chunk.clone()), self.bounds.len() as u64);
+        if let (Some(filter), Some(listed)) = (self.filter, listed) {
+            match filter.verdict(&|each| listed.filter_hashes(column, each)) {
+                FilterVerdict::Explained => {}
+                FilterVerdict::Residue => found.add(Place::Filters, Some(chunk), 1),
+                FilterVerdict::CannotTell => found.unread_filters = 1,
+            }
+        }
         found
     }
 }
@@ -408,6 +429,7 @@ pub struct ChunkBytes<'a> {
     pub leaf: &'a LeafType,
     pub bytes: &'a [u8],
     pub column_index: Option<&'a [u8]>,
+    pub filter: Option<&'a [u8]>,
 }
 
 impl ChunkBytes<'_> {
@@ -442,7 +464,11 @@ impl ChunkBytes<'_> {
                 found.encode_anew(self.id());
             }
         }
-        let suspicions = self.ask_bounds(bounds, listed, &mut found)?;
+        let mut suspicions = self.ask_bounds(bounds, listed, &mut found)?;
+        if let Some(filter) = self.filter {
+            suspicions.filter = FilterCheck::new(filter, self.leaf.physical)?;
+            found.unread_filters = u64::from(suspicions.filter.is_none());
+        }
         Ok((found, suspicions))
     }
 
@@ -576,9 +602,18 @@ impl GapLeaves<'_> {
         // A bound that the footer has as well is counted there, once a longer value is known not to explain it.
         let all: Vec<Bound> = copy.fields(12).flat_map(|statistics| bounds(statistics, bytes)).collect();
         let alone = all.into_iter().filter(|bound| !chunk.bounds.contains(bound)).collect();
-        let check = ChunkBytes { notes: chunk, group, column: *column, path, leaf, bytes: &[], column_index: None };
+        let check = ChunkBytes {
+            notes: chunk,
+            group,
+            column: *column,
+            path,
+            leaf,
+            bytes: &[],
+            column_index: None,
+            filter: None,
+        };
         let suspicions = check.ask_bounds(alone, listed, &mut found)?;
-        found.merge(&suspicions.settle(check.id()));
+        found.merge(&suspicions.settle(*column, check.id(), None));
         Ok(found)
     }
 }

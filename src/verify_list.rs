@@ -9,7 +9,9 @@ use std::mem::discriminant;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use base64::Engine as _;
 use polars::prelude::*;
+use polars_parquet::parquet::bloom_filter::hash_byte;
 
 use crate::identifier::{ColumnPath, HashFunction, Hashed, Kind};
 use crate::job::{DatasetSpec, Job, ListColumn, ListSpec, MatchPart, MatchRule};
@@ -26,6 +28,8 @@ pub struct Suppressed {
     composites: Vec<Composite>,
     /// Functions that some data column is hashed with: plain list entries are kept under them too.
     stored_functions: Vec<HashFunction>,
+    /// Their spellings.
+    stored_spellings: Vec<Hashed>,
     /// Of the list that is being read, to count what is different.
     current: HashSet<u128, Spread>,
 }
@@ -78,6 +82,8 @@ struct Selection {
     /// Functions that the selected list columns are hashed with: plain data is compared under them too.
     listed_functions: Vec<HashFunction>,
     keys: HashSet<u128, Spread>,
+    /// What is listed as bloom filters hash it: canonical texts, and digests in every spelling that a data column has.
+    filter_hashes: Vec<(Option<Hashed>, Vec<u64>)>,
 }
 
 /// The list rows that a rule with several parts may match.
@@ -154,6 +160,7 @@ impl Suppressed {
             selections: Vec::new(),
             composites: Vec::new(),
             stored_functions: Vec::new(),
+            stored_spellings: Vec::new(),
             current: HashSet::with_hasher(Spread),
         };
         let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::parts);
@@ -178,6 +185,9 @@ impl Suppressed {
         }
         let functions: BTreeSet<_> = parts().filter_map(|part| part.hashed).map(function_of).collect();
         empty.stored_functions = functions.into_iter().collect();
+        empty.stored_spellings = parts().filter_map(|part| part.hashed).collect();
+        empty.stored_spellings.sort_unstable_by_key(|hashed| look_of(*hashed));
+        empty.stored_spellings.dedup();
         for rule in job.datasets.iter().flat_map(|dataset| &dataset.rules) {
             if let MatchRule::All(parts) = rule {
                 let selections: Vec<usize> = parts.iter().filter_map(|part| empty.selection(part)).collect();
@@ -377,7 +387,24 @@ impl Suppressed {
 impl Selection {
     fn new(kind: Kind, list_column: Option<String>) -> Self {
         let keys = HashSet::with_hasher(Spread);
-        Selection { kind, list_column, is_listed: false, listed_hashes: Vec::new(), listed_functions: Vec::new(), keys }
+        Selection {
+            kind,
+            list_column,
+            is_listed: false,
+            listed_hashes: Vec::new(),
+            listed_functions: Vec::new(),
+            keys,
+            filter_hashes: Vec::new(),
+        }
+    }
+
+    fn take_filter_hashes(&mut self, keyed: &[Keyed]) {
+        for (hashed, hash) in keyed.iter().flat_map(|keyed| &keyed.filter_hashes) {
+            match self.filter_hashes.iter_mut().find(|(known, _)| known == hashed) {
+                Some((_, hashes)) => hashes.push(*hash),
+                None => self.filter_hashes.push((*hashed, vec![*hash])),
+            }
+        }
     }
 
     fn takes(&self, column: &ListColumn) -> bool {
@@ -392,7 +419,22 @@ pub struct Asked {
     pub rules: Arc<Rules>,
 }
 
+fn spelling(hashed: Hashed, digest: &[u8]) -> String {
+    match hashed {
+        Hashed::Sha256Base64 => base64::engine::general_purpose::STANDARD.encode(digest),
+        Hashed::Sha256Hex | Hashed::Md5Hex | Hashed::Sha1Hex => hex::encode(digest),
+    }
+}
+
 impl Listed for Asked {
+    fn filter_hashes(&self, column: usize, each: &mut dyn FnMut(u64)) {
+        for probe in self.rules.probes.iter().filter(|probe| probe.single && probe.column == column) {
+            let spelled = self.suppressed.selections[probe.selection].filter_hashes.iter();
+            let hashes = spelled.filter(|(hashed, _)| *hashed == probe.hashed).flat_map(|(_, hashes)| hashes);
+            hashes.for_each(|hash| each(*hash));
+        }
+    }
+
     fn values(&self, column: usize, values: &Series) -> PolarsResult<Vec<usize>> {
         self.suppressed.listed(&self.rules, column, values)
     }
@@ -446,7 +488,11 @@ pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> Po
     // Only the sets need the lock: normalising and hashing goes on side by side.
     let keying = {
         let sets = locked();
-        Keying { fingerprints: sets.fingerprints.clone(), stored_functions: sets.stored_functions.clone() }
+        Keying {
+            fingerprints: sets.fingerprints.clone(),
+            stored_functions: sets.stored_functions.clone(),
+            stored_spellings: sets.stored_spellings.clone(),
+        }
     };
     let keyed = list.columns.iter().zip(&batch.columns).map(|(column, leaves)| keying.column(column, leaves));
     let keyed: Vec<Vec<Keyed>> = keyed.collect::<PolarsResult<_>>()?;
@@ -456,6 +502,7 @@ pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> Po
         current.extend(keyed.iter().filter(|keyed| keyed.is_entry).map(|keyed| keyed.key));
         for selection in selections.iter_mut().filter(|selection| selection.takes(column)) {
             selection.keys.extend(keyed.iter().map(|keyed| keyed.key));
+            selection.take_filter_hashes(keyed);
         }
     }
     for composite in composites {
@@ -479,15 +526,23 @@ struct Keyed {
     key: u128,
     /// The entry itself, not one of its other forms.
     is_entry: bool,
+    filter_hashes: Vec<(Option<Hashed>, u64)>,
 }
 
 /// What turns list entries into keys.
 struct Keying {
     fingerprints: Arc<Fingerprints>,
     stored_functions: Vec<HashFunction>,
+    stored_spellings: Vec<Hashed>,
 }
 
 impl Keying {
+    /// A digest as the data columns spell digests of that function.
+    fn spelled(&self, function: HashFunction, digest: &[u8]) -> Vec<(Option<Hashed>, u64)> {
+        let spellings = self.stored_spellings.iter().filter(|hashed| function_of(**hashed) == function);
+        spellings.map(|hashed| (Some(*hashed), hash_byte(spelling(*hashed, digest)))).collect()
+    }
+
     fn column(&self, column: &ListColumn, leaves: &[Leaf]) -> PolarsResult<Vec<Keyed>> {
         let mut keyed = Vec::new();
         for leaf in leaves {
@@ -495,7 +550,8 @@ impl Keying {
                 // What cannot be read here is told by whoever reads the lists for the scrub.
                 Some(hashed) => digests(hashed, &leaf.values, &mut |index, digest| {
                     let key = self.fingerprints.digest(function_of(hashed), digest);
-                    keyed.push(Keyed { row: leaf.row(index), key, is_entry: true });
+                    let filter_hashes = self.spelled(function_of(hashed), digest);
+                    keyed.push(Keyed { row: leaf.row(index), key, is_entry: true, filter_hashes });
                 })?,
                 None => self.plain(&column.kind, leaf, &mut keyed)?,
             };
@@ -509,10 +565,12 @@ impl Keying {
             let row = leaf.row(index);
             // A number in a list stands for its text too, as it would in a list of text.
             let key = self.fingerprints.canonical(Form::Text, canonical);
-            keyed.push(Keyed { row, key, is_entry: true });
+            keyed.push(Keyed { row, key, is_entry: true, filter_hashes: vec![(None, hash_byte(canonical))] });
             for function in &self.stored_functions {
-                let key = self.fingerprints.digest(*function, &digest_of(*function, canonical));
-                keyed.push(Keyed { row, key, is_entry: false });
+                let digest = digest_of(*function, canonical);
+                let (key, filter_hashes) =
+                    (self.fingerprints.digest(*function, &digest), self.spelled(*function, &digest));
+                keyed.push(Keyed { row, key, is_entry: false, filter_hashes });
             }
             if let (Kind::Text, Ok(text)) = (kind, std::str::from_utf8(canonical)) {
                 texts.0.push(row);
@@ -522,7 +580,7 @@ impl Keying {
         let numbers = plain_numbers(StringChunked::from_iter_values("v".into(), texts.1.iter()))?;
         for (row, number) in texts.0.iter().zip(numbers.iter()) {
             let key = number.map(|number| self.fingerprints.canonical(Form::Number, number.as_bytes()));
-            keyed.extend(key.map(|key| Keyed { row: *row, key, is_entry: false }));
+            keyed.extend(key.map(|key| Keyed { row: *row, key, is_entry: false, filter_hashes: Vec::new() }));
         }
         Ok(not_comparable)
     }

@@ -23,6 +23,7 @@ use crate::job::Resources;
 use crate::residue::Residues;
 use crate::store::{Object, Store, StoreError};
 use crate::verify_bytes::{ChunkBytes, FooterNotes, Gap, GapLeaves, LeafType, Listed, Suspicions};
+use crate::verify_filter::filter_length;
 
 /// Why an object could not be checked. The reason never quotes a cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,11 +241,19 @@ pub async fn scan_summary(
                 };
                 let Some(notes) = notes.groups.get(number).and_then(|group| group.get(leaf)) else { continue };
                 let path = &source.column;
-                let chunk =
-                    ChunkBytes { notes, group: number, column, path, leaf: leaf_type, bytes: &[], column_index: None };
+                let chunk = ChunkBytes {
+                    notes,
+                    group: number,
+                    column,
+                    path,
+                    leaf: leaf_type,
+                    bytes: &[],
+                    column_index: None,
+                    filter: None,
+                };
                 let (more, suspicions) = chunk.inspect(&*listed)?;
                 found.merge(&more);
-                found.merge(&suspicions.settle((number, path.clone())));
+                found.merge(&suspicions.settle(column, (number, path.clone()), None));
             }
         }
         Ok(found)
@@ -577,8 +586,11 @@ async fn scan_row_group(
             decoded_bytes += chunk.uncompressed_size().max(0) as u64;
         }
     }
-    let (wanted, chunk_count) = (file.inspected(group)?, ranges.len());
-    ranges.extend(wanted.iter().filter_map(|leaf| leaf.column_index(file)));
+    let (mut wanted, chunk_count) = (file.inspected(group)?, ranges.len());
+    for leaf in &mut wanted {
+        leaf.find_beside(store, object, file, gates).await?;
+    }
+    ranges.extend(wanted.iter().flat_map(|leaf| leaf.column_index.iter().chain(&leaf.filter)).cloned());
     stored_bytes += ranges[chunk_count..].iter().map(|range| range.end - range.start).sum::<u64>();
     // Dictionary pages make the decoded column larger than the file says: a view of 16 bytes a value, and our own notes on it.
     let row_bytes = decoded_bytes / rows.max(1) as u64 + 32 * chunk_count as u64 + 1;
@@ -589,9 +601,9 @@ async fn scan_row_group(
     let _running = gates.cpu().await;
     let (file, look) = (file.clone(), look.clone());
     tokio::task::spawn_blocking(move || {
-        let indexes = fetched.split_off(chunk_count);
+        let beside = fetched.split_off(chunk_count);
         let (residues, mut suspicions) = match &look.bytes {
-            Some(listed) => inspect_row_group(&file, &wanted, &fetched, &indexes, &**listed)?,
+            Some(listed) => inspect_row_group(&file, &wanted, &fetched, &beside, &**listed)?,
             None => Default::default(),
         };
         let mut sum = Tally { residues, ..Default::default() };
@@ -602,7 +614,8 @@ async fn scan_row_group(
             sum.rows = rows as u64;
         }
         for (column, suspicions) in suspicions {
-            sum.residues.merge(&suspicions.settle((group, column_path(&file, column).clone())));
+            let chunk = (group, column_path(&file, column).clone());
+            sum.residues.merge(&suspicions.settle(column, chunk, look.bytes.as_deref()));
         }
         let before: usize = file.metadata.row_groups[..group].iter().map(RowGroupMetadata::num_rows).sum();
         sum.residues.span(group, before as u64..(before + rows) as u64);
@@ -623,11 +636,37 @@ struct Inspected {
     leaf: usize,
     /// Among the chunks that are fetched.
     chunk: usize,
+    column_index: Option<Range<u64>>,
+    filter: Option<Range<u64>>,
 }
 
+/// A filter's header is shorter than this.
+const FILTER_HEADER_BYTES: u64 = 64;
+
 impl Inspected {
-    fn column_index(&self, file: &ParquetFile) -> Option<Range<u64>> {
-        file.notes.as_ref()?.groups[self.group][self.leaf].column_index.clone()
+    /// Where the chunk's column index and bloom filter stand. Older writers do not tell the filter's length: its header does.
+    async fn find_beside(
+        &mut self,
+        store: &dyn Store,
+        object: &Object,
+        file: &ParquetFile,
+        gates: &Gates,
+    ) -> Result<(), Fault> {
+        let Some(notes) = &file.notes else { return Ok(()) };
+        let notes = &notes.groups[self.group][self.leaf];
+        self.column_index = notes.column_index.clone();
+        let Some(start) = notes.filter_start else { return Ok(()) };
+        let length = match notes.filter_length {
+            Some(length) => length,
+            None => {
+                let head = start..object.size_bytes.min(start + FILTER_HEADER_BYTES);
+                filter_length(&fetch(store, object, file, gates, head).await?)?
+            }
+        };
+        let end = start.checked_add(length).filter(|end| *end <= object.size_bytes);
+        self.filter =
+            Some(start..end.ok_or_else(|| Fault::unreadable("a bloom filter reaches past the end of the file"))?);
+        Ok(())
     }
 }
 
@@ -641,7 +680,7 @@ impl ParquetFile {
                 && column < self.asked
                 && let Some(leaf) = leaf_numbers(&self.metadata.row_groups[group], source).next()
             {
-                wanted.push(Inspected { group, column, leaf, chunk });
+                wanted.push(Inspected { group, column, leaf, chunk, column_index: None, filter: None });
             }
             chunk += source.leaves.len();
         }
@@ -654,19 +693,20 @@ impl ParquetFile {
     }
 }
 
-/// `indexes` are those of the wanted leaves that have one, in order.
+/// `beside` are the column indexes and filters of the wanted leaves, in order, where there is one.
 fn inspect_row_group(
     file: &ParquetFile,
     wanted: &[Inspected],
     chunks: &[Bytes],
-    indexes: &[Bytes],
+    beside: &[Bytes],
     listed: &dyn Listed,
 ) -> Result<(Residues, Vec<(usize, Suspicions)>), Fault> {
-    let (mut found, mut suspicions, mut indexes) = (Residues::default(), Vec::new(), indexes.iter());
+    let (mut found, mut suspicions, mut beside) = (Residues::default(), Vec::new(), beside.iter());
     for leaf in wanted {
+        let column_index = leaf.column_index.as_ref().and_then(|_| beside.next());
+        let filter = leaf.filter.as_ref().and_then(|_| beside.next());
         let (Some(notes), Some(source)) = (&file.notes, &file.sources[leaf.column]) else { continue };
         let Some(leaf_type) = &source.leaf_type else { continue };
-        let column_index = leaf.column_index(file).and_then(|_| indexes.next());
         let chunk = ChunkBytes {
             notes: &notes.groups[leaf.group][leaf.leaf],
             group: leaf.group,
@@ -675,6 +715,7 @@ fn inspect_row_group(
             leaf: leaf_type,
             bytes: &chunks[leaf.chunk],
             column_index: column_index.map(|index| &index[..]),
+            filter: filter.map(|filter| &filter[..]),
         };
         let (more, suspected) = chunk.inspect(listed)?;
         found.merge(&more);

@@ -47,7 +47,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Files that are one stage with the file they are named after.
-const PARTS_OF_STAGES: [(&str, &str); 11] = [
+const PARTS_OF_STAGES: [(&str, &str); 12] = [
     ("probe_chunk", "find"),
     ("find_probe", "find"),
     ("find_parquet", "find"),
@@ -58,6 +58,7 @@ const PARTS_OF_STAGES: [(&str, &str); 11] = [
     ("verify_thrift", "verify"),
     ("verify_tokens", "verify"),
     ("verify_bytes", "verify"),
+    ("verify_filter", "verify"),
     ("verify_names", "verify"),
 ];
 

@@ -689,6 +689,7 @@ fn the_verifier_shares_no_code_with_what_it_checks() {
         include_str!("../../src/residue.rs"),
         include_str!("../../src/verify.rs"),
         include_str!("../../src/verify_bytes.rs"),
+        include_str!("../../src/verify_filter.rs"),
         include_str!("../../src/verify_names.rs"),
         include_str!("../../src/verify_thrift.rs"),
         include_str!("../../src/verify_tokens.rs"),

@@ -529,3 +529,40 @@ fn strays_are_replaced_in_their_cells_and_nothing_else_changes() {
     );
     lake.cleans("strays");
 }
+
+#[test]
+fn a_bloom_filter_that_still_knows_a_listed_value_is_caught() {
+    let properties =
+        |bytes: u64| plain().set_bloom_filter_enabled(true).set_bloom_filter_fpp(0.01).set_bloom_filter_max_ndv(bytes);
+    let filter = |file: &[u8]| {
+        let column = metadata(file).row_group(0).column(0).clone();
+        let start = column.bloom_filter_offset().unwrap() as usize;
+        start..start + column.bloom_filter_length().unwrap() as usize
+    };
+    let mut file = parquet_of("email", &OTHERS, properties(100));
+    let with_anna = parquet_of("email", &[&OTHERS[..], &[ANNA]].concat(), properties(100));
+    let (to, from) = (filter(&file), filter(&with_anna));
+    assert_ne!(file[to.clone()], with_anna[from.clone()]);
+    file[to.clone()].copy_from_slice(&with_anna[from]);
+    let lake = Lake::emails();
+    lake.put("lake/a.parquet", &file);
+    lake.catches("a.parquet", "filters", 1, "1 bloom filter of column email");
+    assert_eq!(lake.emails_of("lake/a.parquet"), OTHERS);
+    // Bits of people who are not listed, and a filter so full that it knows everybody, are none.
+    let with_another = parquet_of("email", &[&OTHERS[..], &["someone@else.org"]].concat(), properties(100));
+    let from = filter(&with_another);
+    file[to].copy_from_slice(&with_another[from]);
+    let many: Vec<String> = (0..500).map(|i| format!("person{i}@x.org")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    for file in [file, parquet_of("email", &many, properties(1))] {
+        let lake = Lake::emails();
+        lake.put("lake/a.parquet", &file);
+        let said = lake.run(&["verify", "job.toml"]);
+        assert_eq!(
+            (said.exit, &said.document["verification"]["residue"]["filters"]),
+            (0, &Value::from(0)),
+            "{}",
+            said.stderr
+        );
+    }
+}
