@@ -11,7 +11,7 @@ use crate::action::{Action, Redaction};
 use crate::dataset::listing;
 use crate::error::Exit;
 use crate::identifier::{Kind, NORMALISER_VERSION};
-use crate::job::{DatasetSpec, Job, MatchRule};
+use crate::job::{DatasetSpec, Job, MatchRule, Search};
 use crate::journal::Swap;
 use crate::manifest::{
     Canaries, DatasetRecord, JobFile, ListRead, Normaliser, ObjectCounts, Observations, Observed, Residue, RowCounts,
@@ -19,9 +19,10 @@ use crate::manifest::{
 };
 use crate::match_index::Added;
 use crate::object_table::{ObjectRow, Outcome as RowOutcome};
-use crate::plan::{self, DatasetPlan, Decision, Plan, Step};
+use crate::plan::{self, DatasetPlan, Decision, Plan, Shown, Step};
 use crate::purge::{PurgeEnded, Purged};
 use crate::request::ListReport;
+use crate::residue::Place;
 use crate::rewrite::{Ended, Outcome};
 use crate::store::{Location, Object};
 use crate::verify::{Verified, VerifiedDataset, VerifiedObject, VerifiedVersions, VerifyOutcome};
@@ -41,6 +42,7 @@ pub struct Account<'a> {
     pub verified: &'a Verified,
     /// Buckets on which conditional writes are ignored and the job allows it.
     pub unconditional_writes: &'a [String],
+    pub shown: Shown<'a>,
 }
 
 /// A swap of a killed attempt that did happen.
@@ -77,7 +79,8 @@ impl Account<'_> {
             let spec = &self.job.datasets[number];
             let plan = self.plan.map(|plan| &plan.datasets[number]);
             let outcomes = self.outcomes.get(number).map_or(&[][..], Vec::as_slice);
-            let mut dataset = DatasetRows { spec, engine: self.engine(), rows: BTreeMap::new(), exits: Vec::new() };
+            let (engine, shown) = (self.engine(), self.shown);
+            let mut dataset = DatasetRows { spec, engine, shown, rows: BTreeMap::new(), exits: Vec::new() };
             plan.into_iter().for_each(|plan| dataset.take_plan(plan, outcomes));
             // Last to first: an object that two attempts rewrote is as the later one left it.
             self.recovered
@@ -88,7 +91,8 @@ impl Account<'_> {
             dataset.take_verified(verified);
             exits.append(&mut dataset.exits);
             rows.extend(dataset.rows.into_values());
-            let mut versions = VersionRows { spec, engine: self.engine(), rows: BTreeMap::new(), exits: Vec::new() };
+            let engine = self.engine();
+            let mut versions = VersionRows { spec, engine, shown, rows: BTreeMap::new(), exits: Vec::new() };
             plan.iter().for_each(|plan| versions.take_plan(plan));
             self.purged.get(number).into_iter().for_each(|purged| versions.take_purged(purged));
             verified
@@ -154,6 +158,7 @@ impl Account<'_> {
             objects: ObjectCounts::tally(&spec.name, rows, not_in_scope),
             rows: RowCounts::tally(&spec.name, rows),
             not_comparable: Observed::Seen(verified.not_comparable.clone()),
+            undeclared: undeclared(spec, verified),
             versions: self.version_counts(number, verified, rows),
             uploads: UploadCounts {
                 listed: Observed::Seen(
@@ -184,8 +189,9 @@ impl Account<'_> {
 
     fn verification(&self, rows: &[ObjectRow]) -> Verification {
         let scanned: Vec<u64> = rows.iter().filter_map(|row| row.rows_scanned).collect();
-        let of_rows = self.verified.datasets.iter().filter(|dataset| dataset.table_format.is_none());
-        let objects = of_rows.flat_map(|dataset| &dataset.objects);
+        let of_rows = || self.verified.datasets.iter().filter(|dataset| dataset.table_format.is_none());
+        let objects = || of_rows().flat_map(|dataset| &dataset.objects);
+        let place = |place: Place| Observed::Seen(objects().map(|object| object.residues.count(place)).sum());
         Verification {
             engine: "polars".to_owned(),
             engine_version: self.verified.engine_version.to_owned(),
@@ -193,13 +199,20 @@ impl Account<'_> {
             objects: Observed::Seen(scanned.len() as u64),
             rows: Observed::Seen(scanned.iter().sum()),
             residue: Residue {
-                rows: Observed::Seen(objects.map(|object| object.rows_matched).sum()),
-                statistics: Observed::NotChecked,
-                dictionaries: Observed::NotChecked,
-                paths: Observed::NotChecked,
+                rows: Observed::Seen(objects().map(|object| object.rows_matched).sum()),
+                statistics: place(Place::Statistics),
+                dictionaries: place(Place::Dictionaries),
+                paths: Observed::Seen(objects().map(|object| object.residues.named.len() as u64).sum()),
                 versions: Observed::Seen(
                     rows.iter().filter(|row| !row.is_current && row.outcome == RowOutcome::Residue).count() as u64,
                 ),
+                filters: Observed::NotChecked,
+                metadata: place(Place::Metadata),
+                gaps: place(Place::Gaps),
+                undeclared: match self.job.datasets.iter().all(|spec| spec.search == Search::Off) {
+                    true => Observed::NotChecked,
+                    false => place(Place::Undeclared),
+                },
             },
             canaries: Canaries { planted: Observed::NotChecked, found: Observed::NotChecked },
         }
@@ -208,16 +221,21 @@ impl Account<'_> {
     /// What was not looked at, in plain sentences.
     fn limits(&self) -> Vec<String> {
         let mut limits = vec![
-            "Columns that no [[dataset.match]] names were not searched.".to_owned(),
-            "File statistics, dictionaries, bloom filters and object names were not searched for identifiers."
-                .to_owned(),
+            "Bloom filters were not searched for identifiers.".to_owned(),
             "Objects that were written after a dataset was listed were not looked at.".to_owned(),
         ];
         for (spec, verified) in self.job.datasets.iter().zip(&self.verified.datasets) {
+            if spec.search == Search::Off {
+                let name = &spec.name;
+                limits.push(format!("Dataset {name}: columns that no [[dataset.match]] names were not searched."));
+            }
             if !verified.not_in_scope.is_empty() {
-                let count = verified.not_in_scope.len();
+                limits.push(self.not_in_scope(spec, verified));
+            }
+            let unread: u64 = verified.objects.iter().map(|object| object.residues.unread_bytes).sum();
+            if unread > 0 {
                 limits.push(format!(
-                    "Dataset {}: {count} objects in its prefix are not in scope by their names.",
+                    "Dataset {}: {unread} bytes that belong to no page could be searched as plain text only.",
                     spec.name
                 ));
             }
@@ -243,6 +261,33 @@ impl Account<'_> {
             ));
         }
         limits
+    }
+}
+
+/// Names that are told one by one in a limit.
+const NAMES_TOLD: usize = 20;
+
+fn undeclared(spec: &DatasetSpec, verified: &VerifiedDataset) -> Observed<BTreeMap<String, u64>> {
+    if spec.search == Search::Off {
+        return Observed::NotChecked;
+    }
+    let mut sums = BTreeMap::new();
+    for (column, count) in verified.objects.iter().flat_map(|object| object.residues.by_column(Place::Undeclared)) {
+        *sums.entry(column.to_string()).or_default() += count;
+    }
+    Observed::Seen(sums)
+}
+
+impl Account<'_> {
+    /// In the prefix, not in scope: counted, and told by name as far as that is readable.
+    fn not_in_scope(&self, spec: &DatasetSpec, verified: &VerifiedDataset) -> String {
+        let count = verified.not_in_scope.len();
+        let told = verified.not_in_scope.iter().take(NAMES_TOLD).map(|object| (self.shown)(spec, &object.location));
+        let mut names = told.collect::<Vec<_>>().join(", ");
+        if count > NAMES_TOLD {
+            names.push_str(&format!(" and {} more", count - NAMES_TOLD));
+        }
+        format!("Dataset {}: {count} objects in its prefix are not in scope by their names: {names}.", verified.name)
     }
 }
 
@@ -328,6 +373,7 @@ pub fn lists(lists: &[(ListReport, Added)]) -> Vec<ListRead> {
 struct DatasetRows<'a> {
     spec: &'a DatasetSpec,
     engine: String,
+    shown: Shown<'a>,
     rows: BTreeMap<String, ObjectRow>,
     exits: Vec<Exit>,
 }
@@ -342,7 +388,7 @@ impl DatasetRows<'_> {
     }
 
     fn planned(&mut self, step: &Step, outcome: Option<&Outcome>) -> ObjectRow {
-        let mut row = ObjectRow::new(&self.spec.name, step.object.location.to_string());
+        let mut row = ObjectRow::new(&self.spec.name, &step.shown);
         row.etag = Some(step.object.etag.0.clone());
         row.version_id = step.object.version_id.clone();
         row.size_bytes = Some(step.object.size_bytes);
@@ -362,7 +408,7 @@ impl DatasetRows<'_> {
             }
             // Only versions are purged or reported; see `VersionRows`.
             Decision::Purge | Decision::Report => {}
-            Decision::Rewrite { .. } | Decision::Drop => {
+            Decision::Rewrite { .. } | Decision::Drop { .. } => {
                 row.action = self.spec.action.name().to_owned();
                 row.rows_matched = Some(step.rows_matched);
                 row.reason = Some(step.reason());
@@ -441,8 +487,7 @@ impl DatasetRows<'_> {
         for object in &verified.objects {
             self.take_object(object);
         }
-        let seen: std::collections::HashSet<String> =
-            verified.objects.iter().map(|object| object.object.location.to_string()).collect();
+        let seen: std::collections::HashSet<String> = verified.objects.iter().map(|object| self.name(object)).collect();
         for row in
             self.rows.values_mut().filter(|row| row.outcome != RowOutcome::Dropped && !seen.contains(&row.location))
         {
@@ -452,12 +497,16 @@ impl DatasetRows<'_> {
         }
     }
 
+    fn name(&self, object: &VerifiedObject) -> String {
+        (self.shown)(self.spec, &object.object.location)
+    }
+
     /// The files of a live table. What the scan found in them says nothing about the table: some may be out of it by its log,
     /// and deleted rows may still stand in others.
     fn take_table(&mut self, table: &str, objects: &[VerifiedObject]) {
         self.exits.push(Exit::Incomplete);
         for object in objects {
-            let location = object.object.location.to_string();
+            let location = self.name(object);
             let mut row = ObjectRow::new(self.spec.name.clone(), location.clone());
             row.etag = Some(object.object.etag.0.clone());
             row.version_id = object.object.version_id.clone();
@@ -469,7 +518,7 @@ impl DatasetRows<'_> {
     }
 
     fn take_object(&mut self, object: &VerifiedObject) {
-        let location = object.object.location.to_string();
+        let location = self.name(object);
         let name = self.spec.name.clone();
         let row = self.rows.entry(location.clone()).or_insert_with(|| {
             let mut row = ObjectRow::new(name, location);
@@ -514,11 +563,11 @@ impl DatasetRows<'_> {
             }
         }
         // Also of an object that lacks a column: the rules that could be checked found what is there.
-        if object.rows_matched > 0 {
+        if let Some(found) = residue(object, self.spec.search == Search::Residue) {
             let why =
                 row.reason.take().filter(|_| !row.outcome.is_clean()).map_or(String::new(), |why| format!("; {why}"));
             row.outcome = RowOutcome::Residue;
-            row.reason = Some(format!("{} of {} rows hold a listed identifier{why}", object.rows_matched, object.rows));
+            row.reason = Some(format!("{found}{why}"));
             self.exits.push(Exit::Residue);
         }
     }
@@ -528,13 +577,15 @@ impl DatasetRows<'_> {
 struct VersionRows<'a> {
     spec: &'a DatasetSpec,
     engine: String,
+    shown: Shown<'a>,
     rows: BTreeMap<(String, String), ObjectRow>,
     exits: Vec<Exit>,
 }
 
 impl VersionRows<'_> {
     fn row(&mut self, object: &Object) -> &mut ObjectRow {
-        let (location, version_id) = (object.location.to_string(), object.version_id.clone().unwrap_or_default());
+        let location = (self.shown)(self.spec, &object.location);
+        let version_id = object.version_id.clone().unwrap_or_default();
         let dataset = self.spec.name.clone();
         self.rows.entry((location.clone(), version_id)).or_insert_with(|| {
             let mut row = ObjectRow::new(&dataset, location);
@@ -558,9 +609,11 @@ impl VersionRows<'_> {
                     row.outcome = failed(*exit);
                     row.reason = Some(reason.clone());
                 }
-                Decision::Keep | Decision::Purge | Decision::Report | Decision::Rewrite { .. } | Decision::Drop => {
-                    row.rows_matched = Some(step.rows_matched)
-                }
+                Decision::Keep
+                | Decision::Purge
+                | Decision::Report
+                | Decision::Rewrite { .. }
+                | Decision::Drop { .. } => row.rows_matched = Some(step.rows_matched),
             }
         }
     }
@@ -596,6 +649,7 @@ impl VersionRows<'_> {
 
     fn take_verified(&mut self, object: &VerifiedObject) {
         let engine = self.engine.clone();
+        let undeclared = self.spec.search == Search::Residue;
         let row = self.row(&object.object);
         let exit = match &object.outcome {
             // What stands in the way of its removal is told already.
@@ -608,15 +662,10 @@ impl VersionRows<'_> {
                 row.rows_scanned = Some(object.rows);
                 row.checked_by = Some(engine);
                 row.rows_matched = Some(object.rows_matched);
-                (object.rows_matched > 0).then(|| {
+                residue(object, undeclared).map(|found| {
                     let not_purged = row.reason.take().map(|reason| format!("; not purged: {reason}"));
                     row.outcome = RowOutcome::Residue;
-                    row.reason = Some(format!(
-                        "{} of {} rows of a noncurrent version hold a listed identifier{}",
-                        object.rows_matched,
-                        object.rows,
-                        not_purged.unwrap_or_default()
-                    ));
+                    row.reason = Some(format!("in a noncurrent version, {found}{}", not_purged.unwrap_or_default()));
                     Exit::Residue
                 })
             }
@@ -635,6 +684,19 @@ impl VersionRows<'_> {
         };
         self.exits.extend(exit);
     }
+}
+
+/// What was found in an object, if anything that counts as residue.
+fn residue(object: &VerifiedObject, undeclared: bool) -> Option<String> {
+    let mut found = Vec::new();
+    if object.rows_matched > 0 {
+        found.push(format!("{} of {} rows hold a listed identifier", object.rows_matched, object.rows));
+    }
+    found.extend(object.residues.words(undeclared).map(|words| format!("a listed identifier is in {words}")));
+    if !object.residues.named.is_empty() {
+        found.push("its name holds a listed identifier".to_owned());
+    }
+    (!found.is_empty()).then(|| found.join("; "))
 }
 
 fn counts(row: &mut ObjectRow, before: u64, removed: u64, after: u64) {

@@ -30,7 +30,12 @@ pub enum Command {
     /// Dry run: the same find and plan; prints what would change and writes nothing
     Plan { job: PathBuf },
     /// Read-only: scans every object with the independent engine and writes a manifest
-    Verify { job: PathBuf },
+    Verify {
+        job: PathBuf,
+        /// Also searches the columns that no rule names, whatever the job says; what is found there is residue
+        #[arg(long, env = "LAKESCRUB_SEARCH")]
+        search: bool,
+    },
     /// Validates the job file, lists, keys, credentials and reach of every location; reads no rows
     Check { job: PathBuf },
     /// Makes DIR/signing.key, DIR/signing.pub and DIR/tag.key; never overwrites

@@ -14,7 +14,7 @@ use crate::dataset::listing;
 use crate::error::{Error, Exit, Result};
 use crate::find_parquet::{self, CannotOpen, Opened, Shape, by_column};
 use crate::format::{Compression, Format, FormatError, compression, csv, ndjson};
-use crate::identifier::Value;
+use crate::identifier::{ColumnPath, Value};
 use crate::job::{DatasetSpec, MissingColumn, Resources};
 use crate::match_index::{Check, Matcher, Rule, Scratch};
 use crate::meter::Meter;
@@ -96,6 +96,27 @@ async fn scan(find: &Find<'_>, objects: Vec<Object>, found: &mut Found) {
         find_wave(find, wave.to_vec(), found).await;
     }
     find_records(find, records, found).await;
+    found.findings.iter_mut().for_each(|finding| take_partitions(find, finding));
+}
+
+/// A match column that stands in the names (`email=…/`) and in no file: its value is that of every row of the object.
+fn in_name(find: &Find<'_>, object: &Object) -> Vec<(ColumnPath, String)> {
+    let partitions = listing::partitions(find.spec.scope.root(), &object.location);
+    let value = |column: &ColumnPath| {
+        let [name] = column.0.as_slice() else { return None };
+        let found = partitions.iter().find(|(known, _)| known.to_lowercase() == name.to_lowercase())?;
+        find.matcher.is_single(column).then(|| (column.clone(), found.1.clone()))
+    };
+    find.matcher.columns.iter().filter_map(value).collect()
+}
+
+/// When a partition value is listed, every row of the object matches.
+fn take_partitions(find: &Find<'_>, finding: &mut Finding) {
+    let Seen::Rows { rows, matched } = &mut finding.seen else { return };
+    let listed = |(column, value): &(ColumnPath, String)| find.matcher.matches(column, Value::Text(value));
+    if in_name(find, &finding.object).iter().any(listed) {
+        matched.insert_range(0..*rows);
+    }
 }
 
 /// How many objects a dataset has in scope; reads no row.
@@ -115,7 +136,7 @@ fn formats(spec: &DatasetSpec, object: &Object) -> (Option<Format>, Compression)
 
 fn refused(spec: &DatasetSpec, object: Object, exit: Exit, reason: &str) -> Finding {
     let (format, compression) = formats(spec, &object);
-    Finding { object, format, compression, seen: Seen::Failed { exit, reason: reason.to_owned() } }
+    Finding::new(object, format, compression, Seen::Failed { exit, reason: reason.to_owned() })
 }
 
 fn format_exit(error: &FormatError) -> Exit {
@@ -140,8 +161,17 @@ async fn find_wave(find: &Find<'_>, wave: Vec<Object>, found: &mut Found) {
     });
     let opened: Vec<_> = futures::stream::iter(opening).buffered(find.resources.requests_in_flight).collect().await;
     let mut groups: Vec<(Shape, Vec<Opened>)> = Vec::new();
+    let mut without: Vec<(ColumnPath, Vec<Object>)> = Vec::new();
     for (object, outcome) in opened {
         match outcome {
+            Err(CannotOpen::Column(NoRoute::Missing(column)))
+                if in_name(find, &object).iter().any(|(known, _)| *known == column) =>
+            {
+                match without.iter_mut().find(|(known, _)| *known == column) {
+                    Some((_, objects)) => objects.push(object),
+                    None => without.push((column, vec![object])),
+                }
+            }
             Ok((opened, shape)) => match groups.iter_mut().find(|(known, _)| known.same(&shape)) {
                 Some((_, group)) => group.push(opened),
                 None => groups.push((shape, vec![opened])),
@@ -151,6 +181,12 @@ async fn find_wave(find: &Find<'_>, wave: Vec<Object>, found: &mut Found) {
     }
     for (shape, group) in &groups {
         scan_group(find, shape, group, found).await;
+    }
+    for (column, objects) in without {
+        let matcher = Arc::new(find.matcher.without(&column));
+        let (store, meter) = (find.store.clone(), find.meter.clone());
+        let rest = Find { spec: find.spec, store, matcher, resources: find.resources, meter };
+        Box::pin(find_wave(&rest, objects, found)).await;
     }
 }
 
@@ -163,11 +199,20 @@ fn not_opened(spec: &DatasetSpec, object: Object, error: CannotOpen) -> Finding 
         }
         CannotOpen::Format(error) => Seen::Failed { exit: format_exit(&error), reason },
     };
-    Finding { object, format: Some(Format::Parquet), compression: Compression::None, seen }
+    Finding::new(object, Some(Format::Parquet), Compression::None, seen)
 }
 
 /// Scans a group in one plan; when that fails, one object after the other, to learn which one it was.
 async fn scan_group(find: &Find<'_>, shape: &Shape, group: &[Opened], found: &mut Found) {
+    if find.matcher.columns.is_empty() {
+        // Every rule is about the name.
+        for opened in group {
+            find.meter.add(1, opened.rows, opened.object.size_bytes);
+            let seen = Seen::Rows { rows: opened.rows, matched: RoaringTreemap::new() };
+            found.findings.push(parquet_finding(opened, seen));
+        }
+        return;
+    }
     let all: Vec<&Opened> = group.iter().collect();
     match find_parquet::scan(&find.store, shape, &all, &find.matcher, find.resources, &find.meter).await {
         Ok(scanned) => {
@@ -190,7 +235,7 @@ async fn scan_group(find: &Find<'_>, shape: &Shape, group: &[Opened], found: &mu
 }
 
 fn parquet_finding(opened: &Opened, seen: Seen) -> Finding {
-    Finding { object: opened.object.clone(), format: Some(Format::Parquet), compression: Compression::None, seen }
+    Finding::new(opened.object.clone(), Some(Format::Parquet), Compression::None, seen)
 }
 
 fn add_counts(all: &mut BTreeMap<String, u64>, more: BTreeMap<String, u64>) {
@@ -204,8 +249,9 @@ async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression
         let reader = ObjectReader::new(find.store.clone(), object.clone());
         let (spec, matcher) = (find.spec.clone(), find.matcher.clone());
         let meter = find.meter.clone();
+        let in_name: Vec<ColumnPath> = in_name(find, &object).into_iter().map(|(column, _)| column).collect();
         async move {
-            let scan = tokio::task::spawn_blocking(move || scan_records(&spec, &matcher, format, &reader));
+            let scan = tokio::task::spawn_blocking(move || scan_records(&spec, &matcher, &in_name, format, &reader));
             let outcome = scan.await.unwrap_or_else(|_| Err(FormatError::Corrupt("the decoder panicked".to_owned())));
             if let Ok((Seen::Rows { rows, .. }, _)) = &outcome {
                 meter.add(1, *rows, object.size_bytes);
@@ -222,7 +268,7 @@ async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression
             }
             Err(error) => Seen::Failed { exit: format_exit(&error), reason: error.to_string() },
         };
-        found.findings.push(Finding { object, format: Some(format), compression, seen });
+        found.findings.push(Finding::new(object, Some(format), compression, seen));
     }
 }
 
@@ -230,11 +276,13 @@ async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression
 fn scan_records(
     spec: &DatasetSpec,
     matcher: &Matcher,
+    in_name: &[ColumnPath],
     format: Format,
     reader: &ObjectReader,
 ) -> std::result::Result<(Seen, Vec<u64>), FormatError> {
     let (_, source) = compression::decode(reader.read_from(0))?;
-    let mut scan = RecordScan { matcher, scratch: Scratch::default(), not_comparable: vec![0; matcher.columns.len()] };
+    let mut scan =
+        RecordScan { matcher, in_name, scratch: Scratch::default(), not_comparable: vec![0; matcher.columns.len()] };
     let seen = match format {
         Format::Csv | Format::Tsv => scan.csv(spec, csv::Records::new(source, &spec.csv, format == Format::Tsv))?,
         Format::Ndjson => scan.ndjson(spec, ndjson::Lines::new(source))?,
@@ -246,6 +294,8 @@ fn scan_records(
 /// One pass over the records of an object.
 struct RecordScan<'a> {
     matcher: &'a Matcher,
+    /// Columns that the object may lack because its name has them.
+    in_name: &'a [ColumnPath],
     scratch: Scratch,
     /// By position of the matcher's columns.
     not_comparable: Vec<u64>,
@@ -263,8 +313,11 @@ impl RecordScan<'_> {
             if columns.is_none() {
                 let header = spec.csv.header.then_some(&record);
                 let names = csv::column_names(header, record.len());
-                let found: std::result::Result<Vec<_>, _> =
-                    self.matcher.columns.iter().map(|path| csv::positions(&names, path)).collect();
+                let positions = |path| match csv::positions(&names, path) {
+                    Err(NoRoute::Missing(path)) if self.in_name.contains(&path) => Ok(Vec::new()),
+                    found => found,
+                };
+                let found: std::result::Result<Vec<_>, _> = self.matcher.columns.iter().map(positions).collect();
                 match found {
                     Ok(found) => columns = Some((record.len(), found)),
                     Err(error @ NoRoute::Missing(_)) => return Ok(lacking(spec, error.to_string())),
@@ -317,7 +370,8 @@ impl RecordScan<'_> {
             rows += 1;
         }
         // A key may be left out of a line; one that no line has is a column the object lacks.
-        match there.iter().position(|there| !there) {
+        let lacks = |column: &usize| !there[*column] && !self.in_name.contains(&self.matcher.columns[*column]);
+        match (0..there.len()).find(lacks) {
             Some(column) if rows > 0 => {
                 Ok(lacking(spec, NoRoute::Missing(self.matcher.columns[column].clone()).to_string()))
             }

@@ -131,7 +131,27 @@ pub struct DatasetSpec {
     pub when_empty: WhenEmpty,
     pub rules: Vec<MatchRule>,
     pub csv: CsvDialect,
+    pub search: Search,
+    pub stray: Stray,
     pub versions: VersionPolicy,
+}
+
+/// Whether columns that no rule names are searched for listed identifiers of distinctive kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Search {
+    Off,
+    /// Findings are told.
+    Report,
+    /// Findings are residue.
+    Residue,
+}
+
+/// What `scrub` does with a listed identifier in a column that no rule names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stray {
+    Keep,
+    /// The identifier alone is replaced within its cell.
+    Redact,
 }
 
 /// What becomes of what a listing of current objects does not show.
@@ -470,6 +490,12 @@ impl Edge {
         let missing_column =
             choice(&mut table, "missing_column", &[("error", MissingColumn::Error), ("skip", MissingColumn::Skip)]);
         let when_empty = choice(&mut table, "when_empty", &[("keep", WhenEmpty::Keep), ("drop", WhenEmpty::Drop)]);
+        let searches = [("off", Search::Off), ("report", Search::Report), ("residue", Search::Residue)];
+        let search = choice(&mut table, "search", &searches);
+        let stray = choice(&mut table, "stray", &[("keep", Stray::Keep), ("redact", Stray::Redact)]);
+        if stray == Some(Stray::Redact) && search == Some(Search::Off) {
+            table.fault("stray", "needs search = \"report\" or \"residue\"");
+        }
         let action = action(&mut table);
         let csv = csv_dialect(table.table("csv"));
         let versions = versions(table.table("versions"));
@@ -488,6 +514,8 @@ impl Edge {
             when_empty: when_empty?,
             rules: rules.into_iter().collect::<Option<_>>()?,
             csv,
+            search: search?,
+            stray: stray?,
             versions: versions?,
         })
     }

@@ -15,7 +15,7 @@
 //! stages       find  rewrite  purge  verify  manifest_diff    never use each other
 //! edges        job  request  store  format  dataset  journal  keys  chain  manifest_check
 //! pure facts   match_index  plan  manifest  object_table  signature  merkle  tag    no I/O, no clock
-//! vocabulary   error  identifier  action  meter
+//! vocabulary   error  identifier  action  residue  meter
 //! ```
 //!
 //! A module uses its own layer and those below it; `tests/it/architecture.rs` has the list of all and checks it.
@@ -30,7 +30,7 @@
 //! * **rewrite**: an object's new content replaces the old in one **swap**. It **removes** rows or **redacts** cells; an object without
 //!   rows may be **dropped**; an old version is **purged**.
 //! * **read back**: the new content is opened again from the store and compared, before it counts.
-//! * **residue**: what the verifying scan still finds. **Canary**: a planted identifier that must be found, or must not leak.
+//! * **residue**: what the verifying scan still finds, in rows, beside them in an object's bytes, or in its name. **Canary**: a planted identifier that must be found, or must not leak.
 //! * **verification manifest**: the signed account of a run: a **statement** in an **envelope**, and the table of objects. The
 //!   **chain** of manifests ends at the **head**.
 //! * **journal**: each swap, announced and confirmed; **lock**: one run on a state; **sweep**: the removal of what dead writers left.
@@ -59,7 +59,7 @@
 //! 10. The verifying scan never prunes by statistics, bloom filter or page index.
 //!     Test: `verify::wrong_statistics_hide_no_row`.
 //! 11. Erased means gone from the bytes: dictionaries, bounds, page index, bloom filters, temporary files.
-//!     Test: `rewrite_parquet::nothing_of_a_removed_row_is_left_in_any_byte`.
+//!     Tests: `rewrite_parquet::nothing_of_a_removed_row_is_left_in_any_byte`, and for what others left there: all of `verify_catches`.
 //!
 //! # Where a new thing goes
 //!
@@ -75,6 +75,7 @@
 pub mod error;
 pub mod identifier;
 pub mod action;
+pub mod residue;
 pub mod meter;
 // where
 pub mod toml_reader;
@@ -103,10 +104,14 @@ pub mod rewrite;
 pub mod purge;
 // proof
 pub mod verify_normalise;
+pub mod verify_thrift;
+pub mod verify_tokens;
+pub mod verify_bytes;
 pub mod verify_read;
 pub mod verify_records;
 pub mod verify_ndjson;
 pub mod verify_list;
+pub mod verify_names;
 pub mod verify;
 pub mod signature;
 pub mod keys;

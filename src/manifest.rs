@@ -152,6 +152,9 @@ pub struct DatasetRecord {
     pub rows: RowCounts,
     /// Column to the count of values that have no canonical form.
     pub not_comparable: Observed<BTreeMap<String, u64>>,
+    /// Column that no rule names to the count of its cells that hold a listed identifier.
+    #[serde(default)]
+    pub undeclared: Observed<BTreeMap<String, u64>>,
     pub versions: VersionCounts,
     pub uploads: UploadCounts,
 }
@@ -222,6 +225,15 @@ pub struct Residue {
     pub dictionaries: Observed<u64>,
     pub paths: Observed<u64>,
     pub versions: Observed<u64>,
+    #[serde(default)]
+    pub filters: Observed<u64>,
+    #[serde(default)]
+    pub metadata: Observed<u64>,
+    #[serde(default)]
+    pub gaps: Observed<u64>,
+    /// Cells of columns that no rule names; counts as residue where the job says so.
+    #[serde(default)]
+    pub undeclared: Observed<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -376,8 +388,10 @@ fn verdict_fits(
     if verdict != Verdict::Clean {
         return Ok(());
     }
-    let Residue { rows: in_rows, statistics, dictionaries, paths, versions } = verification.residue;
-    if [in_rows, statistics, dictionaries, paths, versions].iter().any(|count| count.or(0) > 0) {
+    let Residue { rows: in_rows, statistics, dictionaries, paths, versions, filters, metadata, gaps, undeclared: _ } =
+        verification.residue;
+    let found = [in_rows, statistics, dictionaries, paths, versions, filters, metadata, gaps];
+    if found.iter().any(|count| count.or(0) > 0) {
         return Err("the verdict is clean but residue was found".to_owned());
     }
     if in_rows == Observed::NotChecked {
@@ -579,6 +593,7 @@ mod tests {
                 objects: ObjectCounts::tally("events", rows, Seen(1)),
                 rows: RowCounts::tally("events", rows),
                 not_comparable: Seen(BTreeMap::from([("email".into(), 2)])),
+                undeclared: NotChecked,
                 versions: VersionCounts::default(),
                 uploads: UploadCounts::default(),
             }],

@@ -440,12 +440,52 @@ impl MatchIndex {
 }
 
 /// The rules of one dataset, ready to be asked.
+#[derive(Clone)]
 pub struct Matcher {
     /// The distinct columns that the rules name; rules refer to them by position.
     pub columns: Vec<ColumnPath>,
     pub rules: Vec<Rule>,
 }
 
+impl Matcher {
+    /// Whether every rule on the column is one of its own.
+    pub fn is_single(&self, column: &ColumnPath) -> bool {
+        let is = |number: &usize| self.columns[*number] == *column;
+        self.rules.iter().all(|rule| match rule {
+            Rule::Single { .. } => true,
+            Rule::All { columns, .. } => !columns.iter().any(is),
+        })
+    }
+
+    /// Whether a rule of its own on the column matches the value.
+    pub fn matches(&self, column: &ColumnPath, value: Value<'_>) -> bool {
+        let mut scratch = Scratch::default();
+        self.rules.iter().any(|rule| match rule {
+            Rule::Single { column: number, probe } => {
+                self.columns[*number] == *column && probe.check(value, &mut scratch) == Check::Match
+            }
+            Rule::All { .. } => false,
+        })
+    }
+
+    /// Without the rules on a column that [`Matcher::is_single`].
+    pub fn without(&self, column: &ColumnPath) -> Matcher {
+        let Some(gone) = self.columns.iter().position(|known| known == column) else { return self.clone() };
+        let moved = |number: usize| if number > gone { number - 1 } else { number };
+        let kept = self.rules.iter().filter_map(|rule| match rule {
+            Rule::Single { column, .. } if *column == gone => None,
+            Rule::Single { column, probe } => Some(Rule::Single { column: moved(*column), probe: probe.clone() }),
+            Rule::All { columns, composite } => Some(Rule::All {
+                columns: columns.iter().map(|column| moved(*column)).collect(),
+                composite: composite.clone(),
+            }),
+        });
+        let columns = self.columns.iter().filter(|known| *known != column).cloned().collect();
+        Matcher { columns, rules: kept.collect() }
+    }
+}
+
+#[derive(Clone)]
 pub enum Rule {
     Single { column: usize, probe: Probe },
     All { columns: Vec<usize>, composite: Composite },
@@ -460,6 +500,7 @@ pub enum Check {
 }
 
 /// Asks whether one value is listed.
+#[derive(Clone)]
 pub struct Probe {
     index: Arc<MatchIndex>,
     kind: Kind,
@@ -525,6 +566,7 @@ impl Probe {
 }
 
 /// Asks whether the parts of one row stand together in one list row.
+#[derive(Clone)]
 pub struct Composite {
     index: Arc<MatchIndex>,
     parts: Vec<MatchPart>,

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use crate::action::Action;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, Format};
-use crate::job::{DatasetSpec, Guard, Noncurrent, WhenEmpty};
-use crate::store::Object;
+use crate::job::{DatasetSpec, Guard, Noncurrent, Stray, WhenEmpty};
+use crate::residue::{Cleanse, Place, Residues};
+use crate::store::{Location, Object};
 
 /// What the find stage saw of one object.
 #[derive(Debug, Clone)]
@@ -20,6 +21,16 @@ pub struct Finding {
     pub format: Option<Format>,
     pub compression: Compression,
     pub seen: Seen,
+    /// What the byte-level check found beside the rows.
+    pub residues: Residues,
+    /// It gathers the footers of others and holds no rows of its own.
+    pub is_summary: bool,
+}
+
+impl Finding {
+    pub fn new(object: Object, format: Option<Format>, compression: Compression, seen: Seen) -> Finding {
+        Finding { object, format, compression, seen, residues: Residues::default(), is_summary: false }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -66,10 +77,14 @@ pub struct DatasetPlan {
 #[derive(Debug, Clone)]
 pub struct Step {
     pub object: Object,
+    /// The object's name as it may be shown: with tags in place of identifiers.
+    pub shown: String,
     pub format: Option<Format>,
     pub compression: Compression,
     pub rows: u64,
     pub rows_matched: u64,
+    /// What the object holds beside the rows that match, in words.
+    pub beside: Option<String>,
     pub decision: Decision,
 }
 
@@ -79,9 +94,12 @@ pub enum Decision {
     Keep,
     Rewrite {
         rows: RoaringTreemap,
+        cleanse: Cleanse,
     },
-    /// Every row matches and the job wants no empty objects.
-    Drop,
+    /// The object goes as a whole.
+    Drop {
+        why: String,
+    },
     /// A noncurrent version holds a match: it is removed for good.
     Purge,
     /// A noncurrent version holds a match, and the job only wants to know.
@@ -102,7 +120,7 @@ impl Decision {
         match self {
             Decision::Keep => "keep",
             Decision::Rewrite { .. } => "rewrite",
-            Decision::Drop => "drop",
+            Decision::Drop { .. } => "drop",
             Decision::Purge => "purge",
             Decision::Report => "report",
             Decision::Skip { .. } => "skip",
@@ -113,25 +131,35 @@ impl Decision {
     /// Whether the step writes or drops the object.
     pub fn changes(&self) -> bool {
         match self {
-            Decision::Rewrite { .. } | Decision::Drop | Decision::Purge => true,
+            Decision::Rewrite { .. } | Decision::Drop { .. } | Decision::Purge => true,
             Decision::Keep | Decision::Report | Decision::Skip { .. } | Decision::Refuse { .. } => false,
         }
     }
 }
 
 impl Step {
+    fn with_beside(&self, rows: String) -> String {
+        match &self.beside {
+            Some(beside) => format!("{rows}; a listed identifier is in {beside}"),
+            None => rows,
+        }
+    }
+
     /// Why the step is what it is, for people.
     pub fn reason(&self) -> String {
         let (matched, rows) = (self.rows_matched, self.rows);
         match &self.decision {
             Decision::Keep => "no row matches".to_owned(),
-            Decision::Rewrite { .. } if matched == rows => "every row matches".to_owned(),
-            Decision::Rewrite { .. } => format!("{matched} of {rows} rows match"),
-            Decision::Drop => "every row matches and when_empty = \"drop\"".to_owned(),
-            Decision::Purge => format!("{matched} of {rows} rows of a noncurrent version match"),
-            Decision::Report => {
-                format!("{matched} of {rows} rows of a noncurrent version match, and noncurrent = \"report\"")
-            }
+            Decision::Rewrite { .. } => self.with_beside(match matched {
+                0 => "no row matches".to_owned(),
+                all if all == rows => "every row matches".to_owned(),
+                some => format!("{some} of {rows} rows match"),
+            }),
+            Decision::Drop { why } => why.clone(),
+            Decision::Purge => self.with_beside(format!("{matched} of {rows} rows of a noncurrent version match")),
+            Decision::Report => self.with_beside(format!(
+                "{matched} of {rows} rows of a noncurrent version match, and noncurrent = \"report\""
+            )),
             Decision::Skip { reason } | Decision::Refuse { reason, .. } => reason.clone(),
         }
     }
@@ -156,16 +184,19 @@ impl DatasetPlan {
     }
 }
 
+/// How an object's name may be shown: with tags in place of the identifiers in it.
+pub type Shown<'a> = &'a (dyn Fn(&DatasetSpec, &Location) -> String + Sync);
+
 /// Decides every object of every dataset; `found[i]` belongs to `datasets[i]`.
-pub fn build(datasets: &[DatasetSpec], found: Vec<Found>) -> Plan {
-    Plan { datasets: datasets.iter().zip(found).map(|(spec, found)| plan_dataset(spec, found)).collect() }
+pub fn build(datasets: &[DatasetSpec], found: Vec<Found>, shown: Shown<'_>) -> Plan {
+    Plan { datasets: datasets.iter().zip(found).map(|(spec, found)| plan_dataset(spec, found, shown)).collect() }
 }
 
-fn plan_dataset(spec: &DatasetSpec, found: Found) -> DatasetPlan {
-    let mut steps: Vec<Step> = found.findings.into_iter().map(|finding| decide(spec, finding)).collect();
+fn plan_dataset(spec: &DatasetSpec, found: Found, shown: Shown<'_>) -> DatasetPlan {
+    let mut steps: Vec<Step> = found.findings.into_iter().map(|finding| decide(spec, finding, shown)).collect();
     steps.sort_by(|a, b| a.object.location.cmp(&b.object.location));
     let versions = found.versions.map(|findings| {
-        let mut steps: Vec<Step> = findings.into_iter().map(|finding| decide_version(spec, finding)).collect();
+        let mut steps: Vec<Step> = findings.into_iter().map(|finding| decide_version(spec, finding, shown)).collect();
         let name = |step: &Step| (step.object.location.clone(), step.object.version_id.clone());
         steps.sort_by_key(name);
         steps
@@ -183,9 +214,9 @@ fn plan_dataset(spec: &DatasetSpec, found: Found) -> DatasetPlan {
 }
 
 /// A noncurrent version stays or goes as a whole: nobody can write to it.
-fn decide_version(spec: &DatasetSpec, finding: Finding) -> Step {
-    let mut step = decide(spec, finding);
-    if let Decision::Rewrite { .. } | Decision::Drop = step.decision {
+fn decide_version(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
+    let mut step = decide(spec, finding, shown);
+    if let Decision::Rewrite { .. } | Decision::Drop { .. } = step.decision {
         step.decision = match spec.versions.noncurrent {
             Noncurrent::Purge => Decision::Purge,
             Noncurrent::Report => Decision::Report,
@@ -194,25 +225,62 @@ fn decide_version(spec: &DatasetSpec, finding: Finding) -> Step {
     step
 }
 
-fn decide(spec: &DatasetSpec, finding: Finding) -> Step {
-    let (rows, rows_matched, decision) = match finding.seen {
-        Seen::Skipped { reason } => (0, 0, Decision::Skip { reason }),
-        Seen::Failed { exit, reason } => (0, 0, Decision::Refuse { exit, reason }),
-        Seen::Rows { rows, matched } if matched.is_empty() => (rows, 0, Decision::Keep),
-        Seen::Rows { rows, matched } => {
-            let all = matched.len() == rows && spec.action == Action::Delete && spec.when_empty == WhenEmpty::Drop;
-            let decision = if all { Decision::Drop } else { Decision::Rewrite { rows: matched.clone() } };
-            (rows, matched.len(), decision)
-        }
-    };
-    Step {
+fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
+    let mut step = Step {
+        shown: shown(spec, &finding.object.location),
         object: finding.object,
         format: finding.format,
         compression: finding.compression,
-        rows,
-        rows_matched,
-        decision,
+        rows: 0,
+        rows_matched: 0,
+        beside: None,
+        decision: Decision::Keep,
+    };
+    match finding.seen {
+        Seen::Skipped { reason } => step.decision = Decision::Skip { reason },
+        Seen::Failed { exit, reason } => step.decision = Decision::Refuse { exit, reason },
+        Seen::Rows { rows, .. } if !finding.residues.named.is_empty() => {
+            // A name cannot be redacted, so the object goes with all its rows: the guard counts them all.
+            step.rows = rows;
+            let kinds: std::collections::BTreeSet<&str> =
+                finding.residues.named.iter().map(|named| named.kind).collect();
+            let kinds = kinds.into_iter().collect::<Vec<_>>().join(", ");
+            step.decision = match &spec.action {
+                Action::Delete => {
+                    step.rows_matched = rows;
+                    Decision::Drop { why: format!("its name holds a listed identifier ({kinds})") }
+                }
+                Action::Redact(_) => Decision::Refuse {
+                    exit: Exit::Incomplete,
+                    reason: format!(
+                        "its name holds a listed identifier ({kinds}), which action = \"redact\" cannot take out"
+                    ),
+                },
+            };
+        }
+        Seen::Rows { rows, matched } => {
+            let left = finding.residues.beside(&matched, &spec.action);
+            let redacts_strays = spec.stray == Stray::Redact;
+            (step.rows, step.rows_matched, step.beside) = (rows, matched.len(), left.words(redacts_strays));
+            let strays = left.by_column(Place::Undeclared).into_keys().filter(|_| redacts_strays).collect();
+            let all = matched.len() == rows && spec.action == Action::Delete && spec.when_empty == WhenEmpty::Drop;
+            step.decision = match (&step.beside, matched.is_empty()) {
+                (None, true) => Decision::Keep,
+                (Some(beside), _) if finding.is_summary => Decision::Drop {
+                    why: format!("is a summary of other objects with a listed identifier in {beside}"),
+                },
+                (Some(_), true)
+                    if left.in_bytes() && left.count(Place::Metadata) == left.fixed && left.only(Place::Metadata) =>
+                {
+                    let reason = "a column's name holds a listed identifier, which no rewrite can take out".to_owned();
+                    Decision::Refuse { exit: Exit::Residue, reason }
+                }
+                (_, false) if all => Decision::Drop { why: "every row matches and when_empty = \"drop\"".to_owned() },
+                (_, _) => Decision::Rewrite { rows: matched, cleanse: Cleanse { strays, ..left.cleanse() } },
+            };
+        }
     }
+    step
 }
 
 /// Refuses a plan that would change more than the job allows.
@@ -246,7 +314,7 @@ pub fn exits(plan: &Plan) -> Vec<Exit> {
     let left_alone = |step: &Step| match &step.decision {
         Decision::Refuse { exit, .. } => Some(*exit),
         Decision::Skip { .. } => Some(Exit::Incomplete),
-        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop | Decision::Purge | Decision::Report => None,
+        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop { .. } | Decision::Purge | Decision::Report => None,
     };
     let steps = plan.datasets.iter().flat_map(|dataset| dataset.steps.iter().chain(dataset.versions.iter().flatten()));
     let mut exits: Vec<Exit> = steps.filter_map(left_alone).collect();
@@ -260,7 +328,7 @@ pub fn exits(plan: &Plan) -> Vec<Exit> {
 pub fn to_json(plan: &Plan) -> Value {
     let step = |step: &Step| {
         json!({
-            "location": step.object.location.to_string(),
+            "location": step.shown,
             "etag": step.object.etag.0,
             "version_id": step.object.version_id,
             "size_bytes": step.object.size_bytes,

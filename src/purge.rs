@@ -30,6 +30,8 @@ pub struct Purge<'a> {
     pub meter: Arc<Meter>,
     /// Set when the run is asked to stop: what has begun is ended, nothing new begins.
     pub stop: &'a (dyn Fn() -> bool + Sync),
+    /// How an object's name may be shown and noted.
+    pub shown: &'a (dyn Fn(&Location) -> String + Sync),
 }
 
 /// An object that this run, or a killed attempt of it, has replaced or dropped: its old version holds the removed rows.
@@ -118,17 +120,17 @@ async fn purge_versions(
     let belongs = |name: &str| listing::belongs(name, purge.spec.format);
     let is_ours = |location: &Location| listing::is_in_scope(&purge.spec.scope, location, &belongs);
     let ours: Vec<&Version> = versions.iter().filter(|version| is_ours(&version.object.location)).collect();
-    let mut outcomes = gone_already(&ours, earlier);
+    let mut outcomes = gone_already(&ours, earlier, purge.shown);
     let listed = ours.iter().filter(|version| !version.is_current || version.is_delete_marker).count() + outcomes.len();
     let (kept_back, doomed): (Vec<_>, Vec<_>) = doomed(&ours, plan, replaced).into_iter().partition(|doomed| {
-        let location = doomed.object.location.to_string();
+        let location = (purge.shown)(&doomed.object.location);
         purge.held.iter().any(|held| held.location == location && held.etag == doomed.object.etag.0)
     });
     outcomes.extend(kept_back.into_iter().map(kept_back_by_hand));
     doomed.iter().for_each(|version| purge.meter.expect(1, version.object.size_bytes));
     for chunk in doomed.chunks(ANNOUNCED_AT_A_TIME) {
         purge.lock.check()?;
-        let announced = chunk.iter().map(|version| version.announced(purge.spec)).collect();
+        let announced = chunk.iter().map(|version| version.announced(purge)).collect();
         purge.journal.write(&Event::Purging { versions: announced }).await?;
         let deletes = chunk.iter().map(|version| delete(purge, version));
         outcomes.extend(
@@ -146,17 +148,18 @@ async fn purge_versions(
     for marker in idle_markers(&ours, &gone) {
         if let Err(error) = purge.store.delete_version(marker).await {
             // It holds a name and no row; the version it hid is gone.
-            tracing::warn!(object = %marker.location, %error, "delete marker not removed");
+            let (object, error) = hidden(purge, &marker.location, &error);
+            tracing::warn!(object, error, "delete marker not removed");
         }
     }
     Ok(PurgedVersions { listed: listed as u64, outcomes })
 }
 
 impl Doomed {
-    fn announced(&self, spec: &DatasetSpec) -> AnnouncedPurge {
+    fn announced(&self, purge: &Purge<'_>) -> AnnouncedPurge {
         AnnouncedPurge {
-            dataset: spec.name.clone(),
-            location: self.object.location.to_string(),
+            dataset: purge.spec.name.clone(),
+            location: (purge.shown)(&self.object.location),
             version_id: self.object.version_id.clone().unwrap_or_default(),
             etag: self.object.etag.0.clone(),
             size_bytes: self.object.size_bytes,
@@ -200,10 +203,14 @@ fn doomed(versions: &[&Version], plan: &DatasetPlan, replaced: &[Replaced]) -> V
 }
 
 /// What a killed attempt had announced and no listing shows any more was purged by it.
-fn gone_already(versions: &[&Version], earlier: &[AnnouncedPurge]) -> Vec<PurgeOutcome> {
+fn gone_already(
+    versions: &[&Version],
+    earlier: &[AnnouncedPurge],
+    shown: &(dyn Fn(&Location) -> String + Sync),
+) -> Vec<PurgeOutcome> {
     let there: BTreeSet<(String, &str)> = versions
         .iter()
-        .filter_map(|version| Some((version.object.location.to_string(), version.object.version_id.as_deref()?)))
+        .filter_map(|version| Some((shown(&version.object.location), version.object.version_id.as_deref()?)))
         .collect();
     let gone = earlier.iter().filter(|purge| !there.contains(&(purge.location.clone(), purge.version_id.as_str())));
     gone.map(|purge| PurgeOutcome {
@@ -245,12 +252,13 @@ async fn delete(purge: &Purge<'_>, version: &Doomed) -> PurgeOutcome {
     let version_id = object.version_id.as_deref().unwrap_or_default();
     match deleted {
         Ok(()) => {
-            tracing::info!(object = %object.location, version_id, "version purged");
+            tracing::info!(object = (purge.shown)(&object.location), version_id, "version purged");
             outcome(PurgeEnded::Purged)
         }
         Err(error) => {
-            tracing::error!(object = %object.location, version_id, %error, "version not purged");
-            outcome(PurgeEnded::Failed { exit: error.exit(), reason: error.to_string() })
+            let (name, reason) = hidden(purge, &object.location, &error);
+            tracing::error!(object = name, version_id, error = reason, "version not purged");
+            outcome(PurgeEnded::Failed { exit: error.exit(), reason })
         }
     }
 }
@@ -266,16 +274,24 @@ async fn abort_uploads(purge: &Purge<'_>, now: Timestamp, purged: &mut Purged) -
         }
         match purge.store.abort_upload(upload).await {
             Ok(()) => {
-                tracing::info!(object = %upload.location, "unfinished upload aborted");
+                tracing::info!(object = (purge.shown)(&upload.location), "unfinished upload aborted");
                 purged.uploads_aborted += 1;
             }
             Err(error) => {
-                tracing::error!(object = %upload.location, %error, "unfinished upload not aborted");
-                purged.uploads_failed.push((error.exit(), error.to_string()));
+                let (name, reason) = hidden(purge, &upload.location, &error);
+                tracing::error!(object = name, error = reason, "unfinished upload not aborted");
+                purged.uploads_failed.push((error.exit(), reason));
             }
         }
     }
     Ok(())
+}
+
+/// The name as it may be shown, and a store's message with that name in it.
+fn hidden(purge: &Purge<'_>, location: &Location, error: &StoreError) -> (String, String) {
+    let shown = (purge.shown)(location);
+    let reason = error.to_string().replace(&location.to_string(), &shown);
+    (shown, reason)
 }
 
 /// An upload whose beginning nobody tells is old: it may be as old as the bucket.

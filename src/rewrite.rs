@@ -16,6 +16,7 @@ use crate::job::{DatasetSpec, Resources};
 use crate::journal::{Event, Held, Journal, Lock, Swap};
 use crate::meter::Meter;
 use crate::plan::{DatasetPlan, Decision, Step};
+use crate::residue::Cleanse;
 use crate::store::{Object, ObjectReader, Replacement, ReplacementWriter, Store, StoreError, store_error};
 
 /// Everything the rewrite of one dataset needs.
@@ -97,9 +98,13 @@ pub async fn rewrite(rewrite: &Rewrite<'_>, plan: &DatasetPlan) -> Vec<Option<Ou
             Decision::Keep | Decision::Purge | Decision::Report | Decision::Skip { .. } | Decision::Refuse { .. } => {
                 None
             }
-            Decision::Rewrite { .. } | Decision::Drop if (rewrite.stop)() => Some(Outcome::nothing(Ended::NotBegun)),
-            Decision::Rewrite { rows } => Some(ended(rewrite, step, swap_rows(rewrite, step, rows).await)),
-            Decision::Drop => Some(ended(rewrite, step, drop_object(rewrite, step).await)),
+            Decision::Rewrite { .. } | Decision::Drop { .. } if (rewrite.stop)() => {
+                Some(Outcome::nothing(Ended::NotBegun))
+            }
+            Decision::Rewrite { rows, cleanse } => {
+                Some(ended(rewrite, step, swap_rows(rewrite, step, rows, cleanse).await))
+            }
+            Decision::Drop { .. } => Some(ended(rewrite, step, drop_object(rewrite, step).await)),
         }
     });
     futures::stream::iter(steps).buffered(in_flight(rewrite.resources)).collect().await
@@ -116,20 +121,34 @@ fn ended(rewrite: &Rewrite<'_>, step: &Step, outcome: Result<Outcome, Failure>) 
     rewrite.meter.add(1, step.rows, step.object.size_bytes);
     match outcome {
         Ok(outcome) => {
-            tracing::info!(object = %step.object.location, rows_removed = outcome.rows_removed, "object rewritten");
+            match &outcome.ended {
+                Ended::Dropped => {
+                    tracing::info!(object = step.shown, rows_removed = outcome.rows_removed, "object dropped")
+                }
+                Ended::Rewritten | Ended::Failed { .. } | Ended::NotBegun => {
+                    tracing::info!(object = step.shown, rows_removed = outcome.rows_removed, "object rewritten");
+                }
+            }
             outcome
         }
         Err(Failure { exit, reason }) => {
-            tracing::error!(object = %step.object.location, reason, "object not rewritten");
+            // A store's message names the object as it is; the name may hold an identifier.
+            let reason = reason.replace(&step.object.location.to_string(), &step.shown);
+            tracing::error!(object = step.shown, reason, "object not rewritten");
             Outcome::nothing(Ended::Failed { exit, reason })
         }
     }
 }
 
-async fn swap_rows(rewrite: &Rewrite<'_>, step: &Step, rows: &roaring::RoaringTreemap) -> Result<Outcome, Failure> {
+async fn swap_rows(
+    rewrite: &Rewrite<'_>,
+    step: &Step,
+    rows: &roaring::RoaringTreemap,
+    cleanse: &Cleanse,
+) -> Result<Outcome, Failure> {
     let write_id = format!("{}-{}", rewrite.journal.run_id, random_hex()?);
     let replacement = rewrite.store.replace(&step.object, &write_id).await?;
-    let written = write_replacement(rewrite, step, rows, replacement).await?;
+    let written = write_replacement(rewrite, step, rows, cleanse, replacement).await?;
     let Written { mut replacement, proof, size_bytes, sha256 } = written;
     let receipt = proof.receipt().clone();
     let staged = match check_counts(step, &rewrite.spec.action, &receipt) {
@@ -150,7 +169,7 @@ async fn swap_rows(rewrite: &Rewrite<'_>, step: &Step, rows: &roaring::RoaringTr
     };
     let swap = Swap {
         dataset: rewrite.spec.name.clone(),
-        location: step.object.location.to_string(),
+        location: step.shown.clone(),
         etag_before: step.object.etag.0.clone(),
         rows_before: receipt.rows_before,
         rows_matched: step.rows_matched,
@@ -174,7 +193,7 @@ async fn swap_rows(rewrite: &Rewrite<'_>, step: &Step, rows: &roaring::RoaringTr
     };
     if !proven && let Err(failure) = read_back(rewrite, step, object.clone(), proof).await {
         // Nothing is restored silently: the old version stays, and a person decides.
-        let (location, etag) = (step.object.location.to_string(), step.object.etag.0.clone());
+        let (location, etag) = (step.shown.clone(), step.object.etag.0.clone());
         rewrite.journal.hold(sequence, &Held { location, etag, reason: failure.reason.clone() }).await?;
         return Err(failure);
     }
@@ -193,7 +212,7 @@ async fn drop_object(rewrite: &Rewrite<'_>, step: &Step) -> Result<Outcome, Fail
     rewrite.lock.check()?;
     let swap = Swap {
         dataset: rewrite.spec.name.clone(),
-        location: step.object.location.to_string(),
+        location: step.shown.clone(),
         etag_before: step.object.etag.0.clone(),
         rows_before: step.rows,
         rows_matched: step.rows_matched,
@@ -246,14 +265,16 @@ async fn write_replacement(
     rewrite: &Rewrite<'_>,
     step: &Step,
     rows: &roaring::RoaringTreemap,
+    cleanse: &Cleanse,
     replacement: Box<dyn Replacement>,
 ) -> Result<Written, Failure> {
     let reader = ObjectReader::new(rewrite.store.clone(), step.object.clone());
     let mut out = Hashing { inner: ReplacementWriter::new(replacement), sha256: Sha256::new(), size_bytes: 0 };
-    let (rows, action, tagger) = (rows.clone(), rewrite.spec.action.clone(), rewrite.tagger.clone());
+    let (rows, cleanse) = (rows.clone(), cleanse.clone());
+    let (action, tagger) = (rewrite.spec.action.clone(), rewrite.tagger.clone());
     let (kind, dialect) = (format_of(step)?, rewrite.spec.csv.clone());
     let work = tokio::task::spawn_blocking(move || {
-        let edit = Edit { rows: &rows, action: &action, tagger: tagger.as_ref() };
+        let edit = Edit { rows: &rows, action: &action, tagger: tagger.as_ref(), cleanse: &cleanse };
         let outcome = format::rewrite(kind, &dialect, &reader, &edit, &mut out);
         (outcome, out)
     });

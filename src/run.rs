@@ -15,25 +15,28 @@ use crate::chain;
 use crate::cli::{self, Cli, Command, Common, ManifestCommand, print_result};
 use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
+use crate::format::{Compression, Format};
 use crate::identifier;
-use crate::job::{Job, Scope};
+use crate::job::{DatasetSpec, Job, Scope, Search, Stray};
 use crate::journal::{self, AnnouncedPurge, Journal, Lock, Unfinished};
 use crate::keys;
 use crate::manifest::{Observed, Stage, StageName};
 use crate::manifest_check;
 use crate::manifest_diff;
 use crate::match_index::{Added, Builder, MatchIndex};
-use crate::plan::{self, DatasetPlan, Found, Plan};
+use crate::plan::{self, DatasetPlan, Finding, Found, Plan};
 use crate::progress::Progress;
 use crate::purge::{self, Purge, Purged, Replaced};
 use crate::request::{self, ListReport};
+use crate::residue::Residues;
 use crate::rewrite::{self, Ended, Outcome, Rewrite, Settled};
 use crate::show;
 use crate::signature::{SigningKey, TagKey};
 use crate::store::s3::REQUESTS_IN_FLIGHT;
 use crate::store::{ConditionalWrites, Etag, Location, Stores};
-use crate::tag::DatasetTagger;
+use crate::tag::{self, DatasetTagger};
 use crate::verify::{self, Verified};
+use crate::verify_read::Fault;
 
 /// Runs one command to its end and says with which code the process is to exit.
 pub fn run(cli: &Cli) -> Result<Exit> {
@@ -58,7 +61,7 @@ async fn run_command(cli: &Cli) -> Result<Exit> {
     match &cli.command {
         Command::Scrub { job } => scrub(common, job).await,
         Command::Plan { job } => plan(common, job).await,
-        Command::Verify { job } => verify(common, job).await,
+        Command::Verify { job, search } => verify(common, job, *search).await,
         Command::Check { job } => check(common, job).await,
         Command::Keygen { dir } => keygen(common, dir),
         Command::Manifest(ManifestCommand::Check { path, public_key }) => {
@@ -190,9 +193,48 @@ impl Session {
         Ok(found)
     }
 
-    fn plan(&mut self, found: Vec<Found>) -> Plan {
+    /// Adds what the objects hold beside their rows: the verifier's own look at bytes and names, before anything is decided.
+    async fn inspect(&mut self, lists: &verify::Lists, found: &mut [Found]) -> Result<()> {
+        for (number, found) in found.iter_mut().enumerate() {
+            let stage = self.progress.begin(StageName::Find);
+            let spec = &self.job.datasets[number];
+            let store = self.stores.of(spec.scope.root());
+            let (summaries, others) = std::mem::take(&mut found.not_in_scope).into_iter().partition(verify::is_summary);
+            found.not_in_scope = others;
+            let rows = |object| (object, plan::Seen::Rows { rows: 0, matched: Default::default() });
+            found.findings.extend(summaries.into_iter().map(rows).map(|(object, seen)| Finding {
+                is_summary: true,
+                ..Finding::new(object, Some(Format::Parquet), Compression::None, seen)
+            }));
+            let has_rows = |finding: &Finding| matches!(finding.seen, plan::Seen::Rows { .. });
+            let all = found.findings.iter().chain(found.versions.iter().flatten()).filter(|finding| has_rows(finding));
+            let objects: Vec<_> = all.map(|finding| finding.object.clone()).collect();
+            let inspecting = async { Ok(verify::inspect(lists, &self.job, spec, &store, &objects).await) };
+            let inspected = self.stop.unless(inspecting).await?;
+            let all = found.findings.iter_mut().chain(found.versions.iter_mut().flatten());
+            let all = all.filter(|finding| has_rows(finding));
+            all.zip(inspected).for_each(|(finding, inspected)| take_inspected(finding, inspected));
+            // A summary that holds nothing is no part of the dataset.
+            let is_idle = |finding: &Finding| finding.is_summary && !finding.residues.in_bytes();
+            let (idle, findings) = std::mem::take(&mut found.findings).into_iter().partition(is_idle);
+            found.findings = findings;
+            found.not_in_scope.extend(Vec::into_iter(idle).map(|finding| finding.object));
+            self.progress.end(stage);
+        }
+        Ok(())
+    }
+
+    async fn verifier_lists(&mut self) -> Result<verify::Lists> {
+        let stage = self.progress.begin(StageName::Load);
+        let clock = || self.now();
+        let lists = self.stop.unless(verify::read_lists(&self.job, &self.stores, &clock)).await?;
+        self.progress.end(stage);
+        Ok(lists)
+    }
+
+    fn plan(&mut self, found: Vec<Found>, shown: plan::Shown<'_>) -> Plan {
         let stage = self.progress.begin(StageName::Plan);
-        let plan = plan::build(&self.job.datasets, found);
+        let plan = plan::build(&self.job.datasets, found, shown);
         self.progress.end(stage);
         for dataset in &plan.datasets {
             if dataset.steps.is_empty() {
@@ -200,17 +242,18 @@ impl Session {
             }
             for step in &dataset.steps {
                 if let plan::Decision::Refuse { reason, .. } | plan::Decision::Skip { reason } = &step.decision {
-                    tracing::warn!(object = %step.object.location, reason, "object left alone");
+                    tracing::warn!(object = step.shown, reason, "object left alone");
                 }
             }
         }
         plan
     }
 
-    async fn verify(&mut self) -> Result<Verified> {
+    async fn verify(&mut self, lists: &verify::Lists) -> Result<Verified> {
         let stage = self.progress.begin(StageName::Verify);
         let clock = || self.now();
-        let verified = self.stop.unless(verify::verify(&self.job, &self.stores, &clock, &stage.meter)).await?;
+        let verifying = verify::verify_with(lists, &self.job, &self.stores, &clock, &stage.meter);
+        let verified = self.stop.unless(verifying).await?;
         self.progress.end(stage);
         Ok(verified)
     }
@@ -247,6 +290,17 @@ impl Session {
     }
 }
 
+/// What could not be looked into is told by the plan, unless it is to be written anew anyway.
+fn take_inspected(finding: &mut Finding, inspected: std::result::Result<Residues, Fault>) {
+    match (inspected, &finding.seen) {
+        (Ok(residues), _) => finding.residues = residues,
+        (Err(Fault { exit, reason }), plan::Seen::Rows { matched, .. }) if matched.is_empty() => {
+            finding.seen = plan::Seen::Failed { exit, reason };
+        }
+        (Err(_), plan::Seen::Rows { .. } | plan::Seen::Skipped { .. } | plan::Seen::Failed { .. }) => {}
+    }
+}
+
 fn uses_s3(job: &Job) -> bool {
     let scopes = job.lists.iter().map(|list| &list.scope).chain(job.datasets.iter().map(|spec| &spec.scope));
     scopes.map(Scope::root).chain([&job.state.location]).any(|location| matches!(location, Location::S3 { .. }))
@@ -268,8 +322,14 @@ fn self_test() -> Result<()> {
 async fn plan(common: &Common, path: &Path) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
     let (index, lists) = session.load().await?;
-    let found = session.find(&index).await?;
-    let plan = session.plan(found);
+    let verifier_lists = session.verifier_lists().await?;
+    let mut found = session.find(&index).await?;
+    session.inspect(&verifier_lists, &mut found).await?;
+    let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
+    let shown = |spec: &DatasetSpec, location: &Location| {
+        tag::shown(tag_key.as_ref(), &location.to_string(), &verifier_lists.named(spec, location))
+    };
+    let plan = session.plan(found, &shown);
     let guard = plan::check_guard(&plan, &session.job.guard);
     let exit = Exit::gravest(plan::exits(&plan).into_iter().chain(guard.as_ref().err().map(|error| error.exit)));
     if common.json {
@@ -310,12 +370,17 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
         }
         let recovered = recover(session, run).await?;
         let (index, lists) = session.load().await?;
-        let found = session.find(&index).await?;
-        let plan = session.plan(found);
+        let verifier_lists = session.verifier_lists().await?;
+        let mut found = session.find(&index).await?;
+        session.inspect(&verifier_lists, &mut found).await?;
+        let shown = |spec: &DatasetSpec, location: &Location| {
+            tag::shown(Some(&tag_key), &location.to_string(), &verifier_lists.named(spec, location))
+        };
+        let plan = session.plan(found, &shown);
         plan::check_guard(&plan, &session.job.guard)?;
-        let outcomes = rewrite(session, run, lock, &plan, tag_key).await?;
-        let purged = purge(session, run, lock, &plan, &outcomes, &recovered).await?;
-        let verified = session.verify().await?;
+        let outcomes = rewrite(session, run, lock, &plan, tag_key.clone(), &verifier_lists).await?;
+        let purged = purge(session, run, lock, (&plan, &outcomes), &recovered, &shown).await?;
+        let verified = session.verify(&verifier_lists).await?;
         let account = Account {
             job: &session.job,
             lists: &lists,
@@ -325,19 +390,28 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &ignored,
+            shown: &shown,
         };
         publish(session, &account, &signing_key, run).await
     })
     .await
 }
 
-async fn verify(common: &Common, path: &Path) -> Result<Exit> {
+async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
+    if search {
+        session.job.datasets.iter_mut().for_each(|dataset| dataset.search = Search::Residue);
+    }
     let signing_key = session.signing_key()?;
     locked(&mut session, "verify", async |session, run, _| {
         let recovered = recover(session, run).await?;
         let (_, lists) = session.load().await?;
-        let verified = session.verify().await?;
+        let verifier_lists = session.verifier_lists().await?;
+        let verified = session.verify(&verifier_lists).await?;
+        let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
+        let shown = |spec: &DatasetSpec, location: &Location| {
+            tag::shown(tag_key.as_ref(), &location.to_string(), &verifier_lists.named(spec, location))
+        };
         let account = Account {
             job: &session.job,
             lists: &lists,
@@ -347,6 +421,7 @@ async fn verify(common: &Common, path: &Path) -> Result<Exit> {
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &[],
+            shown: &shown,
         };
         publish(session, &account, &signing_key, run).await
     })
@@ -455,6 +530,7 @@ async fn rewrite(
     lock: &Lock,
     plan: &Plan,
     tag_key: Arc<TagKey>,
+    lists: &verify::Lists,
 ) -> Result<Vec<Vec<Option<Outcome>>>> {
     let stage = session.progress.begin(StageName::Rewrite);
     let changes = plan.datasets.iter().flat_map(|dataset| &dataset.steps).filter(|step| step.decision.changes());
@@ -462,12 +538,16 @@ async fn rewrite(
     let stop = || session.stop.is_asked();
     let mut outcomes = Vec::new();
     for (spec, dataset) in session.job.datasets.iter().zip(&plan.datasets) {
+        let strays = (spec.stray == Stray::Redact).then(|| {
+            let lists = lists.clone();
+            Arc::new(move |text: &[u8]| lists.without_strays(text)) as tag::Strays
+        });
         let rewrite = Rewrite {
             spec,
             store: session.stores.of(spec.scope.root()),
             journal: &run.journal,
             lock,
-            tagger: Arc::new(DatasetTagger::new(tag_key.clone(), spec)),
+            tagger: Arc::new(DatasetTagger::new(tag_key.clone(), spec, strays)),
             resources: &session.job.resources,
             meter: stage.meter.clone(),
             stop: &stop,
@@ -484,9 +564,9 @@ async fn purge(
     session: &mut Session,
     run: &Run,
     lock: &Lock,
-    plan: &Plan,
-    outcomes: &[Vec<Option<Outcome>>],
+    (plan, outcomes): (&Plan, &[Vec<Option<Outcome>>]),
     recovered: &[Recovered],
+    shown: plan::Shown<'_>,
 ) -> Result<Vec<Purged>> {
     let stage = session.progress.begin(StageName::Purge);
     let state = &session.job.state.location;
@@ -503,6 +583,7 @@ async fn purge(
             resources: &session.job.resources,
             meter: stage.meter.clone(),
             stop: &stop,
+            shown: &|location| shown(spec, location),
         };
         let replaced = replaced(dataset, outcomes, recovered);
         let announced = run.unfinished.iter().flat_map(|unfinished| &unfinished.purges);

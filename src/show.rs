@@ -6,7 +6,7 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 
 use crate::error::Exit;
-use crate::manifest::{Observations, Observed};
+use crate::manifest::{Observations, Observed, Residue};
 use crate::object_table::ObjectRow;
 use crate::plan::{DatasetPlan, Plan, Step};
 
@@ -54,7 +54,7 @@ fn steps(out: &mut String, dataset: &DatasetPlan) {
     let mut objects = table(&["object", "step", "reason"]);
     for step in changing.iter().take(OBJECTS_SHOWN) {
         let version = step.object.version_id.as_ref().map(|id| format!(" (version {id})")).unwrap_or_default();
-        objects.add_row([format!("{}{version}", step.object.location), step.decision.name().to_owned(), step.reason()]);
+        objects.add_row([format!("{}{version}", step.shown), step.decision.name().to_owned(), step.reason()]);
     }
     line(out, &objects.to_string());
     if changing.len() > OBJECTS_SHOWN {
@@ -125,9 +125,28 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
             verification.engine, verification.engine_version
         ),
     );
-    line(&mut out, &format!("residue   {} rows", count(verification.residue.rows)));
+    line(&mut out, &format!("residue   {}", residue(&verification.residue)));
     line(&mut out, &format!("verdict   {} (exit {})", observed.verdict.name(), exit.code()));
     out
+}
+
+/// Rows always; the other places only where something was found.
+fn residue(residue: &Residue) -> String {
+    let mut words = vec![format!("{} rows", count(residue.rows))];
+    let places = [
+        (residue.statistics, "statistics"),
+        (residue.dictionaries, "dictionary entries"),
+        (residue.filters, "bloom filters"),
+        (residue.metadata, "metadata entries"),
+        (residue.gaps, "gaps"),
+        (residue.paths, "names"),
+        (residue.versions, "versions"),
+        (residue.undeclared, "cells of undeclared columns"),
+    ];
+    words.extend(
+        places.iter().filter(|(found, _)| found.or(0) > 0).map(|(found, name)| format!("{} {name}", count(*found))),
+    );
+    words.join(", ")
 }
 
 fn listed(observed: &Observations) -> u64 {

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::format::Tagger;
 use crate::identifier::{Canonical, ColumnPath, HashFunction, Kind, Value};
 use crate::job::{DatasetSpec, MatchRule};
+use crate::residue::Named;
 use crate::signature::TagKey;
 
 /// Tags the cells of one dataset: HMAC-SHA-256(tag key, kind, SHA-256 of the canonical form), so that a plain column and a
@@ -14,11 +15,15 @@ use crate::signature::TagKey;
 pub struct DatasetTagger {
     key: Arc<TagKey>,
     rules: Vec<MatchRule>,
+    strays: Option<Strays>,
 }
 
+/// Replaces the listed identifiers in a text; `None`: it holds none.
+pub type Strays = Arc<dyn Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync>;
+
 impl DatasetTagger {
-    pub fn new(key: Arc<TagKey>, dataset: &DatasetSpec) -> Self {
-        DatasetTagger { key, rules: dataset.rules.clone() }
+    pub fn new(key: Arc<TagKey>, dataset: &DatasetSpec, strays: Option<Strays>) -> Self {
+        DatasetTagger { key, rules: dataset.rules.clone(), strays }
     }
 }
 
@@ -44,6 +49,35 @@ impl Tagger for DatasetTagger {
         };
         self.key.tag(kind, &digest)
     }
+
+    fn without_strays(&self, text: &[u8]) -> Option<Vec<u8>> {
+        self.strays.as_ref().and_then(|strays| strays(text))
+    }
+}
+
+/// A name as it may be shown: every part that holds a listed identifier is replaced by the identifier's tag, or, without a key, by a
+/// word. A part that holds more than the identifier is told from its like by a keyed tag of the whole.
+pub fn shown(key: Option<&TagKey>, name: &str, named: &[Named]) -> String {
+    let (mut out, mut from) = (String::with_capacity(name.len()), 0);
+    let mut named: Vec<&Named> = named.iter().collect();
+    named.sort_by_key(|named| (named.range.start, std::cmp::Reverse(named.range.end)));
+    for part in named {
+        if part.range.start < from {
+            continue;
+        }
+        out.push_str(&name[from..part.range.start]);
+        let hidden = &name[part.range.clone()];
+        match key {
+            Some(key) => {
+                let whole = key.tag("name", &Sha256::digest(hidden).into());
+                out.push_str(&format!("{}-{}", key.tag(part.kind, &part.digest), &whole[..8]));
+            }
+            None => out.push_str("(a listed identifier)"),
+        }
+        from = part.range.end;
+    }
+    out.push_str(&name[from..]);
+    out
 }
 
 /// A cell that no rule reads is tagged by its bytes.

@@ -15,12 +15,14 @@ use crate::dataset::listing;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, CsvDialect, Format};
 use crate::identifier::ColumnPath;
-use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn};
+use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, Stray};
 use crate::meter::Meter;
+use crate::residue::{Named, Residues};
 use crate::store::{Location, Object, ObjectReader, Store, StoreError, Stores};
-use crate::verify_list::{Rules, Suppressed, add};
+use crate::verify_list::{Asked, Rules, Suppressed, add};
+use crate::verify_names;
 use crate::verify_normalise;
-use crate::verify_read::{Fault, Gates, Scanned, Tally, Work, scan_parquet};
+use crate::verify_read::{Fault, Gates, Look, Scanned, Tally, Work, scan_parquet, scan_summary};
 use crate::verify_records::{HELD_BYTES, Layout, Promised, scan_records};
 
 /// What the verifier saw.
@@ -78,6 +80,8 @@ pub struct VerifiedObject {
     pub rows: u64,
     /// Rows that still match, by whichever of the rules could be checked.
     pub rows_matched: u64,
+    /// What the object holds beside its rows.
+    pub residues: Residues,
     pub outcome: VerifyOutcome,
 }
 
@@ -95,30 +99,129 @@ pub enum VerifyOutcome {
     },
 }
 
-/// Checks all datasets of the job. An object that cannot be checked is an outcome of its own and the others go on.
-///
-/// Errors: a list that cannot be read ([`Exit::Usage`], or what the store says), a dataset that cannot be listed.
+/// The lists of a job as the verifier read them, ready to be asked.
+#[derive(Clone)]
+pub struct Lists {
+    suppressed: Arc<Suppressed>,
+    read: Vec<VerifiedList>,
+}
+
+impl Lists {
+    /// Replaces the listed identifiers of distinctive kinds in a text, see [`Suppressed::without_strays`].
+    pub fn without_strays(&self, text: &[u8]) -> Option<Vec<u8>> {
+        // What cannot be evaluated stays, and the verifying scan tells.
+        self.suppressed.without_strays(text).ok().flatten()
+    }
+
+    /// The listed identifiers in an object's name. A name that cannot be looked into is hidden whole.
+    pub fn named(&self, dataset: &DatasetSpec, location: &Location) -> Vec<Named> {
+        let rules = Arc::new(self.suppressed.rules(dataset));
+        let asked = Asked { suppressed: self.suppressed.clone(), rules };
+        let whole = || Named { range: 0..location.to_string().len(), kind: "text", digest: [0; 32] };
+        verify_names::named(dataset.scope.root(), location, &asked).unwrap_or_else(|_| vec![whole()])
+    }
+}
+
+/// Reads the lists anew. Errors: one that cannot be read ([`Exit::Usage`], or what the store says).
+pub async fn read_lists(job: &Job, stores: &Stores, clock: &(dyn Fn() -> Timestamp + Sync)) -> Result<Lists> {
+    let gates = Gates::new(&job.resources);
+    let mut seed = [0; 16];
+    getrandom::fill(&mut seed).map_err(|error| Error::internal(format!("cannot draw a random key: {error}")))?;
+    let suppressed = Arc::new(Mutex::new(Suppressed::new(job, seed)));
+    let mut read = Vec::with_capacity(job.lists.len());
+    for list in &job.lists {
+        read.push(read_list(list, stores, clock(), &gates, &suppressed).await?);
+    }
+    let suppressed = Arc::into_inner(suppressed).expect("the readers of the lists are gone");
+    let suppressed = Arc::new(suppressed.into_inner().unwrap_or_else(|broken| broken.into_inner()));
+    Ok(Lists { suppressed, read })
+}
+
+/// Reads the lists and checks all datasets of the job, see [`verify_with`].
 pub async fn verify(
     job: &Job,
     stores: &Stores,
     clock: &(dyn Fn() -> Timestamp + Sync),
     meter: &Meter,
 ) -> Result<Verified> {
+    let lists = read_lists(job, stores, clock).await?;
+    verify_with(&lists, job, stores, clock, meter).await
+}
+
+/// Checks all datasets of the job. An object that cannot be checked is an outcome of its own and the others go on.
+///
+/// Errors: a dataset that cannot be listed.
+pub async fn verify_with(
+    lists: &Lists,
+    job: &Job,
+    stores: &Stores,
+    clock: &(dyn Fn() -> Timestamp + Sync),
+    meter: &Meter,
+) -> Result<Verified> {
     let gates = Gates::new(&job.resources);
-    let mut seed = [0; 16];
-    getrandom::fill(&mut seed).map_err(|error| Error::internal(format!("cannot draw a random key: {error}")))?;
-    let suppressed = Arc::new(Mutex::new(Suppressed::new(job, seed)));
-    let mut lists = Vec::with_capacity(job.lists.len());
-    for list in &job.lists {
-        lists.push(read_list(list, stores, clock(), &gates, &suppressed).await?);
-    }
-    let suppressed = Arc::into_inner(suppressed).expect("the readers of the lists are gone");
-    let suppressed = Arc::new(suppressed.into_inner().unwrap_or_else(|broken| broken.into_inner()));
     let mut datasets = Vec::with_capacity(job.datasets.len());
     for dataset in &job.datasets {
-        datasets.push(verify_dataset(dataset, stores, clock(), &gates, &suppressed, meter).await?);
+        datasets.push(verify_dataset(dataset, stores, clock(), &gates, &lists.suppressed, meter).await?);
     }
-    Ok(Verified { engine: "polars", engine_version: polars::VERSION, lists, datasets })
+    Ok(Verified { engine: "polars", engine_version: polars::VERSION, lists: lists.read.clone(), datasets })
+}
+
+/// What objects hold beside their rows, in the order they are given: for the plan, before anything is written. Rows are decoded
+/// only where the bytes cannot be judged alone.
+pub async fn inspect(
+    lists: &Lists,
+    job: &Job,
+    dataset: &DatasetSpec,
+    store: &Arc<dyn Store>,
+    objects: &[Object],
+) -> Vec<Result<Residues, Fault>> {
+    let gates = Gates::new(&job.resources);
+    let rules = Arc::new(lists.suppressed.rules(dataset));
+    let asked = Arc::new(Asked { suppressed: lists.suppressed.clone(), rules: rules.clone() });
+    let inspected = objects.iter().map(|object| {
+        let (gates, rules, asked) = (&gates, &rules, &asked);
+        async move { inspect_object(dataset, store, object, gates, rules, asked).await }
+    });
+    futures::stream::iter(inspected).buffered(gates.objects_ahead()).collect().await
+}
+
+async fn inspect_object(
+    dataset: &DatasetSpec,
+    store: &Arc<dyn Store>,
+    object: &Object,
+    gates: &Gates,
+    rules: &Arc<Rules>,
+    asked: &Arc<Asked>,
+) -> Result<Residues, Fault> {
+    let mut found = names(dataset, object, asked).await?;
+    if is_summary(object) {
+        found.merge(&scan_summary(&**store, object, &rules.columns, gates, asked.clone()).await?);
+        return Ok(found);
+    }
+    let shared = asked.clone();
+    let search: Work = Arc::new(move |batch| {
+        let mut tally = Tally { rows: batch.rows as u64, ..Tally::default() };
+        shared.suppressed.search(batch, &mut tally.residues)?;
+        Ok(tally)
+    });
+    let others = dataset.stray == Stray::Redact;
+    let look = Look { rows: others.then_some(search), bytes: Some(asked.clone()), others };
+    let scanned = scan(store, object, &object_shape(dataset, object)?, &rules.columns, gates, &look).await?;
+    found.merge(&scanned.tally.residues);
+    Ok(found)
+}
+
+/// Asking may take a Polars expression, which must not run on a thread of the runtime.
+async fn names(dataset: &DatasetSpec, object: &Object, asked: &Arc<Asked>) -> Result<Residues, Fault> {
+    let (root, location, asked) = (dataset.scope.root().clone(), object.location.clone(), asked.clone());
+    let named = tokio::task::spawn_blocking(move || verify_names::named(&root, &location, &asked)).await;
+    let named = named.map_err(|error| Fault::from_join(&error))??;
+    Ok(Residues::of_name(named))
+}
+
+/// The footers of other objects, gathered in one file by some writers.
+pub fn is_summary(object: &Object) -> bool {
+    matches!(object.location.file_name(), "_metadata" | "_common_metadata")
 }
 
 /// Known answers through the verifier's own normaliser, to be run before every job. The error names the kind that failed.
@@ -149,7 +252,8 @@ async fn read_list(
             Ok(Tally { rows: batch.rows as u64, ..Default::default() })
         });
         let shape = list_shape(list, &file.location).map_err(unusable)?;
-        let scanned = scan(&store, file, &shape, &columns, gates, &work).await.map_err(unusable)?;
+        let look = Look { rows: Some(work), ..Look::default() };
+        let scanned = scan(&store, file, &shape, &columns, gates, &look).await.map_err(unusable)?;
         if let Some(missing) = scanned.missing.first() {
             return Err(unusable(Fault::unreadable(format!("lacks column {}", columns[*missing]))));
         }
@@ -260,10 +364,18 @@ async fn verify_dataset(
     };
     listing.in_scope.iter().for_each(|object| meter.expect(1, object.size_bytes));
     let rules = Arc::new(suppressed.rules(dataset));
-    let check = |objects: Vec<Object>| check_objects(dataset, &store, objects, gates, suppressed, &rules, meter);
-    let (objects, counts) = check(listing.in_scope).await;
+    let asked = Arc::new(Asked { suppressed: suppressed.clone(), rules: rules.clone() });
+    let check = |objects: Vec<Object>| check_objects(dataset, &store, objects, gates, &rules, &asked, meter);
+    let (mut objects, counts) = check(listing.in_scope).await;
     let named = rules.columns.iter().map(ToString::to_string).zip(counts);
     let not_comparable = named.filter(|(_, count)| *count > 0).collect();
+    let mut not_in_scope = Vec::with_capacity(listing.not_in_scope.len());
+    for object in listing.not_in_scope {
+        match verify_summary(&store, &object, gates, &rules, &asked).await {
+            Some(found) => objects.push(found),
+            None => not_in_scope.push(object),
+        }
+    }
     let versions = match list_versions(dataset, &*store).await? {
         None => None,
         Some((noncurrent, delete_markers)) => {
@@ -278,7 +390,7 @@ async fn verify_dataset(
         listed_at,
         table_format: listing.table_format,
         objects,
-        not_in_scope: listing.not_in_scope,
+        not_in_scope,
         not_comparable,
         versions,
         uploads: uploads.count() as u64,
@@ -310,13 +422,13 @@ async fn check_objects(
     store: &Arc<dyn Store>,
     objects: Vec<Object>,
     gates: &Gates,
-    suppressed: &Arc<Suppressed>,
     rules: &Arc<Rules>,
+    asked: &Arc<Asked>,
     meter: &Meter,
 ) -> (Vec<VerifiedObject>, Vec<u64>) {
     let checked = objects.into_iter().map(|object| {
-        let (store, rules) = (store.clone(), rules.clone());
-        async move { verify_object(dataset, store, object, gates, suppressed, rules, meter).await }
+        let store = store.clone();
+        async move { verify_object(dataset, store, object, gates, rules, asked, meter).await }
     });
     let checked: Vec<_> = futures::stream::iter(checked).buffered(gates.objects_ahead()).collect().await;
     let mut not_comparable = vec![0; rules.columns.len()];
@@ -327,32 +439,60 @@ async fn check_objects(
     (objects.collect(), not_comparable)
 }
 
+/// A summary file is no object of the dataset until it holds an identifier or cannot be read.
+async fn verify_summary(
+    store: &Arc<dyn Store>,
+    object: &Object,
+    gates: &Gates,
+    rules: &Arc<Rules>,
+    asked: &Arc<Asked>,
+) -> Option<VerifiedObject> {
+    if !is_summary(object) {
+        return None;
+    }
+    let seen =
+        |residues, outcome| VerifiedObject { object: object.clone(), rows: 0, rows_matched: 0, residues, outcome };
+    match scan_summary(&**store, object, &rules.columns, gates, asked.clone()).await {
+        Ok(residues) => residues.in_bytes().then(|| seen(residues, VerifyOutcome::Checked)),
+        Err(Fault { exit, reason }) => Some(seen(Residues::default(), VerifyOutcome::Failed { exit, reason })),
+    }
+}
+
 /// The object's outcome, and what was not comparable by column of `rules`.
 async fn verify_object(
     dataset: &DatasetSpec,
     store: Arc<dyn Store>,
     object: Object,
     gates: &Gates,
-    suppressed: &Arc<Suppressed>,
-    rules: Arc<Rules>,
+    rules: &Arc<Rules>,
+    asked: &Arc<Asked>,
     meter: &Meter,
 ) -> (VerifiedObject, Vec<u64>) {
-    let (sets, shared) = (suppressed.clone(), rules.clone());
-    let work: Work = Arc::new(move |batch| sets.matches(&shared, batch));
+    let shared = asked.clone();
+    let work: Work = Arc::new(move |batch| {
+        let mut tally = shared.suppressed.matches(&shared.rules, batch)?;
+        shared.suppressed.search(batch, &mut tally.residues)?;
+        Ok(tally)
+    });
+    let look = Look { rows: Some(work), bytes: Some(asked.clone()), others: dataset.search != Search::Off };
+    let size_bytes = object.size_bytes;
+    let named = names(dataset, &object, asked).await;
     let scanned = match object_shape(dataset, &object) {
-        Ok(shape) => scan(&store, &object, &shape, &rules.columns, gates, &work).await,
+        Ok(shape) => scan(&store, &object, &shape, &rules.columns, gates, &look).await,
         Err(fault) => Err(fault),
     };
-    let size_bytes = object.size_bytes;
-    let (verified, counts) = match scanned {
+    let mut residues = named.as_ref().cloned().unwrap_or_default();
+    let (verified, counts) = match scanned.and_then(|scanned| named.map(|_| scanned)) {
         Err(Fault { exit, reason }) => {
             let outcome = VerifyOutcome::Failed { exit, reason };
-            (VerifiedObject { object, rows: 0, rows_matched: 0, outcome }, Vec::new())
+            (VerifiedObject { object, rows: 0, rows_matched: 0, residues, outcome }, Vec::new())
         }
         Ok(scanned) => {
-            let outcome = outcome(dataset, &rules, &scanned);
+            let partitions = verify_names::partition_names(dataset.scope.root(), &object.location);
+            let outcome = outcome(dataset, rules, &scanned, &partitions);
+            residues.merge(&scanned.tally.residues);
             let (rows, rows_matched) = (scanned.tally.rows, scanned.tally.rows_matched);
-            (VerifiedObject { object, rows, rows_matched, outcome }, scanned.tally.not_comparable)
+            (VerifiedObject { object, rows, rows_matched, residues, outcome }, scanned.tally.not_comparable)
         }
     };
     meter.add(1, verified.rows, size_bytes);
@@ -365,11 +505,14 @@ fn object_shape(dataset: &DatasetSpec, object: &Object) -> Result<Shape, Fault> 
     shape(format, promised(compression), &dataset.csv)
 }
 
-fn outcome(dataset: &DatasetSpec, rules: &Rules, scanned: &Scanned) -> VerifyOutcome {
-    if scanned.missing.is_empty() {
+/// A column that the object lacks but its name has (`email=…/`) was compared there, unless it is part of a composite.
+fn outcome(dataset: &DatasetSpec, rules: &Rules, scanned: &Scanned, partitions: &[String]) -> VerifyOutcome {
+    let in_name = |column: &usize| rules.is_single(*column) && verify_names::names(partitions, &rules.columns[*column]);
+    let missing: Vec<&usize> = scanned.missing.iter().filter(|column| !in_name(column)).collect();
+    if missing.is_empty() {
         return VerifyOutcome::Checked;
     }
-    let names: Vec<String> = scanned.missing.iter().map(|column| rules.columns[*column].to_string()).collect();
+    let names: Vec<String> = missing.iter().map(|column| rules.columns[**column].to_string()).collect();
     let reason = format!("lacks match column {}", names.join(", "));
     match dataset.missing_column {
         MissingColumn::Error => VerifyOutcome::Failed { exit: Exit::Incomplete, reason },
@@ -383,16 +526,18 @@ async fn scan(
     shape: &Shape,
     columns: &[ColumnPath],
     gates: &Gates,
-    work: &Work,
+    look: &Look,
 ) -> Result<Scanned, Fault> {
     match shape {
-        Shape::Parquet => scan_parquet(&**store, object, columns, gates, work).await,
+        Shape::Parquet => scan_parquet(&**store, object, columns, gates, look).await,
         Shape::Records { layout, promised } => {
+            let Some(work) = look.rows.clone() else { return Ok(Scanned::default()) };
             let _held = gates.memory(HELD_BYTES.min(4 * object.size_bytes)).await;
             let _running = gates.cpu().await;
             let reader = ObjectReader::new(store.clone(), object.clone());
-            let (layout, promised, columns, work) = (layout.clone(), *promised, columns.to_vec(), work.clone());
-            tokio::task::spawn_blocking(move || scan_records(&reader, promised, &layout, &columns, &work))
+            let (layout, promised, columns) = (layout.clone(), *promised, columns.to_vec());
+            let others = look.others;
+            tokio::task::spawn_blocking(move || scan_records(&reader, promised, &layout, &columns, &work, others))
                 .await
                 .map_err(|error| Fault::from_join(&error))?
         }

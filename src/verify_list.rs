@@ -6,14 +6,18 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
 use std::mem::discriminant;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use polars::prelude::*;
 
 use crate::identifier::{ColumnPath, HashFunction, Hashed, Kind};
 use crate::job::{DatasetSpec, Job, ListColumn, ListSpec, MatchPart, MatchRule};
+use crate::residue::{Place, Residues, STRAY};
+use crate::verify_bytes::Listed;
 use crate::verify_normalise::{Fingerprints, Form, canonicals, digest_of, digests, function_of, plain_numbers};
 use crate::verify_read::{Batch, Leaf, Tally};
+use crate::verify_tokens::{Around, Look, Token, tokens};
 
 /// All lists of a job, ready to be asked.
 pub struct Suppressed {
@@ -26,10 +30,51 @@ pub struct Suppressed {
     current: HashSet<u128, Spread>,
 }
 
+/// A token that is listed.
+#[derive(Debug, Clone)]
+pub struct Hit {
+    /// Which of the texts it stands in, and where.
+    pub text: usize,
+    pub range: Range<usize>,
+    pub kind: Kind,
+    pub hashed: Option<Hashed>,
+    pub token: String,
+}
+
+impl Hit {
+    fn of((text, token): &(usize, Token), kind: &Kind, hashed: Option<Hashed>) -> Hit {
+        Hit { text: *text, range: token.range.clone(), kind: kind.clone(), hashed, token: token.text.clone() }
+    }
+}
+
+/// How identifiers of a kind look in running text; empty for kinds that are not distinctive enough to be looked for.
+fn looks_of(kind: &Kind) -> &'static [Look] {
+    match kind {
+        Kind::Email => &[Look::Email],
+        Kind::Phone | Kind::PhoneE164 { .. } => &[Look::Phone],
+        Kind::Maid | Kind::Uuid => &[Look::Hex32],
+        Kind::Vin => &[Look::Vin],
+        Kind::Ip | Kind::Integer | Kind::Text | Kind::Zip => &[],
+    }
+}
+
+fn look_of(hashed: Hashed) -> Look {
+    match hashed {
+        Hashed::Sha256Hex => Look::Hex64,
+        Hashed::Sha256Base64 => Look::Base64,
+        Hashed::Md5Hex => Look::Hex32,
+        Hashed::Sha1Hex => Look::Hex40,
+    }
+}
+
 /// What one match part may be compared with.
 struct Selection {
     kind: Kind,
     list_column: Option<String>,
+    /// Some list column feeds it.
+    is_listed: bool,
+    /// Spellings of the hashes that lists hold, or that data columns hold of what is listed.
+    listed_hashes: Vec<Hashed>,
     /// Functions that the selected list columns are hashed with: plain data is compared under them too.
     listed_functions: Vec<HashFunction>,
     keys: HashSet<u128, Spread>,
@@ -59,6 +104,16 @@ struct Probe {
     /// Another probe reads the same column in the same way and counts what is not comparable.
     counted_elsewhere: bool,
 }
+
+impl Probe {
+    /// Of a value by itself, in no column.
+    fn of(kind: Kind, hashed: Option<Hashed>, selection: usize) -> Probe {
+        Probe { column: 0, kind, hashed, selection, single: true, counted_elsewhere: true }
+    }
+}
+
+/// How many cells' words are held at a time.
+const CELLS_A_TIME: usize = 1 << 16;
 
 /// How many digests are kept for values that come again.
 const KNOWN_MAX: usize = 1 << 16;
@@ -102,14 +157,22 @@ impl Suppressed {
             current: HashSet::with_hasher(Spread),
         };
         let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::parts);
-        for part in parts() {
-            if empty.selection(part).is_none() {
-                let keys = HashSet::with_hasher(Spread);
-                let (kind, list_column) = (part.kind.clone(), part.list_column.clone());
-                let mut selection = Selection { kind, list_column, listed_functions: Vec::new(), keys };
-                let hashed = job.lists.iter().flat_map(|list| &list.columns).filter(|column| selection.takes(column));
-                let functions: BTreeSet<_> = hashed.filter_map(|column| column.hashed).map(function_of).collect();
+        let listed = || job.lists.iter().flat_map(|list| &list.columns);
+        // What running text is searched for is all that is listed of a distinctive kind, whatever the rules ask for.
+        let distinctive = listed().filter(|column| column.hashed.is_some() || !looks_of(&column.kind).is_empty());
+        let wanted = parts().map(|part| (part.kind.clone(), part.list_column.clone()));
+        for (kind, list_column) in wanted.chain(distinctive.map(|column| (column.kind.clone(), None))) {
+            if empty.selection_of(&kind, list_column.as_ref()).is_none() {
+                let mut selection = Selection::new(kind, list_column);
+                selection.is_listed = listed().any(|column| selection.takes(column));
+                let taken = listed().filter(|column| selection.takes(column));
+                let hashes: Vec<Hashed> = taken.filter_map(|column| column.hashed).collect();
+                let functions: BTreeSet<_> = hashes.iter().map(|hashed| function_of(*hashed)).collect();
                 selection.listed_functions = functions.into_iter().collect();
+                let stored = parts().filter(|part| discriminant(&part.kind) == discriminant(&selection.kind));
+                selection.listed_hashes = hashes.into_iter().chain(stored.filter_map(|part| part.hashed)).collect();
+                selection.listed_hashes.sort_unstable_by_key(|hashed| look_of(*hashed));
+                selection.listed_hashes.dedup();
                 empty.selections.push(selection);
             }
         }
@@ -127,8 +190,12 @@ impl Suppressed {
     }
 
     fn selection(&self, part: &MatchPart) -> Option<usize> {
+        self.selection_of(&part.kind, part.list_column.as_ref())
+    }
+
+    fn selection_of(&self, kind: &Kind, list_column: Option<&String>) -> Option<usize> {
         self.selections.iter().position(|selection| {
-            discriminant(&selection.kind) == discriminant(&part.kind) && selection.list_column == part.list_column
+            discriminant(&selection.kind) == discriminant(kind) && selection.list_column.as_ref() == list_column
         })
     }
 
@@ -179,7 +246,100 @@ impl Suppressed {
             each_row(&mut parts, &mut |row, keys| matched[row as usize] |= rows.contains(&self.fingerprints.row(keys)));
         }
         let rows_matched = matched.iter().filter(|matched| **matched).count() as u64;
-        Ok(Tally { rows: batch.rows as u64, rows_matched, not_comparable })
+        Ok(Tally { rows: batch.rows as u64, rows_matched, not_comparable, ..Tally::default() })
+    }
+
+    /// Which of the values a rule of its own on `column` matches, by index. What is part of a composite alone cannot be told
+    /// from one value.
+    pub fn listed(&self, rules: &Rules, column: usize, values: &Series) -> PolarsResult<Vec<usize>> {
+        let leaf = Leaf { rows: None, values: values.clone() };
+        let mut found = Vec::new();
+        for probe in rules.probes.iter().filter(|probe| probe.single && probe.column == column) {
+            self.hits(probe, &leaf, &mut found)?;
+        }
+        let mut indexes: Vec<usize> = found.into_iter().map(|(index, _)| index as usize).collect();
+        indexes.sort_unstable();
+        indexes.dedup();
+        Ok(indexes)
+    }
+
+    /// Counts the cells of the batch's other columns that hold a listed identifier of a distinctive kind.
+    pub fn search(&self, batch: &Batch, found: &mut Residues) -> PolarsResult<()> {
+        for (path, leaf) in &batch.others {
+            let cells: Vec<&[u8]> = match leaf.values.dtype() {
+                DataType::String => leaf.values.str()?.iter().map(|text| text.unwrap_or_default().as_bytes()).collect(),
+                DataType::Binary => leaf.values.binary()?.iter().map(Option::unwrap_or_default).collect(),
+                _ => continue,
+            };
+            for cells in cells.chunks(CELLS_A_TIME) {
+                let mut hits: Vec<usize> = self.tokens(cells, Around::Text)?.into_iter().map(|hit| hit.text).collect();
+                hits.sort_unstable();
+                hits.dedup();
+                found.add(Place::Undeclared, Some((0, path.clone())), hits.len() as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// The text with [`STRAY`] in place of every listed identifier; `None`: it holds none.
+    pub fn without_strays(&self, text: &[u8]) -> PolarsResult<Option<Vec<u8>>> {
+        let mut ranges: Vec<Range<usize>> =
+            self.tokens(&[text], Around::Text)?.into_iter().map(|hit| hit.range).collect();
+        if ranges.is_empty() {
+            return Ok(None);
+        }
+        ranges.sort_by_key(|range| (range.start, std::cmp::Reverse(range.end)));
+        let (mut out, mut from) = (Vec::with_capacity(text.len()), 0);
+        for range in ranges {
+            if range.start >= from {
+                out.extend_from_slice(&text[from..range.start]);
+                out.extend_from_slice(STRAY.as_bytes());
+            }
+            from = from.max(range.end);
+        }
+        out.extend_from_slice(&text[from..]);
+        Ok(Some(out))
+    }
+
+    /// The identifiers of a distinctive kind that stand in the texts.
+    pub fn tokens(&self, texts: &[&[u8]], around: Around) -> PolarsResult<Vec<Hit>> {
+        let mut found: Vec<(usize, Token)> = Vec::new();
+        for (text, bytes) in texts.iter().enumerate() {
+            tokens(bytes, around, &mut |token| found.push((text, token)));
+        }
+        let mut hits = Vec::new();
+        if found.is_empty() {
+            return Ok(hits);
+        }
+        for (number, selection) in
+            self.selections.iter().enumerate().filter(|(_, selection)| selection.list_column.is_none())
+        {
+            let looks = looks_of(&selection.kind);
+            let words: Vec<&(usize, Token)> = found.iter().filter(|(_, token)| looks.contains(&token.look)).collect();
+            if !words.is_empty() && selection.is_listed {
+                let values =
+                    StringChunked::from_iter_values("v".into(), words.iter().map(|(_, token)| token.text.as_str()));
+                let leaf = Leaf { rows: None, values: values.into_series() };
+                let probe = Probe::of(selection.kind.clone(), None, number);
+                let mut keys = Vec::new();
+                self.hits(&probe, &leaf, &mut keys)?;
+                keys.dedup_by_key(|(index, _)| *index);
+                hits.extend(keys.iter().map(|(index, _)| Hit::of(words[*index as usize], &selection.kind, None)));
+            }
+            for hashed in selection.listed_hashes.iter().copied() {
+                let look = look_of(hashed);
+                let words: Vec<&(usize, Token)> = found.iter().filter(|(_, token)| token.look == look).collect();
+                let values =
+                    StringChunked::from_iter_values("v".into(), words.iter().map(|(_, token)| token.text.as_str()));
+                let leaf = Leaf { rows: None, values: values.into_series() };
+                let mut keys = Vec::new();
+                self.hits(&Probe::of(selection.kind.clone(), Some(hashed), number), &leaf, &mut keys)?;
+                hits.extend(
+                    keys.iter().map(|(index, _)| Hit::of(words[*index as usize], &selection.kind, Some(hashed))),
+                );
+            }
+        }
+        Ok(hits)
     }
 
     /// The values of a leaf that some list holds, by row.
@@ -215,13 +375,53 @@ impl Suppressed {
 }
 
 impl Selection {
+    fn new(kind: Kind, list_column: Option<String>) -> Self {
+        let keys = HashSet::with_hasher(Spread);
+        Selection { kind, list_column, is_listed: false, listed_hashes: Vec::new(), listed_functions: Vec::new(), keys }
+    }
+
     fn takes(&self, column: &ListColumn) -> bool {
         discriminant(&self.kind) == discriminant(&column.kind)
             && self.list_column.as_ref().is_none_or(|name| *name == column.column)
     }
 }
 
+/// The lists under the rules of one dataset: what the byte-level check asks.
+pub struct Asked {
+    pub suppressed: Arc<Suppressed>,
+    pub rules: Arc<Rules>,
+}
+
+impl Listed for Asked {
+    fn values(&self, column: usize, values: &Series) -> PolarsResult<Vec<usize>> {
+        self.suppressed.listed(&self.rules, column, values)
+    }
+
+    fn texts(&self, texts: &[&[u8]], around: Around) -> PolarsResult<Vec<usize>> {
+        let mut indexes: Vec<usize> = self.suppressed.tokens(texts, around)?.into_iter().map(|hit| hit.text).collect();
+        indexes.sort_unstable();
+        indexes.dedup();
+        Ok(indexes)
+    }
+}
+
 impl Rules {
+    /// Whether every rule on the column is one of its own.
+    pub fn is_single(&self, column: usize) -> bool {
+        let in_composite = |probe: &Probe| {
+            let number = self.probes.iter().position(|other| std::ptr::eq(other, probe));
+            self.composites.iter().any(|(probes, _)| number.is_some_and(|number| probes.contains(&number)))
+        };
+        let mut of_column = self.probes.iter().filter(|probe| probe.column == column);
+        of_column.all(|probe| probe.single && !in_composite(probe))
+    }
+
+    /// The kinds that rules of their own on the column compare it as.
+    pub fn kinds(&self, column: usize) -> impl Iterator<Item = (&Kind, Option<Hashed>)> {
+        let single = self.probes.iter().filter(move |probe| probe.single && probe.column == column);
+        single.map(|probe| (&probe.kind, probe.hashed))
+    }
+
     fn probe(&mut self, part: &MatchPart, lists: &Suppressed) -> usize {
         let column = self.columns.iter().position(|column| *column == part.column).unwrap_or_else(|| {
             self.columns.push(part.column.clone());

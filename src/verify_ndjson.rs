@@ -3,6 +3,7 @@
 //! Not through Polars, for Polars gives a column one type (so a record with a number where the first had text is lost or printed) and a
 //! repeated key one value. Here every value keeps its type and every repetition counts. Nothing here knows identifiers.
 
+use std::collections::BTreeMap;
 use std::io::BufRead;
 
 use polars::prelude::*;
@@ -13,11 +14,17 @@ use crate::verify_read::{Ambiguous, Batch, Fault, Leaf, Scanned, Work, ambiguous
 use crate::verify_records::each_block_of_lines;
 
 /// Gives the records of an NDJSON object to `work`. A path that no record has is missing.
-pub fn scan_ndjson(content: &mut dyn BufRead, columns: &[ColumnPath], work: &Work) -> Result<Scanned, Fault> {
+pub fn scan_ndjson(
+    content: &mut dyn BufRead,
+    columns: &[ColumnPath],
+    work: &Work,
+    others: bool,
+) -> Result<Scanned, Fault> {
     let mut scanned = Scanned::default();
     let mut seen = vec![false; columns.len()];
     each_block_of_lines(content, &mut |lines| {
         let mut found: Vec<Found> = columns.iter().map(|_| Found::default()).collect();
+        let mut unasked: BTreeMap<Vec<String>, Found> = BTreeMap::new();
         for (row, (number, line)) in lines.iter().enumerate() {
             let node: Node =
                 serde_json::from_slice(line).map_err(|_| Fault::unreadable(format!("line {number} is no JSON")))?;
@@ -27,9 +34,16 @@ pub fn scan_ndjson(content: &mut dyn BufRead, columns: &[ColumnPath], work: &Wor
             for ((column, found), seen) in columns.iter().zip(&mut found).zip(&mut seen) {
                 *seen |= walk(&node, &column.0, row as u32, found).map_err(|Ambiguous| ambiguous(column))?;
             }
+            if others {
+                texts(&node, columns, &mut Vec::new(), row as u32, &mut unasked);
+            }
         }
+        let others = unasked
+            .into_iter()
+            .flat_map(|(path, found)| found.leaves().into_iter().map(move |leaf| (ColumnPath(path.clone()), leaf)));
+        let (rows, others) = (lines.len(), others.collect());
         let columns = found.into_iter().map(Found::leaves).collect();
-        scanned.tally.add(&work(&Batch { rows: lines.len(), columns })?);
+        scanned.tally.add(&work(&Batch { rows, columns, others })?);
         Ok(())
     })?;
     if scanned.tally.rows > 0 {
@@ -173,6 +187,35 @@ fn walk(node: &Node, path: &[String], row: u32, found: &mut Found) -> Result<boo
             found.floats.1.push(*value);
             Ok(true)
         }
+    }
+}
+
+/// Notes every text that no column asked for reads, by its path.
+fn texts(
+    node: &Node,
+    asked: &[ColumnPath],
+    path: &mut Vec<String>,
+    row: u32,
+    found: &mut BTreeMap<Vec<String>, Found>,
+) {
+    let same = |column: &ColumnPath| {
+        column.0.len() == path.len() && column.0.iter().zip(&*path).all(|(a, b)| a.to_lowercase() == b.to_lowercase())
+    };
+    match node {
+        Node::Array(items) => items.iter().for_each(|item| texts(item, asked, path, row, found)),
+        Node::Object(entries) => {
+            for (name, node) in entries {
+                path.push(name.clone());
+                texts(node, asked, path, row, found);
+                path.pop();
+            }
+        }
+        Node::Text(text) if !asked.iter().any(same) => {
+            let found = found.entry(path.clone()).or_default();
+            found.texts.0.push(row);
+            found.texts.1.push(text.clone());
+        }
+        Node::Text(_) | Node::Null | Node::Boolean | Node::Integer(_) | Node::Float(_) => {}
     }
 }
 

@@ -1,7 +1,8 @@
 //! How the verifier sees objects: batches of the identifier columns alone, decoded by Polars.
 //!
-//! Parquet: the footer and the chunks of the identifier leaves are fetched, nothing else, and every row group is decoded: statistics,
-//! bloom filters, page indexes and the embedded Arrow schema are never looked at (invariant 10). Nothing here knows identifiers.
+//! Parquet: the footer and the chunks of the identifier leaves are fetched, and every row group is decoded: no row is skipped for
+//! what statistics, bloom filters, page indexes or the embedded Arrow schema say (invariant 10). The same chunks, and what else
+//! the file holds, go through the byte-level check. Nothing here knows identifiers.
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -12,14 +13,16 @@ use polars::prelude::*;
 use polars_parquet::parquet::read::deserialize_metadata;
 use polars_parquet::read::schema::parquet_to_arrow_schema;
 use polars_parquet::read::{
-    BasicDecompressor, ColumnChunkMetadata, FileMetadata, Filter, PageReader, column_iter_to_arrays,
+    BasicDecompressor, ColumnChunkMetadata, FileMetadata, Filter, PageReader, RowGroupMetadata, column_iter_to_arrays,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::error::Exit;
 use crate::identifier::ColumnPath;
 use crate::job::Resources;
+use crate::residue::Residues;
 use crate::store::{Object, Store, StoreError};
+use crate::verify_bytes::{ChunkBytes, FooterNotes, Gap, GapLeaves, LeafType, Listed, Suspicions};
 
 /// Why an object could not be checked. The reason never quotes a cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,9 +82,12 @@ impl Leaf {
 }
 
 /// Some rows of an object. `columns` are those asked for, in that order; one that the object lacks has no leaves.
+#[derive(Default)]
 pub struct Batch {
     pub rows: usize,
     pub columns: Vec<Vec<Leaf>>,
+    /// Every other column of text, when they are looked at, too.
+    pub others: Vec<(ColumnPath, Leaf)>,
 }
 
 /// What was counted over the batches of an object.
@@ -91,10 +97,13 @@ pub struct Tally {
     pub rows_matched: u64,
     /// By column asked for.
     pub not_comparable: Vec<u64>,
+    /// What was found beside the rows.
+    pub residues: Residues,
 }
 
 impl Tally {
     pub fn add(&mut self, other: &Tally) {
+        self.residues.merge(&other.residues);
         self.rows += other.rows;
         self.rows_matched += other.rows_matched;
         self.not_comparable.resize(self.not_comparable.len().max(other.not_comparable.len()), 0);
@@ -106,6 +115,17 @@ impl Tally {
 
 /// What is done with each batch. Batches come in any order and at the same time.
 pub type Work = Arc<dyn Fn(&Batch) -> PolarsResult<Tally> + Send + Sync>;
+
+/// What an object is looked at for.
+#[derive(Clone, Default)]
+pub struct Look {
+    /// Its rows. Without, they are decoded only where the bytes cannot be judged alone.
+    pub rows: Option<Work>,
+    /// What its bytes hold beside them.
+    pub bytes: Option<Arc<dyn Listed>>,
+    /// Rows come with the columns of text that were not asked for.
+    pub others: bool,
+}
 
 /// What came of an object that could be read to its end.
 #[derive(Debug, Default)]
@@ -168,20 +188,20 @@ impl Gates {
     }
 }
 
-/// Gives every row group of a Parquet object to `work`.
+/// Gives every row group of a Parquet object to `look`.
 pub async fn scan_parquet(
     store: &dyn Store,
     object: &Object,
     columns: &[ColumnPath],
     gates: &Gates,
-    work: &Work,
+    look: &Look,
 ) -> Result<Scanned, Fault> {
     use futures::{StreamExt, TryStreamExt};
-    let file = Arc::new(open(store, object, columns, gates).await?);
+    let file = Arc::new(open(store, object, columns, gates, look).await?);
     let missing = (0..columns.len()).filter(|column| file.sources[*column].is_none()).collect();
     let groups =
-        (0..file.metadata.row_groups.len()).map(|group| scan_row_group(store, object, &file, group, gates, work));
-    let tally = futures::stream::iter(groups)
+        (0..file.metadata.row_groups.len()).map(|group| scan_row_group(store, object, &file, group, gates, look));
+    let mut tally = futures::stream::iter(groups)
         .buffer_unordered(gates.threads() + 1)
         .try_fold(Tally::default(), |mut sum, tally| async move {
             sum.add(&tally);
@@ -191,16 +211,124 @@ pub async fn scan_parquet(
     if tally.rows != file.metadata.num_rows as u64 {
         return Err(Fault::unreadable("its row groups do not add up to the rows its footer tells"));
     }
+    if let Some(listed) = &look.bytes {
+        tally.residues.merge(&inspect_file(store, object, &file, gates, listed).await?);
+    }
     Ok(Scanned { tally, missing })
+}
+
+/// What a file that gathers the footers of others (`_metadata`) holds of them: bounds and texts. It has no rows.
+pub async fn scan_summary(
+    store: &dyn Store,
+    object: &Object,
+    columns: &[ColumnPath],
+    gates: &Gates,
+    listed: Arc<dyn Listed>,
+) -> Result<Residues, Fault> {
+    let (footer, _) = fetch_footer(store, object, gates).await?;
+    let columns = columns.to_vec();
+    let _running = gates.cpu().await;
+    let inspected = tokio::task::spawn_blocking(move || {
+        let notes = FooterNotes::of_others(&footer)?;
+        let (metadata, sources) = understand(footer.to_vec(), &columns)?;
+        let mut found = notes.texts(&*listed)?;
+        for (number, group) in metadata.row_groups.iter().enumerate() {
+            for (column, source) in sources.iter().enumerate() {
+                let Some(source) = source else { continue };
+                let (Some(leaf_type), Some(leaf)) = (&source.leaf_type, leaf_numbers(group, source).next()) else {
+                    continue;
+                };
+                let Some(notes) = notes.groups.get(number).and_then(|group| group.get(leaf)) else { continue };
+                let path = &source.column;
+                let chunk =
+                    ChunkBytes { notes, group: number, column, path, leaf: leaf_type, bytes: &[], column_index: None };
+                let (more, suspicions) = chunk.inspect(&*listed)?;
+                found.merge(&more);
+                found.merge(&suspicions.settle((number, path.clone())));
+            }
+        }
+        Ok(found)
+    });
+    inspected.await.map_err(|error| Fault::from_join(&error))?
+}
+
+/// The longest piece of a gap that is held at a time, and how far pieces overlap so that no identifier is cut.
+const GAP_PIECE_BYTES: u64 = 8 << 20;
+const GAP_OVERLAP_BYTES: u64 = 1 << 10;
+
+/// What stands outside the row groups: the texts of the footer, and the gaps.
+async fn inspect_file(
+    store: &dyn Store,
+    object: &Object,
+    file: &Arc<ParquetFile>,
+    gates: &Gates,
+    listed: &Arc<dyn Listed>,
+) -> Result<Residues, Fault> {
+    let Some(notes) = &file.notes else { return Ok(Residues::default()) };
+    let (shared, asked) = (file.clone(), listed.clone());
+    let texts = move || shared.notes.as_ref().map_or_else(|| Ok(Residues::default()), |notes| notes.texts(&*asked));
+    let texts = tokio::task::spawn_blocking(texts).await;
+    let mut found = texts.map_err(|error| Fault::from_join(&error))??;
+    for gap in notes.gaps(object.size_bytes - file.footer_bytes) {
+        let mut start = gap.start;
+        while start < gap.end {
+            let end = gap.end.min(start + GAP_PIECE_BYTES);
+            let _held = gates.memory(end - start).await;
+            let bytes = fetch(store, object, file, gates, start..end).await?;
+            let (shared, asked) = (file.clone(), listed.clone());
+            let inspected = tokio::task::spawn_blocking(move || shared.inspect_gap(start, &bytes, &*asked)).await;
+            found.merge(&inspected.map_err(|error| Fault::from_join(&error))??);
+            start = if end < gap.end { end - GAP_OVERLAP_BYTES } else { end };
+        }
+    }
+    Ok(found)
+}
+
+async fn fetch(
+    store: &dyn Store,
+    object: &Object,
+    file: &ParquetFile,
+    gates: &Gates,
+    range: Range<u64>,
+) -> Result<Bytes, StoreError> {
+    let tail_start = object.size_bytes - file.tail.len() as u64;
+    match range.start.checked_sub(tail_start) {
+        Some(start) => Ok(file.tail.slice(start as usize..(range.end - tail_start) as usize)),
+        None => gates.get_range(store, object, range).await,
+    }
 }
 
 /// A Parquet object's footer and where in it the columns are.
 struct ParquetFile {
     metadata: FileMetadata,
-    /// By column asked for.
+    /// By column asked for, then the others.
     sources: Vec<Option<Source>>,
+    /// How many were asked for.
+    asked: usize,
+    /// For the byte-level check.
+    notes: Option<FooterNotes>,
+    /// With its length and the magic at the end.
+    footer_bytes: u64,
     /// What came with the footer: of a small object all of it.
     tail: Bytes,
+}
+
+impl ParquetFile {
+    fn inspect_gap(&self, start: u64, bytes: &[u8], listed: &dyn Listed) -> Result<Residues, Fault> {
+        let Some(notes) = &self.notes else { return Ok(Residues::default()) };
+        let mut by_leaf = vec![None; notes.groups.first().map_or(0, Vec::len)];
+        for (column, source) in self.sources.iter().enumerate().take(self.asked) {
+            if let Some(source) = source
+                && let Some(leaf_type) = &source.leaf_type
+                && let Some(group) = self.metadata.row_groups.first()
+                && let Some(leaf) = leaf_numbers(group, source).next()
+                && let Some(place) = by_leaf.get_mut(leaf)
+            {
+                *place = Some((column, &source.column, leaf_type));
+            }
+        }
+        Gap { start, bytes }.inspect(notes, &GapLeaves { by_leaf }, listed)
+    }
 }
 
 /// One column: its top-level field cut down to the one path, and which of that field's leaves belong to it.
@@ -211,6 +339,9 @@ struct Source {
     leaves: Range<usize>,
     /// Names of struct fields below the root, as the file spells them.
     path: Vec<PlSmallStr>,
+    column: ColumnPath,
+    /// Of the one leaf; a struct has several, whose values are never compared.
+    leaf_type: Option<LeafType>,
 }
 
 const FOOTER_GUESS_BYTES: u64 = 64 << 10;
@@ -218,7 +349,33 @@ const FOOTER_GUESS_BYTES: u64 = 64 << 10;
 /// Length of the footer and magic at the end.
 const TAIL_BYTES: u64 = 8;
 
-async fn open(store: &dyn Store, object: &Object, columns: &[ColumnPath], gates: &Gates) -> Result<ParquetFile, Fault> {
+async fn open(
+    store: &dyn Store,
+    object: &Object,
+    columns: &[ColumnPath],
+    gates: &Gates,
+    look: &Look,
+) -> Result<ParquetFile, Fault> {
+    let (footer, tail) = fetch_footer(store, object, gates).await?;
+    let (size, length) = (object.size_bytes, footer.len() as u64);
+    let footer = footer.to_vec();
+    let columns = columns.to_vec();
+    // A malformed footer may panic: on a thread of its own that is an error of this object alone.
+    let (bytes, others, asked) = (look.bytes.is_some(), look.others, columns.len());
+    let understood = tokio::task::spawn_blocking(move || {
+        let notes = if bytes { Some(FooterNotes::read(&footer, size)?) } else { None };
+        let (metadata, mut sources) = understand(footer, &columns)?;
+        if others {
+            sources.extend(other_sources(&metadata, &sources)?.into_iter().map(Some));
+        }
+        Ok::<_, Fault>((metadata, sources, notes))
+    });
+    let (metadata, sources, notes) = understood.await.map_err(|error| Fault::from_join(&error))??;
+    Ok(ParquetFile { metadata, sources, asked, notes, footer_bytes: length, tail })
+}
+
+/// The footer with its length and the magic, and all that came with it.
+async fn fetch_footer(store: &dyn Store, object: &Object, gates: &Gates) -> Result<(Bytes, Bytes), Fault> {
     let size = object.size_bytes;
     if size < 12 {
         return Err(Fault::unreadable("is too short for a Parquet file"));
@@ -236,12 +393,7 @@ async fn open(store: &dyn Store, object: &Object, columns: &[ColumnPath], gates:
     if length > tail.len() as u64 {
         tail = gates.get_range(store, object, size - length..size).await?;
     }
-    let footer = tail.slice(tail.len() - length as usize..).to_vec();
-    let columns = columns.to_vec();
-    // A malformed footer may panic: on a thread of its own that is an error of this object alone.
-    let understood = tokio::task::spawn_blocking(move || understand(footer, &columns)).await;
-    let (metadata, sources) = understood.map_err(|error| Fault::from_join(&error))??;
-    Ok(ParquetFile { metadata, sources, tail })
+    Ok((tail.slice(tail.len() - length as usize..), tail))
 }
 
 fn understand(footer: Vec<u8>, columns: &[ColumnPath]) -> Result<(FileMetadata, Vec<Option<Source>>), Fault> {
@@ -253,8 +405,75 @@ fn understand(footer: Vec<u8>, columns: &[ColumnPath]) -> Result<(FileMetadata, 
         return Err(Fault::unreadable("two of its columns have the same name, or one has no leaves"));
     }
     let top: Vec<ArrowField> = schema.iter_values().cloned().collect();
-    let sources = columns.iter().map(|column| source(&top, column)).collect::<Result<_, _>>()?;
+    let mut sources: Vec<Option<Source>> =
+        columns.iter().map(|column| source(&top, column)).collect::<Result<_, _>>()?;
+    for source in sources.iter_mut().flatten() {
+        source.leaf_type = leaf_type(&metadata, source);
+    }
     Ok((metadata, sources))
+}
+
+/// The sources of every leaf of text that no column asked for reads.
+fn other_sources(metadata: &FileMetadata, asked: &[Option<Source>]) -> Result<Vec<Source>, Fault> {
+    let schema = parquet_to_arrow_schema(metadata.schema().fields());
+    let top: Vec<ArrowField> = schema.iter_values().cloned().collect();
+    let mut paths = Vec::new();
+    top.iter().for_each(|field| text_paths(field, &mut Vec::new(), &mut paths));
+    let mut others = Vec::new();
+    for path in paths {
+        let Some(other) = source(&top, &path)? else { continue };
+        let known = |source: &Source| source.root == other.root && source.leaves == other.leaves;
+        if !asked.iter().flatten().any(known) {
+            others.push(other);
+        }
+    }
+    Ok(others)
+}
+
+/// Texts, and bytes that may be texts: older writers leave out the annotation.
+fn text_paths(field: &ArrowField, names: &mut Vec<String>, paths: &mut Vec<ColumnPath>) {
+    use ArrowDataType as T;
+    names.push(field.name.to_string());
+    let mut inner = &field.dtype;
+    while let T::List(item) | T::LargeList(item) | T::Map(item, _) = inner {
+        inner = &item.dtype;
+    }
+    match inner {
+        T::Utf8 | T::LargeUtf8 | T::Utf8View | T::Binary | T::LargeBinary | T::BinaryView => {
+            paths.push(ColumnPath(names.clone()));
+        }
+        T::Struct(fields) => fields.iter().for_each(|field| text_paths(field, names, paths)),
+        _ => {}
+    }
+    names.pop();
+}
+
+/// The type of a source's one leaf.
+fn leaf_type(metadata: &FileMetadata, source: &Source) -> Option<LeafType> {
+    let mut dtype = &source.field.dtype;
+    loop {
+        dtype = match dtype {
+            ArrowDataType::List(inner) | ArrowDataType::LargeList(inner) | ArrowDataType::Map(inner, _) => &inner.dtype,
+            ArrowDataType::Struct(fields) if fields.len() == 1 => &fields[0].dtype,
+            _ => break,
+        };
+    }
+    let columns = metadata.schema().columns();
+    let under_root = columns.iter().filter(|column| column.path_in_schema.first() == Some(&source.root));
+    let mut leaves = under_root.skip(source.leaves.start).take(source.leaves.len());
+    match (leaves.next(), leaves.next()) {
+        (Some(leaf), None) => {
+            let physical = leaf.descriptor.primitive_type.physical_type;
+            Some(LeafType { physical, dtype: dtype.clone() })
+        }
+        _ => None,
+    }
+}
+
+/// The numbers of a source's leaves among all of a row group.
+fn leaf_numbers<'a>(group: &'a RowGroupMetadata, source: &Source) -> impl Iterator<Item = usize> + 'a {
+    let all = group.columns_idxs_under_root_iter(&source.root).unwrap_or_default();
+    all.iter().copied().skip(source.leaves.start).take(source.leaves.len())
 }
 
 fn source(top: &[ArrowField], column: &ColumnPath) -> Result<Option<Source>, Fault> {
@@ -267,7 +486,8 @@ fn source(top: &[ArrowField], column: &ColumnPath) -> Result<Option<Source>, Fau
     else {
         return Ok(None);
     };
-    Ok(Some(Source { root: top[root].name.clone(), field, leaves, path }))
+    let root = top[root].name.clone();
+    Ok(Some(Source { root, field, leaves, path, column: column.clone(), leaf_type: None }))
 }
 
 pub fn ambiguous(column: &ColumnPath) -> Fault {
@@ -342,7 +562,7 @@ async fn scan_row_group(
     file: &Arc<ParquetFile>,
     group: usize,
     gates: &Gates,
-    work: &Work,
+    look: &Look,
 ) -> Result<Tally, Fault> {
     let rows = file.metadata.row_groups[group].num_rows();
     if rows > u32::MAX as usize {
@@ -357,24 +577,110 @@ async fn scan_row_group(
             decoded_bytes += chunk.uncompressed_size().max(0) as u64;
         }
     }
+    let (wanted, chunk_count) = (file.inspected(group)?, ranges.len());
+    ranges.extend(wanted.iter().filter_map(|leaf| leaf.column_index(file)));
+    stored_bytes += ranges[chunk_count..].iter().map(|range| range.end - range.start).sum::<u64>();
     // Dictionary pages make the decoded column larger than the file says: a view of 16 bytes a value, and our own notes on it.
-    let row_bytes = decoded_bytes / rows.max(1) as u64 + 32 * ranges.len() as u64 + 1;
+    let row_bytes = decoded_bytes / rows.max(1) as u64 + 32 * chunk_count as u64 + 1;
     let slice_rows = (gates.share_bytes() / row_bytes).clamp(16 << 10, 1 << 20);
     let _held = gates.memory(stored_bytes + row_bytes * slice_rows.min(rows as u64)).await;
-    let tail_start = object.size_bytes - file.tail.len() as u64;
-    let fetched = ranges.into_iter().map(async |range| match range.start.checked_sub(tail_start) {
-        Some(start) => Ok(file.tail.slice(start as usize..(range.end - tail_start) as usize)),
-        None => gates.get_range(store, object, range).await,
-    });
-    let fetched = futures::future::try_join_all(fetched).await?;
+    let fetched = ranges.into_iter().map(|range| fetch(store, object, file, gates, range));
+    let mut fetched = futures::future::try_join_all(fetched).await?;
     let _running = gates.cpu().await;
-    let (file, work) = (file.clone(), work.clone());
+    let (file, look) = (file.clone(), look.clone());
     tokio::task::spawn_blocking(move || {
-        let bytes = fetched.into_iter().map(Vec::from).collect();
-        decode_row_group(&file, group, bytes, slice_rows as usize, &work)
+        let indexes = fetched.split_off(chunk_count);
+        let (residues, mut suspicions) = match &look.bytes {
+            Some(listed) => inspect_row_group(&file, &wanted, &fetched, &indexes, &**listed)?,
+            None => Default::default(),
+        };
+        let mut sum = Tally { residues, ..Default::default() };
+        if look.rows.is_some() || suspicions.iter().any(|(_, suspicions)| !suspicions.is_empty()) {
+            let bytes = fetched.into_iter().map(Vec::from).collect();
+            sum.add(&decode_row_group(&file, group, bytes, slice_rows as usize, &look, &mut suspicions)?);
+        } else {
+            sum.rows = rows as u64;
+        }
+        for (column, suspicions) in suspicions {
+            sum.residues.merge(&suspicions.settle((group, column_path(&file, column).clone())));
+        }
+        let before: usize = file.metadata.row_groups[..group].iter().map(RowGroupMetadata::num_rows).sum();
+        sum.residues.span(group, before as u64..(before + rows) as u64);
+        Ok(sum)
     })
     .await
     .map_err(|error| Fault::from_join(&error))?
+}
+
+fn column_path(file: &ParquetFile, column: usize) -> &ColumnPath {
+    &file.sources[column].as_ref().expect("only columns that are there are inspected").column
+}
+
+/// A leaf that the byte-level check looks at: of a match column that has no other.
+struct Inspected {
+    group: usize,
+    column: usize,
+    leaf: usize,
+    /// Among the chunks that are fetched.
+    chunk: usize,
+}
+
+impl Inspected {
+    fn column_index(&self, file: &ParquetFile) -> Option<Range<u64>> {
+        file.notes.as_ref()?.groups[self.group][self.leaf].column_index.clone()
+    }
+}
+
+impl ParquetFile {
+    fn inspected(&self, group: usize) -> Result<Vec<Inspected>, Fault> {
+        let Some(notes) = &self.notes else { return Ok(Vec::new()) };
+        let (mut wanted, mut chunk) = (Vec::new(), 0);
+        for (column, source) in self.sources.iter().enumerate() {
+            let Some(source) = source else { continue };
+            if source.leaf_type.is_some()
+                && column < self.asked
+                && let Some(leaf) = leaf_numbers(&self.metadata.row_groups[group], source).next()
+            {
+                wanted.push(Inspected { group, column, leaf, chunk });
+            }
+            chunk += source.leaves.len();
+        }
+        let is_there = |wanted: &Inspected| notes.groups.get(group).is_some_and(|group| wanted.leaf < group.len());
+        if wanted.iter().all(is_there) {
+            Ok(wanted)
+        } else {
+            Err(Fault::unreadable("a row group lacks a column chunk"))
+        }
+    }
+}
+
+/// `indexes` are those of the wanted leaves that have one, in order.
+fn inspect_row_group(
+    file: &ParquetFile,
+    wanted: &[Inspected],
+    chunks: &[Bytes],
+    indexes: &[Bytes],
+    listed: &dyn Listed,
+) -> Result<(Residues, Vec<(usize, Suspicions)>), Fault> {
+    let (mut found, mut suspicions, mut indexes) = (Residues::default(), Vec::new(), indexes.iter());
+    for leaf in wanted {
+        let (Some(notes), Some(source)) = (&file.notes, &file.sources[leaf.column]) else { continue };
+        let Some(leaf_type) = &source.leaf_type else { continue };
+        let column_index = leaf.column_index(file).and_then(|_| indexes.next());
+        let chunk = ChunkBytes {
+            notes: &notes.groups[leaf.group][leaf.leaf],
+            group: leaf.group,
+            column: leaf.column,
+            path: &source.column,
+            leaf: leaf_type,
+            bytes: &chunks[leaf.chunk],
+            column_index: column_index.map(|index| &index[..]),
+        };
+        let (more, suspected) = chunk.inspect(listed)?;
+        found.merge(&more);
+        suspicions.push((leaf.column, suspected));
+    }
+    Ok((found, suspicions))
 }
 
 fn chunk_range(chunk: &ColumnChunkMetadata, size_bytes: u64) -> Result<(u64, u64), Fault> {
@@ -394,7 +700,8 @@ fn decode_row_group(
     group: usize,
     bytes: Vec<Vec<u8>>,
     slice_rows: usize,
-    work: &Work,
+    look: &Look,
+    suspicions: &mut [(usize, Suspicions)],
 ) -> Result<Tally, Fault> {
     let rows = file.metadata.row_groups[group].num_rows();
     let buffers: Vec<_> = bytes.into_iter().map(|bytes| Cursor::new(bytes.into())).collect();
@@ -422,7 +729,19 @@ fn decode_row_group(
             }
             columns.push(vec![leaf(values, &source.path)?]);
         }
-        sum.add(&work(&Batch { rows: end - start, columns })?);
+        for (column, suspected) in suspicions.iter_mut().filter(|(_, suspected)| !suspected.is_empty()) {
+            columns[*column].iter().for_each(|leaf| suspected.explain(&leaf.values));
+        }
+        let others = columns.split_off(file.asked).into_iter().zip(&file.sources[file.asked..]);
+        let others = others.flat_map(|(leaves, source)| {
+            let path = source.as_ref().map(|source| source.column.clone());
+            leaves.into_iter().filter_map(move |leaf| Some((path.clone()?, leaf)))
+        });
+        let batch = Batch { rows: end - start, others: others.collect(), columns };
+        match &look.rows {
+            Some(work) => sum.add(&work(&batch)?),
+            None => sum.rows += batch.rows as u64,
+        }
     }
     Ok(sum)
 }

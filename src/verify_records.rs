@@ -42,14 +42,17 @@ pub fn scan_records(
     layout: &Layout,
     columns: &[ColumnPath],
     work: &Work,
+    others: bool,
 ) -> Result<Scanned, Fault> {
     if object.object().size_bytes == 0 {
         return Ok(Scanned::default());
     }
     let mut content = text(decompressed(object, promised)?)?;
     match layout {
-        Layout::Delimited { delimiter, dialect } => scan_delimited(&mut content, *delimiter, dialect, columns, work),
-        Layout::Ndjson => scan_ndjson(&mut content, columns, work),
+        Layout::Delimited { delimiter, dialect } => {
+            scan_delimited(&mut content, *delimiter, dialect, columns, work, others)
+        }
+        Layout::Ndjson => scan_ndjson(&mut content, columns, work, others),
         Layout::Lines => scan_lines(&mut content, columns, work),
     }
 }
@@ -110,6 +113,7 @@ fn scan_delimited(
     dialect: &CsvDialect,
     columns: &[ColumnPath],
     work: &Work,
+    others: bool,
 ) -> Result<Scanned, Fault> {
     let mut records = Regular::new(delimiter, dialect.quote);
     let (mut table, mut scanned) = (None, Scanned::default());
@@ -124,7 +128,7 @@ fn scan_delimited(
         if records.whole_bytes >= BLOCK_BYTES || (ended && records.whole > 0) {
             let block = records.take();
             if table.is_none() {
-                table = Some(DelimitedTable::of(&block, delimiter, dialect, columns)?);
+                table = Some(DelimitedTable::of(&block, delimiter, dialect, columns, others)?);
             }
             let table = table.as_mut().expect("made above");
             scanned.tally.add(&work(&table.parse(block)?)?);
@@ -337,12 +341,20 @@ struct DelimitedTable {
     options: CsvReadOptions,
     /// By column asked for: its field.
     fields: Vec<Option<usize>>,
+    /// Fields that were not asked for, when they are looked at.
+    others: Vec<(ColumnPath, usize)>,
     null_strings: Vec<String>,
     header_is_next: bool,
 }
 
 impl DelimitedTable {
-    fn of(first: &Block, delimiter: u8, dialect: &CsvDialect, columns: &[ColumnPath]) -> Result<Self, Fault> {
+    fn of(
+        first: &Block,
+        delimiter: u8,
+        dialect: &CsvDialect,
+        columns: &[ColumnPath],
+        others: bool,
+    ) -> Result<Self, Fault> {
         let schema: Schema = (0..first.width).map(|i| Field::new(i.to_string().into(), DataType::String)).collect();
         let parse = CsvParseOptions::default().with_separator(delimiter).with_quote_char(Some(dialect.quote));
         let options = CsvReadOptions::default()
@@ -354,6 +366,7 @@ impl DelimitedTable {
         let mut table = DelimitedTable {
             options,
             fields: Vec::new(),
+            others: Vec::new(),
             null_strings: dialect.null_strings.clone(),
             header_is_next: dialect.header,
         };
@@ -377,6 +390,10 @@ impl DelimitedTable {
                 _ => Ok(None),
             })
             .collect::<Result<_, _>>()?;
+        if others {
+            let unasked = names.iter().enumerate().filter(|(field, _)| !table.fields.contains(&Some(*field)));
+            table.others = unasked.map(|(field, name)| (ColumnPath(vec![(*name).to_owned()]), field)).collect();
+        }
         Ok(table)
     }
 
@@ -392,11 +409,12 @@ impl DelimitedTable {
     fn parse(&mut self, block: Block) -> Result<Batch, Fault> {
         let skipped = usize::from(std::mem::take(&mut self.header_is_next));
         let rows = block.records - skipped;
-        let mut fields: Vec<usize> = self.fields.iter().flatten().copied().collect();
+        let others = self.others.iter().map(|(_, field)| *field);
+        let mut fields: Vec<usize> = self.fields.iter().flatten().copied().chain(others).collect();
         fields.sort_unstable();
         fields.dedup();
         if fields.is_empty() {
-            return Ok(Batch { rows, columns: self.fields.iter().map(|_| Vec::new()).collect() });
+            return Ok(Batch { rows, columns: self.fields.iter().map(|_| Vec::new()).collect(), others: Vec::new() });
         }
         let (bytes, escapes) = escaped(block.bytes);
         let frame = self.frame(bytes, fields)?;
@@ -414,7 +432,11 @@ impl DelimitedTable {
                 Ok(cells(&texts, &self.null_strings, escapes))
             }
         };
-        Ok(Batch { rows, columns: self.fields.iter().map(leaves).collect::<PolarsResult<_>>()? })
+        let mut others = Vec::new();
+        for (path, field) in &self.others {
+            others.extend(leaves(&Some(*field))?.into_iter().map(|leaf| (path.clone(), leaf)));
+        }
+        Ok(Batch { rows, columns: self.fields.iter().map(leaves).collect::<PolarsResult<_>>()?, others })
     }
 }
 
@@ -479,7 +501,7 @@ fn scan_lines(content: &mut dyn BufRead, columns: &[ColumnPath], work: &Work) ->
         let texts = StringChunked::from_iter_values("v".into(), text.split('\n'));
         // One identifier a line: there is one column, whatever it is called.
         let columns = (0..columns.len()).map(|i| if i == 0 { cells(&texts, &[], escapes) } else { Vec::new() });
-        scanned.tally.add(&work(&Batch { rows: lines.len(), columns: columns.collect() })?);
+        scanned.tally.add(&work(&Batch { rows: lines.len(), columns: columns.collect(), others: Vec::new() })?);
         Ok(())
     })?;
     Ok(scanned)
@@ -553,7 +575,7 @@ mod tests {
         let block = |bytes: &[u8], records| Block { bytes: bytes.to_vec(), records, width: 1 };
         let columns = [ColumnPath(vec!["1".to_owned()])];
         let dialect = CsvDialect { header: false, ..CsvDialect::default() };
-        let mut table = DelimitedTable::of(&block(b"a\nb\n", 2), b',', &dialect, &columns).unwrap();
+        let mut table = DelimitedTable::of(&block(b"a\nb\n", 2), b',', &dialect, &columns, false).unwrap();
         assert_eq!(table.parse(block(b"a\nb\n", 2)).map(|batch| batch.rows), Ok(2));
         // Two records that stray quotes make one, as the automaton must never let them through.
         let fault = table.parse(block(b"\"a\nb\"\n", 2)).map(|batch| batch.rows).unwrap_err();

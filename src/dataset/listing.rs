@@ -96,6 +96,34 @@ fn below<'a>(root: &Location, location: &'a Location) -> &'a str {
     name.strip_prefix(root).unwrap_or(name).trim_start_matches('/')
 }
 
+/// The Hive partition values in the name below `root`, percent-decoded: `day=1/email=a%40b.c/x.parquet` has two.
+pub fn partitions(root: &Location, location: &Location) -> Vec<(String, String)> {
+    let name = below(root, location);
+    let folders = name.rsplit_once('/').map_or("", |(folders, _)| folders);
+    let pair = |segment: &str| {
+        let (name, value) = segment.split_once('=').filter(|(name, _)| !name.is_empty())?;
+        Some((decoded(name), decoded(value)))
+    };
+    folders.split('/').filter_map(pair).collect()
+}
+
+fn decoded(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let escape = after.split_at_checked(2).filter(|_| *first == b'%');
+        let byte = escape.and_then(|(digits, after)| {
+            let digits =
+                std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
+            Some((u8::from_str_radix(digits, 16).ok()?, after))
+        });
+        let (byte, after) = byte.unwrap_or((*first, after));
+        out.push(byte);
+        rest = after;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 /// Hive and Spark keep what is no row under names that start with `_` or `.`; a partition folder `_year=2024` is none of them.
 fn is_hidden(name: &str) -> bool {
     name.split('/').any(|segment| segment.starts_with(['_', '.']) && !segment.contains('='))
@@ -202,6 +230,21 @@ mod tests {
         assert!(!belongs("part-00000", Option::None));
         assert!(!belongs("a.csv.bak", Some(Format::Csv)));
         assert!(!belongs("a.csv", Some(Format::Parquet)));
+    }
+
+    #[test]
+    fn partition_values_are_decoded_and_the_file_name_is_none() {
+        let at = |key: &str| Location::S3 { bucket: "b".into(), key: key.into() };
+        for (key, wanted) in [
+            ("lake/day=1/email=a%40b.c/x=y.parquet", vec![("day", "1"), ("email", "a@b.c")]),
+            ("lake/a%3Db=100%/e=%4/x", vec![("a=b", "100%"), ("e", "%4")]),
+            ("lake/x.parquet", vec![]),
+            ("lake/=1/x", vec![]),
+        ] {
+            let found = partitions(&at("lake/"), &at(key));
+            let found: Vec<_> = found.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            assert_eq!(found, wanted, "{key}");
+        }
     }
 
     #[test]

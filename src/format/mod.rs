@@ -14,6 +14,7 @@ use roaring::RoaringTreemap;
 
 use crate::action::Action;
 use crate::identifier::ColumnPath;
+use crate::residue::Cleanse;
 use crate::store::{ObjectReader, StoreError, store_error};
 
 /// The format of a dataset's objects.
@@ -68,12 +69,19 @@ pub struct Edit<'a> {
     pub rows: &'a RoaringTreemap,
     pub action: &'a Action,
     pub tagger: &'a dyn Tagger,
+    /// What goes beside rows.
+    pub cleanse: &'a Cleanse,
 }
 
-/// Makes the keyed tag that stands in a redacted cell.
+/// Makes what stands in a redacted cell.
 pub trait Tagger: Send + Sync {
     /// `value` is the cell's text or bytes.
     fn tag(&self, column: &ColumnPath, value: &[u8]) -> String;
+
+    /// The text of a cell that no rule reads without the listed identifiers that strayed into it; `None`: it holds none.
+    fn without_strays(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// What a rewrite counted, and what a read-back must find again.

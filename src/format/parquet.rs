@@ -2,8 +2,10 @@
 //! the footer is written by us, so that nothing in it is lost or invented.
 //!
 //! Nothing of a removed row survives (invariant 11): dictionaries, statistics, bloom filters and page indexes of a re-encoded
-//! chunk are made from the kept rows alone; bytes between chunks are not copied.
+//! chunk are made from the kept rows alone; bytes between chunks and the key-value metadata of columns are not copied. A chunk may
+//! be encoded anew for that alone, without a row that changes.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
@@ -24,7 +26,7 @@ use rayon::prelude::*;
 use roaring::RoaringTreemap;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::parquet_chunk::{Change, Chunk, Encoded};
+use super::parquet_chunk::{Change, Chunk, Clean, Encoded};
 use super::parquet_column::resolve;
 use super::{Edit, FormatError, Receipt, scrubbed};
 use crate::action::{Action, Redact, Redaction};
@@ -240,6 +242,12 @@ struct Input<'a, R> {
     edit: &'a Edit<'a>,
     /// By leaf, with `Action::Redact`.
     redactions: Vec<(usize, Redact)>,
+    /// By group and leaf: encoded anew though no row of theirs changes.
+    cleansed: BTreeSet<(usize, usize)>,
+    /// Leaves in whose cells identifiers may have strayed, in any group.
+    strayed: BTreeSet<usize>,
+    /// What is kept of the file's key-value metadata.
+    key_values: Option<Vec<KeyValue>>,
 }
 
 /// A rewrite on its way: what has been written, and the footer that will describe it.
@@ -276,8 +284,20 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             Action::Delete => Vec::new(),
             Action::Redact(columns) => redacted_leaves(metadata.file_metadata().schema_descr(), columns)?,
         };
+        let schema = metadata.file_metadata().schema_descr();
+        let cleansed = edit.cleanse.chunks.iter().map(|(group, column)| {
+            let leaf = resolve(schema, column);
+            leaf.map(|leaf| (*group, leaf))
+                .map_err(|error| FormatError::Unsupported(format!("cleansing, because it {error}")))
+        });
+        let cleansed = cleansed.collect::<Result<_, _>>()?;
+        let strayed = edit.cleanse.strays.iter().map(|column| {
+            resolve(schema, column).map_err(|error| FormatError::Unsupported(format!("redaction, because it {error}")))
+        });
+        let strayed = strayed.collect::<Result<_, _>>()?;
+        let key_values = kept_key_values(metadata, edit);
         Ok(Rewrite {
-            input: Input { source, metadata, edit, redactions },
+            input: Input { source, metadata, edit, redactions, cleansed, strayed, key_values },
             out: TrackedWrite::new(out),
             groups: Vec::new(),
             column_indexes: Vec::new(),
@@ -312,12 +332,13 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             return Ok(());
         }
         let group = self.input.metadata.row_group(number);
-        let touched = |leaf: usize| match self.input.edit.action {
+        let loses = |leaf: usize| match self.input.edit.action {
             Action::Delete => !rows.is_empty(),
-            Action::Redact(_) => {
-                !rows.is_empty() && self.input.redactions.iter().any(|(redacted, _)| *redacted == leaf)
-            }
+            Action::Redact(_) => !rows.is_empty() && self.input.redacts(leaf),
         };
+        let cleansed =
+            |leaf: usize| self.input.cleansed.contains(&(number, leaf)) || self.input.strayed.contains(&leaf);
+        let touched = |leaf: usize| loses(leaf) || cleansed(leaf);
         let touched: Vec<bool> = (0..group.num_columns()).map(touched).collect();
         let start = self.out.bytes_written() as i64;
         let placed = self.place_columns(number, &rows, &touched)?;
@@ -450,7 +471,7 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             source.version(),
             rows_after as i64,
             source.created_by().map(str::to_owned),
-            source.key_value_metadata().cloned(),
+            self.input.key_values.clone(),
             source.schema_descr_ptr(),
             source.column_orders().cloned(),
         );
@@ -474,10 +495,23 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
                 digests: Vec::new(),
             },
             schema: source.schema().clone(),
-            key_values: source.key_value_metadata().cloned(),
+            key_values: self.input.key_values,
             groups: self.proofs,
         })
     }
+}
+
+impl<R> Input<'_, R> {
+    fn redacts(&self, leaf: usize) -> bool {
+        self.redactions.iter().any(|(redacted, _)| *redacted == leaf)
+    }
+}
+
+/// Entries that hold an identifier go whole: what is left of a cut one might mean something else.
+fn kept_key_values(metadata: &ParquetMetaData, edit: &Edit<'_>) -> Option<Vec<KeyValue>> {
+    let all = metadata.file_metadata().key_value_metadata()?;
+    let kept = all.iter().enumerate().filter(|(number, _)| !edit.cleanse.key_values.contains(number));
+    Some(kept.map(|(_, entry)| entry.clone()).collect())
 }
 
 impl<R: ChunkReader + Clone + 'static> Input<'_, R> {
@@ -505,7 +539,15 @@ impl<R: ChunkReader + Clone + 'static> Input<'_, R> {
             Some(Redaction::Constant(text)) => Change::Constant(text),
             Some(Redaction::Tag) => Change::Tag(&tag),
         };
-        chunk.encode(rows, &change, out).map_err(parquet_error)
+        // A chunk that is only cleansed keeps every row.
+        let none = RoaringTreemap::new();
+        let rows = match self.edit.action {
+            Action::Redact(_) if !self.redacts(leaf) => &none,
+            Action::Delete | Action::Redact(_) => rows,
+        };
+        let without_strays = |value: &[u8]| self.edit.tagger.without_strays(value);
+        let clean = self.strayed.contains(&leaf).then_some(&without_strays as &Clean);
+        chunk.encode(rows, &change, clean, out).map_err(parquet_error)
     }
 }
 

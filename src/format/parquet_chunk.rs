@@ -37,6 +37,9 @@ pub enum Change<'a> {
     Tag(&'a (dyn Fn(&[u8]) -> String + Sync)),
 }
 
+/// What a text that holds something it should not becomes; `None`: it holds nothing such.
+pub type Clean<'a> = dyn Fn(&[u8]) -> Option<Vec<u8>> + Sync + 'a;
+
 /// A column chunk of the source.
 pub struct Chunk<'a, R> {
     pub source: &'a R,
@@ -111,11 +114,12 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
         by_type!(get_column_reader(descr.clone(), self.pages()?), typed => read(typed, &descr))
     }
 
-    /// Encodes the chunk anew into `out`, with `change` done to `rows` (numbered within the row group).
+    /// Encodes the chunk anew into `out`, with `change` done to `rows` (numbered within the row group) and `clean` to every text.
     pub fn encode<W: Write + Send>(
         &self,
         rows: &RoaringTreemap,
         change: &Change<'_>,
+        clean: Option<&Clean<'_>>,
         out: &mut TrackedWrite<W>,
     ) -> Result<Encoded> {
         let descr = self.column.column_descr_ptr();
@@ -127,8 +131,11 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
         macro_rules! transcode {
             ($reader:expr, $variant:path, $constant:expr, $tag:expr) => {{
                 let $variant(typed) = &mut writer else { return Err(general("a writer of another type")) };
-                let replace = Replace::new(change, &descr, $constant, $tag)?;
-                transcode($reader, typed, &descr, rows, &replace, bloom_filter.as_mut(), self.rows)?
+                transcode!($reader, typed, $constant, $tag, None)
+            }};
+            ($reader:expr, $typed:ident, $constant:expr, $tag:expr, $clean:expr) => {{
+                let replace = Replace::new(change, &descr, $constant, $tag, $clean)?;
+                transcode($reader, $typed, &descr, rows, &replace, bloom_filter.as_mut(), self.rows)?
             }};
         }
         let digest = match get_column_reader(descr.clone(), self.pages()?) {
@@ -145,10 +152,14 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
                 transcode!(r, ColumnWriter::DoubleColumnWriter, parse::<f64>, no_tag)
             }
             ColumnReader::ByteArrayColumnReader(r) => {
+                let ColumnWriter::ByteArrayColumnWriter(typed) = &mut writer else {
+                    return Err(general("a writer of another type"));
+                };
                 let text = |_: &ColumnDescPtr, text: &str| Some(ByteArray::from(text));
-                transcode!(r, ColumnWriter::ByteArrayColumnWriter, text, |tag: String| Some(ByteArray::from(
-                    tag.into_bytes()
-                )))
+                let tag = |tag: String| Some(ByteArray::from(tag.into_bytes()));
+                let cleaned = clean
+                    .map(|clean| Box::new(move |old: &[u8]| clean(old).map(ByteArray::from)) as Cleaned<'_, ByteArray>);
+                transcode!(r, typed, text, tag, cleaned)
             }
             ColumnReader::FixedLenByteArrayColumnReader(r) => {
                 transcode!(r, ColumnWriter::FixedLenByteArrayColumnWriter, fixed_constant, no_tag)
@@ -272,7 +283,11 @@ struct Replace<'a, T> {
     null: bool,
     constant: Option<T>,
     tag: Option<Retag<'a, T>>,
+    clean: Option<Cleaned<'a, T>>,
 }
+
+/// Cleans a cell, in the column's type.
+type Cleaned<'a, T> = Box<dyn Fn(&[u8]) -> Option<T> + 'a>;
 
 /// Makes the tag of a cell, in the column's type.
 type Retag<'a, T> = Box<dyn Fn(&[u8]) -> Result<T> + 'a>;
@@ -283,8 +298,9 @@ impl<'a, T: 'a> Replace<'a, T> {
         descr: &ColumnDescPtr,
         parse: impl Fn(&ColumnDescPtr, &str) -> Option<T>,
         from_tag: impl Fn(String) -> Option<T> + 'a,
+        clean: Option<Cleaned<'a, T>>,
     ) -> Result<Self> {
-        let mut replace = Replace { remove: false, null: false, constant: None, tag: None };
+        let mut replace = Replace { remove: false, null: false, constant: None, tag: None, clean };
         match *change {
             Change::Remove => replace.remove = true,
             Change::Null if descr.self_type().is_optional() => replace.null = true,
@@ -399,6 +415,11 @@ fn transcode<T: DataType>(
     while batch.fill(&mut reader)? > 0 {
         edit(&mut batch, &mut kept, row, rows, replace)?;
         row += batch.records as u64;
+        if let Some(clean) = &replace.clean {
+            for value in &mut kept.values {
+                *value = clean(value.as_bytes()).unwrap_or_else(|| value.clone());
+            }
+        }
         kept.add_to(&mut digest);
         if let Some(filter) = bloom_filter.as_deref_mut() {
             kept.values.iter().for_each(|value| filter.insert(value));

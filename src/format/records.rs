@@ -101,12 +101,12 @@ impl Kept {
         out.write_all(bytes).map_err(FormatError::from_io)
     }
 
-    /// Keeps, removes or redacts one record; `redacted` makes its new bytes.
+    /// Keeps, removes or redacts one record; `edited` makes its new bytes.
     fn record(
         &mut self,
         raw: &[u8],
         edit: &Edit<'_>,
-        redacted: impl FnOnce(&[Redact]) -> Result<Vec<u8>, FormatError>,
+        edited: impl FnOnce(&[Redact]) -> Result<Vec<u8>, FormatError>,
         out: &mut dyn Write,
     ) -> Result<(), FormatError> {
         let matched = edit.rows.contains(self.rows_before);
@@ -118,8 +118,9 @@ impl Kept {
             }
             Action::Redact(columns) if matched => {
                 self.rows_redacted += 1;
-                self.keep(&redacted(columns)?, out)?;
+                self.keep(&edited(columns)?, out)?;
             }
+            Action::Delete | Action::Redact(_) if !edit.cleanse.strays.is_empty() => self.keep(&edited(&[])?, out)?,
             Action::Delete | Action::Redact(_) => self.keep(raw, out)?,
         }
         self.rows_after += 1;
@@ -145,27 +146,29 @@ impl Editor<'_> {
                 if self.dialect.header {
                     kept.keep(record.raw, out)?;
                 } else {
-                    kept.record(record.raw, self.edit, |columns| self.redact_csv(&record, &first, columns), out)?;
+                    kept.record(record.raw, self.edit, |columns| self.edit_csv(&record, &first, columns), out)?;
                 }
                 names = Some(first);
                 continue;
             };
-            kept.record(record.raw, self.edit, |columns| self.redact_csv(&record, names, columns), out)?;
+            kept.record(record.raw, self.edit, |columns| self.edit_csv(&record, names, columns), out)?;
         }
         kept.keep(records.rest(), out)
     }
 
-    fn redact_csv(
-        &self,
-        record: &csv::Record<'_>,
-        names: &[String],
-        columns: &[Redact],
-    ) -> Result<Vec<u8>, FormatError> {
+    fn edit_csv(&self, record: &csv::Record<'_>, names: &[String], columns: &[Redact]) -> Result<Vec<u8>, FormatError> {
         let (delimiter, quote) =
             (self.dialect.delimiter.unwrap_or(if self.tsv { b'\t' } else { b',' }), self.dialect.quote);
+        let strays = self.csv_strays(record, names)?;
+        if strays.is_empty() && columns.is_empty() {
+            return Ok(record.raw.to_vec());
+        }
         let spans = csv::spans(record, delimiter, quote)
             .ok_or_else(|| FormatError::Unsupported(format!("a quote inside a field at line {}", record.line)))?;
         let mut replacements = Vec::new();
+        for (position, text) in strays.into_iter().filter(|(position, _)| *position < spans.len()) {
+            replacements.push((spans[position].clone(), csv::quoted(&text, delimiter, quote)));
+        }
         for redact in columns {
             let positions = csv::positions(names, &redact.column)
                 .map_err(|error| FormatError::Unsupported(format!("redaction, because it {error}")))?;
@@ -175,6 +178,20 @@ impl Editor<'_> {
             }
         }
         Ok(replaced(record.raw, replacements))
+    }
+
+    /// The fields into which identifiers strayed, and what they become.
+    fn csv_strays(&self, record: &csv::Record<'_>, names: &[String]) -> Result<Vec<(usize, String)>, FormatError> {
+        let mut found = Vec::new();
+        for column in &self.edit.cleanse.strays {
+            let positions = csv::positions(names, column)
+                .map_err(|error| FormatError::Unsupported(format!("redaction, because it {error}")))?;
+            for position in positions {
+                let cleaned = record.field(position).and_then(|cell| self.edit.tagger.without_strays(cell));
+                found.extend(cleaned.map(|text| (position, String::from_utf8_lossy(&text).into_owned())));
+            }
+        }
+        Ok(found)
     }
 
     fn cell(&self, redact: &Redact, value: &[u8]) -> String {
@@ -192,14 +209,23 @@ impl Editor<'_> {
             if line.is_blank() {
                 kept.keep(line.raw, out)?;
             } else {
-                kept.record(line.raw, self.edit, |columns| self.redact_json(&line, columns), out)?;
+                kept.record(line.raw, self.edit, |columns| self.edit_json(&line, columns), out)?;
             }
         }
         Ok(())
     }
 
-    fn redact_json(&self, line: &ndjson::Line<'_>, columns: &[Redact]) -> Result<Vec<u8>, FormatError> {
+    fn edit_json(&self, line: &ndjson::Line<'_>, columns: &[Redact]) -> Result<Vec<u8>, FormatError> {
         let mut replacements = Vec::new();
+        for column in &self.edit.cleanse.strays {
+            for span in ndjson::spans(line, column)? {
+                let Ok(text) = serde_json::from_slice::<String>(&line.raw[span.clone()]) else { continue };
+                if let Some(cleaned) = self.edit.tagger.without_strays(text.as_bytes()) {
+                    let cleaned = String::from_utf8_lossy(&cleaned).into_owned();
+                    replacements.push((span, serde_json::Value::from(cleaned).to_string().into_bytes()));
+                }
+            }
+        }
         for redact in columns {
             for span in ndjson::spans(line, &redact.column)? {
                 let old = &line.raw[span.clone()];
@@ -236,6 +262,7 @@ mod tests {
     use super::*;
     use crate::format::Tagger;
     use crate::identifier::ColumnPath;
+    use crate::residue::Cleanse;
 
     struct Upper;
 
@@ -253,7 +280,7 @@ mod tests {
     ) -> Result<(Vec<u8>, Receipt), FormatError> {
         let rows: RoaringTreemap = rows.iter().copied().collect();
         let mut out = Vec::new();
-        let edit = Edit { rows: &rows, action, tagger: &Upper };
+        let edit = Edit { rows: &rows, action, tagger: &Upper, cleanse: &Cleanse::default() };
         let receipt = rewrite(format, &CsvDialect::default(), source, &edit, &mut out)?;
         read_back(format, &CsvDialect::default(), out.as_slice(), &receipt)?;
         Ok((out, receipt))
@@ -349,7 +376,7 @@ mod tests {
     fn a_record_that_never_ends_is_refused() {
         let endless = std::io::Read::take(std::io::repeat(b'x'), 80 << 20);
         let rows = RoaringTreemap::from_iter([0]);
-        let edit = Edit { rows: &rows, action: &Action::Delete, tagger: &Upper };
+        let edit = Edit { rows: &rows, action: &Action::Delete, tagger: &Upper, cleanse: &Cleanse::default() };
         let source = std::io::Read::chain(&b"id\n\""[..], endless);
         let outcome = rewrite(Format::Csv, &CsvDialect::default(), source, &edit, &mut std::io::sink());
         assert!(matches!(outcome, Err(FormatError::Corrupt(reason)) if reason.contains("line 2")));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Every module, lowest layer first. A module uses what stands in its own layer or below, but a stage uses no other stage.
 const LAYERS: [(&str, &[&str]); 5] = [
-    ("vocabulary", &["error", "identifier", "action", "meter"]),
+    ("vocabulary", &["error", "identifier", "action", "residue", "meter"]),
     (
         "pure facts",
         &[
@@ -47,7 +47,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Files that are one stage with the file they are named after.
-const PARTS_OF_STAGES: [(&str, &str); 7] = [
+const PARTS_OF_STAGES: [(&str, &str); 11] = [
     ("probe_chunk", "find"),
     ("find_probe", "find"),
     ("find_parquet", "find"),
@@ -55,6 +55,10 @@ const PARTS_OF_STAGES: [(&str, &str); 7] = [
     ("verify_records", "verify"),
     ("verify_ndjson", "verify"),
     ("verify_list", "verify"),
+    ("verify_thrift", "verify"),
+    ("verify_tokens", "verify"),
+    ("verify_bytes", "verify"),
+    ("verify_names", "verify"),
 ];
 
 /// What pure facts take from the edges: plain types of the job and of listings, each named here so that it stays a list.

@@ -22,4 +22,5 @@ mod s3_scrub;
 mod s3_server;
 mod stages;
 mod verify;
+mod verify_catches;
 mod versions;

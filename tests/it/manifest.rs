@@ -89,6 +89,7 @@ fn observed(run_id: &str, rows: &[ObjectRow]) -> Observations {
             objects: ObjectCounts::tally("events", rows, Seen(0)),
             rows: RowCounts::tally("events", rows),
             not_comparable: NotChecked,
+            undeclared: NotChecked,
             versions: VersionCounts::default(),
             uploads: UploadCounts::default(),
         }],

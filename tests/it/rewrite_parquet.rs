@@ -11,6 +11,7 @@ use lakescrub::action::{Action, Redact, Redaction};
 use lakescrub::format::parquet::{ParquetReceipt, read_back, rewrite};
 use lakescrub::format::{Edit, FormatError, Tagger};
 use lakescrub::identifier::ColumnPath;
+use lakescrub::residue::Cleanse;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, Encoding, PageType};
@@ -43,7 +44,8 @@ fn edited(
 ) -> Result<(Bytes, ParquetReceipt), FormatError> {
     let rows: RoaringTreemap = rows.into_iter().collect();
     let mut out = Vec::new();
-    let receipt = rewrite(source, &Edit { rows: &rows, action, tagger: &NoTag }, &mut out)?;
+    let receipt =
+        rewrite(source, &Edit { rows: &rows, action, tagger: &NoTag, cleanse: &Cleanse::default() }, &mut out)?;
     let out = Bytes::from(out);
     read_back(&out, &receipt)?;
     Ok((out, receipt))

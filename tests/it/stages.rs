@@ -48,7 +48,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
             found.push(find::find(&find, now).await.unwrap());
         }
         fault(&mut found);
-        let plan = plan::build(&job.datasets, found);
+        let plan = plan::build(&job.datasets, found, &|_, location| location.to_string());
 
         let state = &job.state.location;
         let lock = Lock::take(store.clone(), state, "run").await.unwrap();
@@ -60,7 +60,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
                 store: store.clone(),
                 journal: &journal,
                 lock: &lock,
-                tagger: Arc::new(DatasetTagger::new(Arc::new(TagKey::new([1; 32])), spec)),
+                tagger: Arc::new(DatasetTagger::new(Arc::new(TagKey::new([1; 32])), spec, None)),
                 resources: &job.resources,
                 meter: meter.clone(),
                 stop: &|| false,
@@ -78,6 +78,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
             recovered: &[],
             verified: &verified,
             unconditional_writes: &[],
+            shown: &|_, location| location.to_string(),
         };
         account.settle(RunFacts {
             id: "run".to_owned(),

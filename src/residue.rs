@@ -1,0 +1,229 @@
+//! What an object may hold of listed identifiers beside its rows: counts by place and column, and what must go.
+//!
+//! Vocabulary of the verifier, which looks, of the plan, which decides, and of the rewrite, which removes. Invariant: nothing
+//! here can show an identifier; of one in a name only its place, its kind and the digest that its tag is made of are kept.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use roaring::RoaringTreemap;
+
+use crate::action::Action;
+use crate::identifier::ColumnPath;
+
+/// Where a listed identifier can stand that no row shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// Minimum or maximum: of a chunk or a page, in the footer, a page header or the column index.
+    Statistics,
+    /// An entry of a dictionary page, whether or not a row uses it.
+    Dictionaries,
+    /// A bloom filter that answers "maybe" more often than its fill explains.
+    Filters,
+    /// A key-value entry of the file or of a column, or another text of the footer.
+    Metadata,
+    /// Bytes that belong to no page, index, filter or footer.
+    Gaps,
+    /// A cell of a column that no rule names.
+    Undeclared,
+}
+
+impl Place {
+    pub const ALL: [Place; 6] =
+        [Place::Statistics, Place::Dictionaries, Place::Filters, Place::Metadata, Place::Gaps, Place::Undeclared];
+
+    /// What `count` findings there are called.
+    fn words(self, count: u64) -> String {
+        let (one, many) = match self {
+            Place::Statistics => ("statistic", "statistics"),
+            Place::Dictionaries => ("dictionary entry", "dictionary entries"),
+            Place::Filters => ("bloom filter", "bloom filters"),
+            Place::Metadata => ("metadata entry", "metadata entries"),
+            Place::Gaps => ("gap between pages", "gaps between pages"),
+            Place::Undeclared => ("cell", "cells"),
+        };
+        format!("{count} {}", if count == 1 { one } else { many })
+    }
+}
+
+/// An identifier in an object's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// In the bytes of the name as the store spells it.
+    pub range: Range<usize>,
+    pub kind: &'static str,
+    /// SHA-256 of the canonical form: what the tag is made of. Never leaves the process.
+    pub digest: [u8; 32],
+}
+
+/// A column chunk: the row group's number and the column.
+pub type ChunkId = (usize, ColumnPath);
+
+/// What one object holds beside its rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Residues {
+    /// By place and chunk; `None` is the file as a whole.
+    counts: BTreeMap<(Place, Option<ChunkId>), u64>,
+    /// Chunks to encode anew for what was found in them without belonging to their column.
+    anew: BTreeSet<ChunkId>,
+    /// The rows of the row groups in which something was found.
+    spans: BTreeMap<usize, Range<u64>>,
+    /// The file's key-value entries that hold an identifier, by position.
+    pub key_values: BTreeSet<usize>,
+    /// Texts that no rewrite can take out without another schema: column names.
+    pub fixed: u64,
+    pub named: Vec<Named>,
+    /// Bytes that belong to no page and that could only be searched as plain text.
+    pub unread_bytes: u64,
+}
+
+impl Residues {
+    pub fn of_name(named: Vec<Named>) -> Residues {
+        Residues { named, ..Residues::default() }
+    }
+
+    pub fn add(&mut self, place: Place, chunk: Option<ChunkId>, count: u64) {
+        if count > 0 {
+            *self.counts.entry((place, chunk)).or_default() += count;
+        }
+    }
+
+    /// A copy of the chunk would keep what was found.
+    pub fn encode_anew(&mut self, chunk: ChunkId) {
+        self.anew.insert(chunk);
+    }
+
+    /// Says which rows a row group has, if anything was found in it.
+    pub fn span(&mut self, group: usize, rows: Range<u64>) {
+        let chunks = self.counts.keys().filter_map(|(_, chunk)| chunk.as_ref()).chain(&self.anew);
+        if chunks.into_iter().any(|(of, _)| *of == group) {
+            self.spans.insert(group, rows);
+        }
+    }
+
+    pub fn merge(&mut self, other: &Residues) {
+        for ((place, chunk), count) in &other.counts {
+            self.add(*place, chunk.clone(), *count);
+        }
+        self.anew.extend(other.anew.iter().cloned());
+        self.spans.extend(other.spans.iter().map(|(group, rows)| (*group, rows.clone())));
+        self.key_values.extend(&other.key_values);
+        self.fixed += other.fixed;
+        self.named.extend(other.named.iter().cloned());
+        self.unread_bytes += other.unread_bytes;
+    }
+
+    pub fn count(&self, place: Place) -> u64 {
+        self.counts.iter().filter(|((at, _), _)| *at == place).map(|(_, count)| count).sum()
+    }
+
+    /// Findings in a place, by column.
+    pub fn by_column(&self, place: Place) -> BTreeMap<ColumnPath, u64> {
+        let mut sums = BTreeMap::new();
+        for ((_, chunk), count) in self.counts.iter().filter(|((at, _), _)| *at == place) {
+            if let Some((_, column)) = chunk {
+                *sums.entry(column.clone()).or_default() += count;
+            }
+        }
+        sums
+    }
+
+    /// Whether the object's bytes, its name aside, hold anything. Cells of undeclared columns are counted apart: what they
+    /// amount to is for the job to say.
+    pub fn in_bytes(&self) -> bool {
+        self.counts.keys().any(|(place, _)| *place != Place::Undeclared)
+    }
+
+    /// Whether everything in the bytes was found in that place.
+    pub fn only(&self, place: Place) -> bool {
+        self.counts.keys().all(|(at, _)| *at == place || *at == Place::Undeclared)
+    }
+
+    /// What is left when the rows `matched` are dealt with: a row group that loses a row is encoded anew, and of redacted rows
+    /// the redacted columns are.
+    pub fn beside(&self, matched: &RoaringTreemap, action: &Action) -> Residues {
+        let before = |row: u64| if row == 0 { 0 } else { matched.rank(row - 1) };
+        let loses = |group: &usize| self.spans.get(group).is_some_and(|rows| before(rows.end) > before(rows.start));
+        let dealt_with = |(group, column): &ChunkId| match action {
+            Action::Delete => loses(group),
+            Action::Redact(columns) => loses(group) && columns.iter().any(|redact| redact.column == *column),
+        };
+        let mut left = self.clone();
+        left.counts.retain(|(place, chunk), _| *place == Place::Undeclared || !chunk.as_ref().is_some_and(dealt_with));
+        left.anew.retain(|chunk| !dealt_with(chunk));
+        left
+    }
+
+    /// What was found, in words without an identifier; undeclared cells only if `undeclared`.
+    pub fn words(&self, undeclared: bool) -> Option<String> {
+        let mut sums: BTreeMap<(Place, Option<&ColumnPath>), u64> = BTreeMap::new();
+        for ((place, chunk), count) in &self.counts {
+            if undeclared || *place != Place::Undeclared {
+                *sums.entry((*place, chunk.as_ref().map(|(_, column)| column))).or_default() += count;
+            }
+        }
+        let words: Vec<String> = sums
+            .into_iter()
+            .map(|((place, column), count)| match column {
+                Some(column) => format!("{} of column {column}", place.words(count)),
+                None => place.words(count),
+            })
+            .collect();
+        (!words.is_empty()).then(|| words.join(", "))
+    }
+
+    /// What a rewrite has to take out for nothing of it to be left.
+    pub fn cleanse(&self) -> Cleanse {
+        let counted = self.counts.keys().filter(|(place, _)| *place != Place::Undeclared);
+        let chunks = counted.filter_map(|(_, chunk)| chunk.clone()).chain(self.anew.iter().cloned()).collect();
+        Cleanse { chunks, key_values: self.key_values.clone(), strays: BTreeSet::new() }
+    }
+}
+
+/// What a rewrite takes out of a file beside rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cleanse {
+    /// These are encoded anew, so that dictionary, statistics, indexes and filter hold the values of their rows alone.
+    pub chunks: BTreeSet<ChunkId>,
+    /// The file's key-value entries that go, by position.
+    pub key_values: BTreeSet<usize>,
+    /// Columns that no rule names, in whose cells listed identifiers are replaced.
+    pub strays: BTreeSet<ColumnPath>,
+}
+
+/// What stands in a cell in place of an identifier that strayed there.
+pub const STRAY: &str = "[removed]";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_are_told_by_place_and_column_and_matching_rows_deal_with_their_group() {
+        let chunk = |group, column| Some((group, ColumnPath::parse(column).unwrap()));
+        let mut all = Residues::default();
+        all.add(Place::Statistics, chunk(0, "user.email"), 2);
+        all.add(Place::Statistics, chunk(1, "user.email"), 1);
+        all.add(Place::Gaps, None, 0);
+        all.span(0, 0..10);
+        all.span(1, 10..20);
+        all.span(2, 20..30);
+        let mut more = Residues::default();
+        more.add(Place::Dictionaries, chunk(1, "user.email"), 1);
+        more.add(Place::Metadata, None, 1);
+        more.add(Place::Undeclared, chunk(0, "note"), 3);
+        all.merge(&more);
+        let words = "3 statistics of column user.email, 1 dictionary entry of column user.email, 1 metadata entry";
+        assert_eq!(all.words(false).as_deref(), Some(words));
+        assert_eq!(all.words(true), Some(format!("{words}, 3 cells of column note")));
+        assert_eq!((all.count(Place::Gaps), all.count(Place::Undeclared), all.in_bytes()), (0, 3, true));
+        assert_eq!(Residues::default().words(true), None);
+        assert_eq!(all.cleanse().chunks.len(), 2);
+        let left = all.beside(&RoaringTreemap::from_iter([9]), &Action::Delete);
+        assert_eq!(left.cleanse().chunks, chunk(1, "user.email").into_iter().collect());
+        let left = all.beside(&RoaringTreemap::from_iter([10, 19]), &Action::Delete);
+        assert_eq!(left.words(false).as_deref(), Some("2 statistics of column user.email, 1 metadata entry"));
+        let left = all.beside(&RoaringTreemap::from_iter([0, 10]), &Action::Redact(Vec::new()));
+        assert_eq!(left.words(false).as_deref(), Some(words));
+    }
+}

@@ -1,0 +1,592 @@
+//! The byte-level check of a Parquet object: what its bytes hold of listed identifiers that no row shows.
+//!
+//! Looked at are all four bounds of the footer's, the page headers' and the column index's statistics, every dictionary entry,
+//! used or not, key-value metadata and other texts of the footer, and bytes that belong to no page, index or filter. The
+//! structures are read by [`crate::verify_thrift`], apart from the row decoders, whose blind spots these are. Nothing here
+//! knows identifiers: what is found is put as a question to [`Listed`]. Invariant: a size that a file claims is never
+//! allocated before its bytes make it credible.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use base64::Engine as _;
+use polars::prelude::*;
+use polars_parquet::parquet::compression::{Compression, DecompressionContext, decompress};
+use polars_parquet::parquet::schema::types::PhysicalType;
+
+use crate::identifier::ColumnPath;
+use crate::residue::{ChunkId, Place, Residues};
+use crate::verify_read::Fault;
+use crate::verify_thrift::{Value, read};
+use crate::verify_tokens::Around;
+
+/// The questions that are put to values which are in no row.
+pub trait Listed: Send + Sync {
+    /// Which of the values a rule of its own (not part of a composite) on `column` matches, by index.
+    fn values(&self, column: usize, values: &Series) -> PolarsResult<Vec<usize>>;
+
+    /// Which of the texts hold a listed identifier of a distinctive kind, by index.
+    fn texts(&self, texts: &[&[u8]], around: Around) -> PolarsResult<Vec<usize>>;
+}
+
+/// How the values of a leaf are stored, and what the row decoder makes of them.
+#[derive(Debug, Clone)]
+pub struct LeafType {
+    pub physical: PhysicalType,
+    pub dtype: ArrowDataType,
+}
+
+/// A minimum or maximum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    pub bytes: Vec<u8>,
+    pub is_max: bool,
+    /// `Some(true)`: the writer says that it is a value, not a part of one.
+    pub exact: Option<bool>,
+}
+
+/// What the footer says of one column chunk, as far as the check needs it.
+#[derive(Debug)]
+pub struct ChunkNotes {
+    pub bounds: Vec<Bound>,
+    pub column_index: Option<Range<u64>>,
+    offset_index: Option<Range<u64>>,
+    filter_start: Option<u64>,
+    filter_length: Option<u64>,
+    /// Where writers of old leave a second copy of the chunk's metadata.
+    file_offset: u64,
+    span: Range<u64>,
+    codec: i64,
+    values: i64,
+    texts: Vec<Vec<u8>>,
+}
+
+/// What the footer says of a file.
+#[derive(Debug)]
+pub struct FooterNotes {
+    /// By row group, by leaf.
+    pub groups: Vec<Vec<ChunkNotes>>,
+    key_values: Vec<Vec<Vec<u8>>>,
+    /// Names of columns and of the writer: no rewrite changes them.
+    fixed_texts: Vec<Vec<u8>>,
+}
+
+impl FooterNotes {
+    /// Reads the footer's structure.
+    pub fn read(footer: &[u8], size_bytes: u64) -> Result<FooterNotes, Fault> {
+        FooterNotes::read_within(footer, size_bytes)
+    }
+
+    /// Reads a footer that describes other files: its chunks are nowhere in this one.
+    pub fn of_others(footer: &[u8]) -> Result<FooterNotes, Fault> {
+        FooterNotes::read_within(footer, u64::MAX)
+    }
+
+    fn read_within(footer: &[u8], size_bytes: u64) -> Result<FooterNotes, Fault> {
+        let (file, _) = read(footer).map_err(|_| Fault::unreadable("its footer is malformed"))?;
+        let text = |range: Range<usize>| footer[range].to_vec();
+        let mut fixed_texts: Vec<Vec<u8>> = file.fields(6).filter_map(Value::as_bytes).map(text).collect();
+        fixed_texts.extend(file.list(2).iter().filter_map(|element| element.bytes(4)).map(text));
+        let groups = file.list(4).iter().map(|group| {
+            let chunks = group.list(1).iter().map(|chunk| ChunkNotes::read(chunk, footer, size_bytes));
+            chunks.collect::<Result<Vec<_>, Fault>>()
+        });
+        Ok(FooterNotes {
+            groups: groups.collect::<Result<_, _>>()?,
+            key_values: file.list(5).iter().map(|entry| key_value_texts(entry, footer)).collect(),
+            fixed_texts,
+        })
+    }
+
+    /// The parts of the file that nothing in the footer accounts for; the file's end is at `footer_start`.
+    pub fn gaps(&self, footer_start: u64) -> Vec<Range<u64>> {
+        let mut known = vec![0..4, footer_start..footer_start];
+        for chunk in self.groups.iter().flatten() {
+            known.push(chunk.span.clone());
+            known.extend(chunk.column_index.clone());
+            known.extend(chunk.offset_index.clone());
+            known.extend(chunk.filter_start.zip(chunk.filter_length).map(|(start, length)| start..start + length));
+        }
+        known.sort_by_key(|range| range.start);
+        let (mut gaps, mut end) = (Vec::new(), 0);
+        for range in known {
+            if range.start > end {
+                gaps.push(end..range.start.min(footer_start));
+            }
+            end = end.max(range.end);
+        }
+        gaps.retain(|gap| gap.start < gap.end);
+        gaps
+    }
+
+    /// What the texts of the footer hold.
+    pub fn texts(&self, listed: &dyn Listed) -> PolarsResult<Residues> {
+        let mut found = Residues::default();
+        let holds = |texts: &[Vec<u8>]| -> PolarsResult<bool> {
+            let texts: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
+            Ok(!listed.texts(&texts, Around::Text)?.is_empty())
+        };
+        for (number, texts) in self.key_values.iter().enumerate() {
+            if holds(texts)? || holds_binary(texts, listed)? {
+                found.key_values.insert(number);
+                found.add(Place::Metadata, None, 1);
+            }
+        }
+        let in_columns: Vec<Vec<u8>> = self.groups.iter().flatten().flat_map(|chunk| chunk.texts.clone()).collect();
+        let texts: Vec<&[u8]> = in_columns.iter().map(Vec::as_slice).collect();
+        found.add(Place::Metadata, None, listed.texts(&texts, Around::Text)?.len() as u64);
+        let texts: Vec<&[u8]> = self.fixed_texts.iter().map(Vec::as_slice).collect();
+        found.fixed = listed.texts(&texts, Around::Text)?.len() as u64;
+        found.add(Place::Metadata, None, found.fixed);
+        Ok(found)
+    }
+}
+
+/// Arrow's schema is a flatbuffer in Base64; what else looks like Base64 is looked into as well.
+fn holds_binary(texts: &[Vec<u8>], listed: &dyn Listed) -> PolarsResult<bool> {
+    let decode = |text: &Vec<u8>| base64::engine::general_purpose::STANDARD.decode(text.trim_ascii()).ok();
+    let decoded: Vec<Vec<u8>> = texts.iter().filter(|text| text.len() >= 16).filter_map(decode).collect();
+    let decoded: Vec<&[u8]> = decoded.iter().map(Vec::as_slice).collect();
+    Ok(!listed.texts(&decoded, Around::Binary)?.is_empty())
+}
+
+fn key_value_texts(entry: &Value, footer: &[u8]) -> Vec<Vec<u8>> {
+    entry.fields(1).chain(entry.fields(2)).filter_map(Value::as_bytes).map(|range| footer[range].to_vec()).collect()
+}
+
+impl ChunkNotes {
+    fn read(chunk: &Value, footer: &[u8], size_bytes: u64) -> Result<ChunkNotes, Fault> {
+        let outside = || Fault::unreadable("a column chunk reaches past the end of the file");
+        let meta =
+            chunk.field(3).ok_or_else(|| Fault::unreadable("a column chunk has no metadata, or is encrypted"))?;
+        let range = |start: Option<i64>, length: Option<i64>| -> Result<Option<Range<u64>>, Fault> {
+            let Some((start, length)) = start.zip(length) else { return Ok(None) };
+            let start = u64::try_from(start).map_err(|_| outside())?;
+            let end = u64::try_from(length).ok().and_then(|length| start.checked_add(length)).ok_or_else(outside)?;
+            if end > size_bytes { Err(outside()) } else { Ok(Some(start..end)) }
+        };
+        let start = meta.integer(11).or(meta.integer(9));
+        let filter_start = meta.integer(14).and_then(|start| u64::try_from(start).ok());
+        let filter = range(meta.integer(14), meta.integer(15))?;
+        Ok(ChunkNotes {
+            bounds: meta.fields(12).flat_map(|statistics| bounds(statistics, footer)).collect(),
+            column_index: range(chunk.integer(6), chunk.integer(7))?,
+            offset_index: range(chunk.integer(4), chunk.integer(5))?,
+            filter_start: filter_start.filter(|start| *start < size_bytes),
+            filter_length: filter.map(|filter| filter.end - filter.start),
+            file_offset: chunk.integer(2).and_then(|offset| u64::try_from(offset).ok()).unwrap_or(0),
+            span: range(start, meta.integer(7))?.ok_or_else(outside)?,
+            codec: meta.integer(4).unwrap_or(0),
+            values: meta.integer(5).unwrap_or(0),
+            texts: meta.list(8).iter().flat_map(|entry| key_value_texts(entry, footer)).collect(),
+        })
+    }
+}
+
+/// The four fields of a statistics structure.
+fn bounds(statistics: &Value, bytes: &[u8]) -> Vec<Bound> {
+    let mut found = Vec::new();
+    for (field, is_max, flag) in [(1, true, None), (2, false, None), (5, true, Some(7)), (6, false, Some(8))] {
+        let exact = flag.and_then(|flag| statistics.boolean(flag));
+        let each = statistics.fields(field).filter_map(Value::as_bytes);
+        found.extend(each.map(|range| Bound { bytes: bytes[range].to_vec(), is_max, exact }));
+    }
+    found
+}
+
+/// The bounds of all pages of a chunk.
+pub fn column_index_bounds(index: &[u8]) -> Result<Vec<Bound>, Fault> {
+    let (index_value, _) = read(index).map_err(|_| Fault::unreadable("a column index is malformed"))?;
+    let of = |field: i16, is_max: bool| {
+        let bytes = index_value.list(field).iter().filter_map(Value::as_bytes);
+        // Pages of nulls alone have an empty text for a bound.
+        bytes.filter(|range| !range.is_empty()).map(move |range| Bound {
+            bytes: index[range].to_vec(),
+            is_max,
+            exact: None,
+        })
+    };
+    Ok(of(2, false).chain(of(3, true)).collect())
+}
+
+/// A page of a chunk, as its header describes it.
+struct Page<'a> {
+    kind: i64,
+    values: i64,
+    bounds: Vec<Bound>,
+    body: &'a [u8],
+    uncompressed_bytes: usize,
+    /// Where the next one starts.
+    end: usize,
+}
+
+const DICTIONARY_PAGE: i64 = 2;
+
+/// The page at `at`. `Ok(None)`: there is none.
+fn page(bytes: &[u8], at: usize) -> Result<Option<Page<'_>>, Fault> {
+    let Ok((header, header_bytes)) = read(&bytes[at..]) else { return Ok(None) };
+    let (Some(kind), Some(uncompressed), Some(compressed)) = (header.integer(1), header.integer(2), header.integer(3))
+    else {
+        return Ok(None);
+    };
+    let start = at + header_bytes;
+    let end = usize::try_from(compressed).ok().and_then(|length| start.checked_add(length));
+    let Some(end) = end.filter(|end| *end <= bytes.len()) else { return Ok(None) };
+    let body = &bytes[start..end];
+    let uncompressed_bytes = usize::try_from(uncompressed).map_err(|_| incredible())?;
+    credible(uncompressed_bytes, body.len())?;
+    let of = |number: i16, statistics: i16| {
+        let header_of = header.field(number);
+        let bounds = header_of.into_iter().flat_map(|of| of.fields(statistics)).flat_map(|of| bounds(of, &bytes[at..]));
+        (header_of.and_then(|of| of.integer(1)).unwrap_or(0), bounds.collect::<Vec<_>>())
+    };
+    let (first, mut all) = of(5, 5);
+    let (second, more) = of(8, 8);
+    all.extend(more);
+    Ok(Some(Page { kind, values: first.max(second), bounds: all, body, uncompressed_bytes, end }))
+}
+
+fn incredible() -> Fault {
+    Fault::unreadable("a page claims a size that its bytes cannot hold")
+}
+
+/// Best known ratio of the codecs in use, on constant input (zstd and brotli; the others are far below).
+const RATIO_MAX: usize = 1 << 15;
+const PAGE_BYTES_MAX: usize = 1 << 30;
+
+/// No memory for what a header merely claims: a thousand bytes cannot hold two thousand million.
+fn credible(uncompressed: usize, stored: usize) -> Result<(), Fault> {
+    let most = stored.saturating_add(2).saturating_mul(RATIO_MAX).min(PAGE_BYTES_MAX);
+    if uncompressed > most { Err(incredible()) } else { Ok(()) }
+}
+
+fn plain_body<'a>(page: &Page<'a>, codec: i64) -> Result<Cow<'a, [u8]>, Fault> {
+    let codec = match codec {
+        0 => return Ok(Cow::Borrowed(page.body)),
+        1 => Compression::Snappy,
+        2 => Compression::Gzip,
+        4 => Compression::Brotli,
+        5 => Compression::Lz4,
+        6 => Compression::Zstd,
+        7 => Compression::Lz4Raw,
+        _ => return Err(Fault::unreadable("a codec that is not known")),
+    };
+    let mut plain = vec![0; page.uncompressed_bytes];
+    decompress(codec, page.body, &mut plain, &mut DecompressionContext::Unset)
+        .map_err(|_| Fault::unreadable("a page cannot be decompressed"))?;
+    Ok(Cow::Owned(plain))
+}
+
+/// The values of a body in PLAIN encoding.
+fn plain_values(body: &[u8], physical: PhysicalType) -> Vec<&[u8]> {
+    let width = match physical {
+        PhysicalType::Int32 | PhysicalType::Float => 4,
+        PhysicalType::Int64 | PhysicalType::Double => 8,
+        PhysicalType::Int96 => 12,
+        PhysicalType::FixedLenByteArray(length) => length.max(1),
+        PhysicalType::Boolean => return Vec::new(),
+        PhysicalType::ByteArray => {
+            let (mut values, mut rest) = (Vec::new(), body);
+            while let Some((length, after)) = rest.split_first_chunk::<4>() {
+                let Some((value, after)) = after.split_at_checked(u32::from_le_bytes(*length) as usize) else { break };
+                values.push(value);
+                rest = after;
+            }
+            return values;
+        }
+    };
+    body.chunks_exact(width).collect()
+}
+
+impl LeafType {
+    /// Whether a value may be longer than a bound of it.
+    fn may_be_cut(&self) -> bool {
+        matches!(self.physical, PhysicalType::ByteArray | PhysicalType::FixedLenByteArray(_))
+            && !matches!(self.dtype, ArrowDataType::Decimal(..) | ArrowDataType::Decimal256(..))
+    }
+
+    /// Raw values as the row decoder would type them; `None` for types that no identifier has.
+    fn series(&self, values: &[&[u8]]) -> Option<Series> {
+        use ArrowDataType as T;
+        let name: PlSmallStr = "v".into();
+        let integer = |bytes: &&[u8], signed: bool| match (**bytes).try_into().map(i32::from_le_bytes) {
+            Ok(narrow) => Some(if signed { i128::from(narrow) } else { i128::from(narrow as u32) }),
+            Err(_) => {
+                let wide = (**bytes).try_into().map(i64::from_le_bytes).ok()?;
+                Some(if signed { i128::from(wide) } else { i128::from(wide as u64) })
+            }
+        };
+        Some(match &self.dtype {
+            T::Utf8 | T::LargeUtf8 | T::Utf8View => {
+                // What is no UTF-8 cannot be a text value.
+                StringChunked::from_iter_options(name, values.iter().map(|bytes| std::str::from_utf8(bytes).ok()))
+                    .into_series()
+            }
+            T::Binary | T::LargeBinary | T::BinaryView | T::FixedSizeBinary(_) => {
+                BinaryChunked::from_iter_values(name, values.iter()).into_series()
+            }
+            T::Int8 | T::Int16 | T::Int32 | T::Int64 => {
+                Int128Chunked::from_iter_options(name, values.iter().map(|bytes| integer(bytes, true))).into_series()
+            }
+            T::UInt8 | T::UInt16 | T::UInt32 | T::UInt64 => {
+                Int128Chunked::from_iter_options(name, values.iter().map(|bytes| integer(bytes, false))).into_series()
+            }
+            T::Float32 => {
+                let float = |bytes: &&[u8]| (**bytes).try_into().map(f32::from_le_bytes).ok();
+                Float32Chunked::from_iter_options(name, values.iter().map(float)).into_series()
+            }
+            T::Float64 => {
+                let float = |bytes: &&[u8]| (**bytes).try_into().map(f64::from_le_bytes).ok();
+                Float64Chunked::from_iter_options(name, values.iter().map(float)).into_series()
+            }
+            T::Decimal(precision, scale) => {
+                let little = matches!(self.physical, PhysicalType::Int32 | PhysicalType::Int64);
+                let unscaled = |bytes: &&[u8]| if little { integer(bytes, true) } else { big_endian(bytes) };
+                let unscaled = Int128Chunked::from_iter_options(name, values.iter().map(unscaled));
+                unscaled.into_decimal_unchecked(*precision, *scale).into_series()
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn big_endian(bytes: &[u8]) -> Option<i128> {
+    let sign = if bytes.first()? & 0x80 == 0 { 0 } else { 0xff };
+    let (head, tail) = bytes.split_at(bytes.len().saturating_sub(16));
+    let mut wide = [sign; 16];
+    wide[16 - tail.len()..].copy_from_slice(tail);
+    head.iter().all(|byte| *byte == sign).then(|| i128::from_be_bytes(wide))
+}
+
+/// Bounds that are listed but may be no more than the head of a longer value that is there.
+#[derive(Debug, Default)]
+pub struct Suspicions {
+    bounds: Vec<Bound>,
+}
+
+impl Suspicions {
+    pub fn is_empty(&self) -> bool {
+        self.bounds.is_empty()
+    }
+
+    /// Drops what a longer value of the chunk explains: its bound was cut, and by chance reads like an identifier.
+    pub fn explain(&mut self, values: &Series) {
+        let mut explain = |value: &[u8]| self.bounds.retain(|bound| !is_head(bound, value));
+        match values.dtype() {
+            DataType::String => values
+                .str()
+                .into_iter()
+                .flat_map(|texts| texts.iter().flatten())
+                .for_each(|text| explain(text.as_bytes())),
+            DataType::Binary => values.binary().into_iter().flat_map(|bytes| bytes.iter().flatten()).for_each(explain),
+            _ => {}
+        }
+    }
+
+    pub fn settle(self, chunk: ChunkId) -> Residues {
+        let mut found = Residues::default();
+        found.add(Place::Statistics, Some(chunk), self.bounds.len() as u64);
+        found
+    }
+}
+
+/// Whether the bound is what a writer that cuts makes of the longer `value`: its head, for a maximum with the last byte raised.
+fn is_head(bound: &Bound, value: &[u8]) -> bool {
+    let Some((last, head)) = bound.bytes.split_last() else { return false };
+    if value.len() <= bound.bytes.len() || !value.starts_with(head) {
+        return false;
+    }
+    value[head.len()] == *last || (bound.is_max && value[head.len()].checked_add(1) == Some(*last))
+}
+
+/// One column chunk under the check.
+pub struct ChunkBytes<'a> {
+    pub notes: &'a ChunkNotes,
+    pub group: usize,
+    pub column: usize,
+    pub path: &'a ColumnPath,
+    pub leaf: &'a LeafType,
+    pub bytes: &'a [u8],
+    pub column_index: Option<&'a [u8]>,
+}
+
+impl ChunkBytes<'_> {
+    fn id(&self) -> ChunkId {
+        (self.group, self.path.clone())
+    }
+
+    /// Walks the pages and asks for every bound and dictionary entry. Bytes after the last page are searched like a gap.
+    pub fn inspect(&self, listed: &dyn Listed) -> Result<(Residues, Suspicions), Fault> {
+        let mut found = Residues::default();
+        let mut bounds = self.notes.bounds.clone();
+        if let Some(index) = self.column_index {
+            bounds.extend(column_index_bounds(index)?);
+        }
+        let (mut at, mut values) = (0, 0i64);
+        while at < self.bytes.len() && (values < self.notes.values || self.notes.values == 0) {
+            let Some(page) = page(self.bytes, at)? else { break };
+            if page.kind == DICTIONARY_PAGE {
+                let body = plain_body(&page, self.notes.codec)?;
+                let entries = plain_values(&body, self.leaf.physical);
+                found.add(Place::Dictionaries, Some(self.id()), self.ask(&entries, listed)?.len() as u64);
+            }
+            bounds.extend(page.bounds);
+            values = values.saturating_add(page.values.max(0));
+            at = page.end;
+        }
+        if at < self.bytes.len() {
+            let rest = Gap { start: 0, bytes: &self.bytes[at..] };
+            found.merge(&rest.search(&[self.notes.codec], listed)?);
+            // A copied chunk would keep them.
+            if found.count(Place::Gaps) > 0 {
+                found.encode_anew(self.id());
+            }
+        }
+        let suspicions = self.ask_bounds(bounds, listed, &mut found)?;
+        Ok((found, suspicions))
+    }
+
+    fn ask(&self, values: &[&[u8]], listed: &dyn Listed) -> PolarsResult<Vec<usize>> {
+        match self.leaf.series(values) {
+            Some(series) if !values.is_empty() => listed.values(self.column, &series),
+            Some(_) | None => Ok(Vec::new()),
+        }
+    }
+
+    fn ask_bounds(
+        &self,
+        mut bounds: Vec<Bound>,
+        listed: &dyn Listed,
+        found: &mut Residues,
+    ) -> PolarsResult<Suspicions> {
+        bounds.sort_by(|a, b| (&a.bytes, a.is_max).cmp(&(&b.bytes, b.is_max)));
+        let values: Vec<&[u8]> = bounds.iter().map(|bound| bound.bytes.as_slice()).collect();
+        let mut suspicions = Suspicions::default();
+        for index in self.ask(&values, listed)? {
+            if self.leaf.may_be_cut() && bounds[index].exact != Some(true) {
+                suspicions.bounds.push(bounds[index].clone());
+            } else {
+                found.add(Place::Statistics, Some(self.id()), 1);
+            }
+        }
+        Ok(suspicions)
+    }
+}
+
+/// Bytes that nothing in the footer accounts for.
+pub struct Gap<'a> {
+    /// Where in the file they stand.
+    pub start: u64,
+    pub bytes: &'a [u8],
+}
+
+impl Gap<'_> {
+    /// What the gap holds beside the copies of metadata and the filters that are known to start in it.
+    pub fn inspect(
+        &self,
+        footer: &FooterNotes,
+        leaves: &GapLeaves<'_>,
+        listed: &dyn Listed,
+    ) -> Result<Residues, Fault> {
+        let mut found = Residues::default();
+        let mut known: Vec<Range<usize>> = Vec::new();
+        let codecs: Vec<i64> = {
+            let mut codecs: Vec<i64> = footer.groups.iter().flatten().map(|chunk| chunk.codec).collect();
+            codecs.sort_unstable();
+            codecs.dedup();
+            codecs
+        };
+        for (number, group) in footer.groups.iter().enumerate() {
+            for (leaf, chunk) in group.iter().enumerate() {
+                if let Some(at) = chunk.filter_start.and_then(|start| self.offset(start)) {
+                    known.extend(filter_range(self.bytes, at));
+                }
+                // Older writers of the C++ library leave a copy of the chunk's metadata behind it.
+                let Some(at) = self.offset(chunk.file_offset) else { continue };
+                let Ok((copy, length)) = read(&self.bytes[at..]) else { continue };
+                if copy.integer(1).is_none() || copy.integer(7).is_none() {
+                    continue;
+                }
+                known.push(at..at + length);
+                let bytes = &self.bytes[at..at + length];
+                found.merge(&leaves.copy((number, leaf), chunk, &copy, bytes, listed)?);
+            }
+        }
+        known.sort_by_key(|range| range.start);
+        let mut from = 0;
+        for range in known.into_iter().chain(std::iter::once(self.bytes.len()..self.bytes.len())) {
+            if range.start > from {
+                let rest = Gap { start: self.start + from as u64, bytes: &self.bytes[from..range.start] };
+                found.merge(&rest.search(&codecs, listed)?);
+            }
+            from = from.max(range.end);
+        }
+        Ok(found)
+    }
+
+    fn offset(&self, position: u64) -> Option<usize> {
+        let offset = position.checked_sub(self.start)?;
+        (offset < self.bytes.len() as u64).then_some(offset as usize)
+    }
+
+    /// Searches as plain bytes, and as pages where the bytes begin like one.
+    fn search(&self, codecs: &[i64], listed: &dyn Listed) -> Result<Residues, Fault> {
+        let mut found = Residues::default();
+        let Some(first) = self.bytes.iter().position(|byte| *byte != 0) else { return Ok(found) };
+        let mut read_all = false;
+        let mut holds = !listed.texts(&[self.bytes], Around::Binary)?.is_empty();
+        for codec in codecs {
+            let mut at = first;
+            while let Ok(Some(page)) = page(self.bytes, at).map(|page| page.filter(|page| page.end > at)) {
+                let Ok(body) = plain_body(&page, *codec) else { break };
+                holds |= !listed.texts(&[&body], Around::Binary)?.is_empty();
+                at = page.end;
+            }
+            read_all |= at > first && self.bytes[at..].iter().all(|byte| *byte == 0);
+        }
+        found.add(Place::Gaps, None, u64::from(holds));
+        if !read_all {
+            let is_text = std::str::from_utf8(self.bytes).is_ok();
+            found.unread_bytes = if is_text { 0 } else { self.bytes.iter().filter(|byte| **byte != 0).count() as u64 };
+        }
+        Ok(found)
+    }
+}
+
+/// The match columns by leaf, for copies of chunk metadata in gaps.
+pub struct GapLeaves<'a> {
+    /// By leaf of the file: the column and its type, of match columns.
+    pub by_leaf: Vec<Option<(usize, &'a ColumnPath, &'a LeafType)>>,
+}
+
+impl GapLeaves<'_> {
+    fn copy(
+        &self,
+        (group, leaf): (usize, usize),
+        chunk: &ChunkNotes,
+        copy: &Value,
+        bytes: &[u8],
+        listed: &dyn Listed,
+    ) -> Result<Residues, Fault> {
+        let mut found = Residues::default();
+        let texts: Vec<Vec<u8>> = copy.list(8).iter().flat_map(|entry| key_value_texts(entry, bytes)).collect();
+        let texts: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
+        found.add(Place::Metadata, None, listed.texts(&texts, Around::Text)?.len() as u64);
+        let Some(Some((column, path, leaf))) = self.by_leaf.get(leaf) else { return Ok(found) };
+        // A bound that the footer has as well is counted there, once a longer value is known not to explain it.
+        let all: Vec<Bound> = copy.fields(12).flat_map(|statistics| bounds(statistics, bytes)).collect();
+        let alone = all.into_iter().filter(|bound| !chunk.bounds.contains(bound)).collect();
+        let check = ChunkBytes { notes: chunk, group, column: *column, path, leaf, bytes: &[], column_index: None };
+        let suspicions = check.ask_bounds(alone, listed, &mut found)?;
+        found.merge(&suspicions.settle(check.id()));
+        Ok(found)
+    }
+}
+
+/// A bloom filter that stands at `at`: header and bits.
+fn filter_range(bytes: &[u8], at: usize) -> Option<Range<usize>> {
+    let (header, length) = read(&bytes[at..]).ok()?;
+    let bits = usize::try_from(header.integer(1)?).ok()?;
+    let end = at.checked_add(length)?.checked_add(bits)?;
+    (end <= bytes.len()).then_some(at..end)
+}
