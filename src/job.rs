@@ -527,11 +527,15 @@ impl Edge {
     fn parse_scope(&self, uri: &str) -> Result<Scope, String> {
         let location = self.location(uri)?;
         if let Some(wildcard) = uri.find(['*', '?', '[', '{']) {
-            let literal = &uri[..wildcard];
-            let root = self.location(&literal[..literal.rfind('/').map_or(0, |slash| slash + 1)])?;
-            let pattern = match location {
-                Location::Local(path) => path.to_str().ok_or("is not UTF-8")?.to_owned(),
-                Location::S3 { key, .. } => key,
+            let (folder, wild) = uri.split_at(uri[..wildcard].rfind('/').map_or(0, |slash| slash + 1));
+            let root = self.location(folder)?;
+            // The folder that the job file lies in may have a bracket in its name, which is no wildcard.
+            let pattern = match &root {
+                Location::Local(path) => {
+                    let folder = globset::escape(path.to_str().ok_or("is not UTF-8")?);
+                    format!("{}/{wild}", folder.trim_end_matches('/'))
+                }
+                Location::S3 { key, .. } => format!("{}{wild}", globset::escape(key)),
             };
             globset::Glob::new(&pattern).map_err(|error| format!("is not a glob: {}", error.kind()))?;
             return Ok(Scope::Glob { root, pattern });
@@ -771,6 +775,15 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
         let root = Location::S3 { bucket: "privacy".into(), key: "optouts/".into() };
         assert_eq!(job.lists[0].scope, Scope::Glob { root, pattern: "optouts/*.csv".into() });
         assert_eq!(job.datasets[0].rules[1].parts().len(), 2);
+    }
+
+    #[test]
+    fn a_folder_with_brackets_in_its_name_is_no_glob() {
+        let edge = Edge { folder: "/jobs/[a]{b}".into() };
+        let Ok(Scope::Glob { root, pattern }) = edge.parse_scope("lake/*.csv") else { panic!("a glob") };
+        assert_eq!(root, Location::Local("/jobs/[a]{b}/lake".into()));
+        let glob = globset::GlobBuilder::new(&pattern).literal_separator(true).build().unwrap().compile_matcher();
+        assert!(glob.is_match("/jobs/[a]{b}/lake/x.csv") && !glob.is_match("/jobs/a/lake/x.csv"), "{pattern}");
     }
 
     #[test]
