@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::action::{Action, Redaction};
+use crate::canary;
 use crate::dataset::listing;
 use crate::error::Exit;
 use crate::identifier::{Kind, NORMALISER_VERSION};
@@ -43,6 +44,8 @@ pub struct Account<'a> {
     /// Buckets on which conditional writes are ignored and the job allows it.
     pub unconditional_writes: &'a [String],
     pub shown: Shown<'a>,
+    /// `None` when none were asked for.
+    pub canaries: Option<canary::Counts>,
 }
 
 /// A swap of a killed attempt that did happen.
@@ -214,7 +217,11 @@ impl Account<'_> {
                     false => place(Place::Undeclared),
                 },
             },
-            canaries: Canaries { planted: Observed::NotChecked, found: Observed::NotChecked },
+            canaries: self.canaries.map_or_else(Canaries::default, |counts| Canaries {
+                planted: Observed::Seen(counts.planted),
+                found: Observed::Seen(counts.found),
+                removed: Observed::Seen(counts.removed),
+            }),
         }
     }
 

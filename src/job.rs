@@ -26,6 +26,8 @@ pub struct Job {
     pub s3: S3Settings,
     pub guard: Guard,
     pub resources: Resources,
+    /// Synthetic identifiers that are taken through a run, for each rule and list; 0: none.
+    pub canaries: u64,
     pub lists: Vec<ListSpec>,
     pub datasets: Vec<DatasetSpec>,
 }
@@ -281,6 +283,7 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
     storage.finish();
     let guard = guard(top.table("guard"));
     let resources = resources(top.table("resources"));
+    let canaries = canaries(top.table("canary"));
     let lists: Vec<_> = top.tables("list").into_iter().map(|table| edge.list(table)).collect();
     let datasets: Vec<_> = top.tables("dataset").into_iter().map(|table| edge.dataset(table)).collect();
     if lists.is_empty() {
@@ -298,7 +301,7 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
         datasets.iter().for_each(|dataset| check_redaction(&top, dataset));
     }
     top.finish();
-    Some(Job { name, digest, state: state?, s3, guard, resources, lists: lists?, datasets: datasets? })
+    Some(Job { name, digest, state: state?, s3, guard, resources, canaries, lists: lists?, datasets: datasets? })
 }
 
 fn check_names<'a>(top: &Table<'_>, key: &str, names: impl Iterator<Item = &'a str>) {
@@ -401,6 +404,18 @@ fn guard(mut table: Table<'_>) -> Guard {
     };
     table.finish();
     guard
+}
+
+/// More than these would take longer than a small dataset.
+const CANARIES_MAX: u64 = 1000;
+
+fn canaries(mut table: Table<'_>) -> u64 {
+    let count = table.integer("count", 0).unwrap_or(0);
+    if count > CANARIES_MAX {
+        table.fault("count", format!("must be {CANARIES_MAX} at most"));
+    }
+    table.finish();
+    count
 }
 
 fn resources(mut table: Table<'_>) -> Resources {

@@ -11,7 +11,7 @@
 //! [`run`] alone knows this order: a function for each command. The modules below stand in reading order, in layers:
 //!
 //! ```text
-//! wiring       run  cli  account  show  progress
+//! wiring       run  cli  account  canary  show  progress
 //! stages       find  rewrite  purge  verify  manifest_diff    never use each other
 //! edges        job  request  store  format  dataset  journal  keys  chain  manifest_check
 //! pure facts   match_index  plan  manifest  object_table  signature  merkle  tag    no I/O, no clock
@@ -124,6 +124,7 @@ pub mod chain;
 pub mod manifest_check;
 pub mod manifest_diff;
 // wiring
+pub mod canary;
 pub mod account;
 pub mod show;
 pub mod progress;

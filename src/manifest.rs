@@ -240,6 +240,8 @@ pub struct Residue {
 pub struct Canaries {
     pub planted: Observed<u64>,
     pub found: Observed<u64>,
+    #[serde(default)]
+    pub removed: Observed<u64>,
 }
 
 /// The table of objects, bound by its bytes and by its rows.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::account::{self, Account, Recovered, RunFacts, Settlement};
+use crate::canary;
 use crate::chain;
 use crate::cli::{self, Cli, Command, Common, ManifestCommand, print_result};
 use crate::error::{Error, Exit, Result};
@@ -369,6 +370,7 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
             sweep(session, spec.scope.root()).await?;
         }
         let recovered = recover(session, run).await?;
+        let canaries = canaries(session, run, lock).await?;
         let (index, lists) = session.load().await?;
         let verifier_lists = session.verifier_lists().await?;
         let mut found = session.find(&index).await?;
@@ -391,6 +393,7 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
             verified: &verified,
             unconditional_writes: &ignored,
             shown: &shown,
+            canaries,
         };
         publish(session, &account, &signing_key, run).await
     })
@@ -403,8 +406,9 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
         session.job.datasets.iter_mut().for_each(|dataset| dataset.search = Search::Residue);
     }
     let signing_key = session.signing_key()?;
-    locked(&mut session, "verify", async |session, run, _| {
+    locked(&mut session, "verify", async |session, run, lock| {
         let recovered = recover(session, run).await?;
+        let canaries = canaries(session, run, lock).await?;
         let (_, lists) = session.load().await?;
         let verifier_lists = session.verifier_lists().await?;
         let verified = session.verify(&verifier_lists).await?;
@@ -422,6 +426,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
             verified: &verified,
             unconditional_writes: &[],
             shown: &shown,
+            canaries,
         };
         publish(session, &account, &signing_key, run).await
     })
@@ -499,6 +504,23 @@ fn may_forget(outcome: &Result<Exit>, run: &Run) -> bool {
 
 fn run_id(now: Timestamp) -> Result<String> {
     Ok(format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), hex::encode(random::<4>()?)))
+}
+
+/// Takes the job's canaries through a run of their own. One that is not seen or not removed ends the command before it has read or
+/// written anything: what it would say of the datasets could not be trusted.
+async fn canaries(session: &Session, run: &Run, lock: &Lock) -> Result<Option<canary::Counts>> {
+    if session.job.canaries == 0 {
+        return Ok(None);
+    }
+    let Session { job, stores, .. } = session;
+    let counts = canary::run(job, stores, lock, &run.id, session.now(), random()?).await?;
+    tracing::info!(planted = counts.planted, found = counts.found, removed = counts.removed, "canaries");
+    if counts.found == counts.planted && counts.removed == counts.planted {
+        return Ok(Some(counts));
+    }
+    let canary::Counts { planted, found, removed } = counts;
+    Err(Error::internal(format!("of {planted} canaries {found} were found and {removed} removed; nothing was written"))
+        .hint("this build does not do what this job asks for; do not use it, and report the job file"))
 }
 
 /// Settles what a killed attempt announced.

@@ -22,6 +22,9 @@ pub struct FilterCheck {
     incomplete: bool,
 }
 
+/// Gives the hashes of all that is listed.
+pub type EachHash<'a> = dyn Fn(&mut dyn FnMut(u64)) + 'a;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FilterVerdict {
     Explained,
@@ -94,7 +97,7 @@ impl FilterCheck {
     /// `listed` gives the hashes of all that is listed. Of those that the values do not explain, `m` in number, each is in the file's
     /// filter by chance with the share of such hashes that its bits let through; `m` times that are expected. What is found beyond
     /// three standard deviations of that (Poisson: its root) is no chance. With few listed identifiers or few bits set one is enough.
-    pub fn verdict(&self, listed: &dyn Fn(&mut dyn FnMut(u64))) -> FilterVerdict {
+    pub fn verdict(&self, listed: &EachHash<'_>) -> FilterVerdict {
         if self.stored.iter().zip(&self.again).all(|(stored, again)| stored & !again == 0) {
             return FilterVerdict::Explained;
         }

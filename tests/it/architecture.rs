@@ -43,7 +43,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("stages", &["find", "rewrite", "purge", "verify", "manifest_diff"]),
-    ("wiring", &["account", "show", "progress", "cli", "run", "main", "lib"]),
+    ("wiring", &["account", "canary", "show", "progress", "cli", "run", "main", "lib"]),
 ];
 
 /// Files that are one stage with the file they are named after.

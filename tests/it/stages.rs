@@ -79,6 +79,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
             verified: &verified,
             unconditional_writes: &[],
             shown: &|_, location| location.to_string(),
+            canaries: None,
         };
         account.settle(RunFacts {
             id: "run".to_owned(),

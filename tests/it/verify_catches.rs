@@ -566,3 +566,50 @@ fn a_bloom_filter_that_still_knows_a_listed_value_is_caught() {
         );
     }
 }
+
+#[test]
+fn canaries_go_the_whole_way_and_leave_nothing() {
+    let composite = "[[dataset.match]]\nall = [{ column = \"p.first\", kind = \"email\", list_column = \"email\" }, \
+                     { column = \"p.tel\", kind = \"phone\", list_column = \"phone\" }]";
+    let single = "[[dataset.match]]\ncolumn = \"email\"\nkind = \"email\"";
+    let hashed = "[[dataset.match]]\ncolumn = \"h\"\nkind = \"phone\"\nhashed = \"sha256-hex\"";
+    let redact = "action = \"redact\"\nredact = { email = \"tag\", name = { constant = \"x\" } }\n";
+    for (dataset, planted) in [
+        // In each of Parquet, CSV and NDJSON.
+        (single.to_owned(), 6),
+        (format!("{single}\n{hashed}"), 12),
+        // CSV has no structs.
+        (format!("{single}\n{composite}"), 8),
+        (format!("format = \"parquet\"\nwhen_empty = \"drop\"\n{composite}"), 2),
+        (format!("{redact}{single}"), 6),
+        (
+            format!(
+                "format = \"csv\"\ncsv = {{ header = false, delimiter = \"-\" }}\n{}",
+                single.replace("\"email\"\nk", "\"3\"\nk")
+            ),
+            2,
+        ),
+        (format!("format = \"tsv\"\n{single}"), 2),
+    ] {
+        let lake = Lake::new(&dataset);
+        for command in ["verify", "scrub"] {
+            let said = lake.run(&[command, "job.toml", "--set", "canary.count=2"]);
+            // The dataset itself has no object.
+            assert_eq!(said.exit, 3, "{dataset}: {}", said.stderr);
+            let canaries = &said.document["verification"]["canaries"];
+            let wanted = serde_json::json!({ "planted": planted, "found": planted, "removed": planted });
+            assert_eq!(*canaries, wanted, "{dataset}");
+            let state = walkdir::WalkDir::new(lake.path(".lakescrub")).into_iter().map(Result::unwrap);
+            let left: Vec<_> = state
+                .filter(|entry| entry.path().to_string_lossy().contains("canar") && entry.file_type().is_file())
+                .collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+        let said = lake.run(&["scrub", "job.toml"]);
+        assert_eq!(said.document["verification"]["canaries"]["planted"], "not checked");
+    }
+    let lake = Lake::emails();
+    let said = lake.run(&["scrub", "job.toml", "--set", "canary.count=1", "--set", "state.uri=lake/state/"]);
+    assert!(said.exit == 2 && said.stderr.contains("within dataset d"), "{}", said.stderr);
+    assert_eq!(lake.run(&["scrub", "job.toml", "--set", "canary.count=1001"]).exit, 2);
+}
