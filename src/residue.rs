@@ -95,12 +95,15 @@ impl Residues {
         self.anew.insert(chunk);
     }
 
-    /// Says which rows a row group has, if anything was found in it.
+    /// Whether anything was found in a row group.
+    pub fn is_in(&self, group: usize) -> bool {
+        let mut chunks = self.counts.keys().filter_map(|(_, chunk)| chunk.as_ref()).chain(&self.anew);
+        chunks.any(|(of, _)| *of == group)
+    }
+
+    /// Says which rows a row group has.
     pub fn span(&mut self, group: usize, rows: Range<u64>) {
-        let chunks = self.counts.keys().filter_map(|(_, chunk)| chunk.as_ref()).chain(&self.anew);
-        if chunks.into_iter().any(|(of, _)| *of == group) {
-            self.spans.insert(group, rows);
-        }
+        self.spans.insert(group, rows);
     }
 
     pub fn merge(&mut self, other: &Residues) {

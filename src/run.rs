@@ -199,7 +199,6 @@ impl Session {
         for (number, found) in found.iter_mut().enumerate() {
             let stage = self.progress.begin(StageName::Find);
             let spec = &self.job.datasets[number];
-            let store = self.stores.of(spec.scope.root());
             let (summaries, others) = std::mem::take(&mut found.not_in_scope).into_iter().partition(verify::is_summary);
             found.not_in_scope = others;
             let rows = |object| (object, plan::Seen::Rows { rows: 0, matched: Default::default() });
@@ -210,7 +209,7 @@ impl Session {
             let has_rows = |finding: &Finding| matches!(finding.seen, plan::Seen::Rows { .. });
             let all = found.findings.iter().chain(found.versions.iter().flatten()).filter(|finding| has_rows(finding));
             let objects: Vec<_> = all.map(|finding| finding.object.clone()).collect();
-            let inspecting = async { Ok(verify::inspect(lists, &self.job, spec, &store, &objects).await) };
+            let inspecting = verify::inspect(lists, &self.job, &self.stores, spec, &objects);
             let inspected = self.stop.unless(inspecting).await?;
             let all = found.findings.iter_mut().chain(found.versions.iter_mut().flatten());
             let all = all.filter(|finding| has_rows(finding));

@@ -14,15 +14,16 @@ use sha2::{Digest, Sha256};
 use crate::dataset::listing;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, CsvDialect, Format};
-use crate::identifier::ColumnPath;
+use crate::identifier::{ColumnPath, Kind};
 use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, Stray};
 use crate::meter::Meter;
-use crate::residue::{Named, Residues};
+use crate::residue::{ChunkId, Named, Place, Residues};
 use crate::store::{Location, Object, ObjectReader, Store, StoreError, Stores};
+use crate::verify_bytes::Heads;
 use crate::verify_list::{Asked, Rules, Suppressed, add};
 use crate::verify_names;
 use crate::verify_normalise;
-use crate::verify_read::{Fault, Gates, Look, Scanned, Tally, Work, scan_parquet, scan_summary};
+use crate::verify_read::{CutBound, Fault, Gates, Look, Scanned, Tally, Work, scan_parquet, scan_summary};
 use crate::verify_records::{HELD_BYTES, Layout, Promised, scan_records};
 
 /// What the verifier saw.
@@ -161,7 +162,8 @@ pub async fn verify_with(
     let gates = Gates::new(&job.resources);
     let mut datasets = Vec::with_capacity(job.datasets.len());
     for dataset in &job.datasets {
-        datasets.push(verify_dataset(dataset, stores, clock(), &gates, &lists.suppressed, meter).await?);
+        let source = Source { job, stores, gates: &gates };
+        datasets.push(verify_dataset(dataset, &source, clock(), &lists.suppressed, meter).await?);
     }
     Ok(Verified { engine: "polars", engine_version: polars::VERSION, lists: lists.read.clone(), datasets })
 }
@@ -171,18 +173,33 @@ pub async fn verify_with(
 pub async fn inspect(
     lists: &Lists,
     job: &Job,
+    stores: &Stores,
     dataset: &DatasetSpec,
-    store: &Arc<dyn Store>,
     objects: &[Object],
-) -> Vec<Result<Residues, Fault>> {
-    let gates = Gates::new(&job.resources);
+) -> Result<Vec<Result<Residues, Fault>>> {
+    let (gates, store) = (Gates::new(&job.resources), stores.of(dataset.scope.root()));
     let rules = Arc::new(lists.suppressed.rules(dataset));
     let asked = Arc::new(Asked { suppressed: lists.suppressed.clone(), rules: rules.clone() });
     let inspected = objects.iter().map(|object| {
-        let (gates, rules, asked) = (&gates, &rules, &asked);
+        let (store, gates, rules, asked) = (&store, &gates, &rules, &asked);
         async move { inspect_object(dataset, store, object, gates, rules, asked).await }
     });
-    futures::stream::iter(inspected).buffered(gates.objects_ahead()).collect().await
+    let inspected: Vec<_> = futures::stream::iter(inspected).buffered(gates.objects_ahead()).collect().await;
+    let (mut found, mut cut) = (Vec::with_capacity(inspected.len()), Vec::new());
+    for (number, inspected) in inspected.into_iter().enumerate() {
+        found.push(inspected.map(|(residues, bounds)| {
+            cut.extend(bounds.into_iter().map(|cut| (number, cut)));
+            residues
+        }));
+    }
+    let source = Source { job, stores, gates: &gates };
+    add_heads(&source, &asked, cut, &mut |number: usize, chunk| {
+        if let Some(Ok(residues)) = found.get_mut(number) {
+            residues.add(Place::Statistics, Some(chunk), 1);
+        }
+    })
+    .await?;
+    Ok(found)
 }
 
 async fn inspect_object(
@@ -192,11 +209,11 @@ async fn inspect_object(
     gates: &Gates,
     rules: &Arc<Rules>,
     asked: &Arc<Asked>,
-) -> Result<Residues, Fault> {
+) -> Result<(Residues, Vec<CutBound>), Fault> {
     let mut found = names(dataset, object, asked).await?;
     if is_summary(object) {
         found.merge(&scan_summary(&**store, object, &rules.columns, gates, asked.clone()).await?);
-        return Ok(found);
+        return Ok((found, Vec::new()));
     }
     let shared = asked.clone();
     let search: Work = Arc::new(move |batch| {
@@ -208,7 +225,7 @@ async fn inspect_object(
     let look = Look { rows: others.then_some(search), bytes: Some(asked.clone()), others };
     let scanned = scan(store, object, &object_shape(dataset, object)?, &rules.columns, gates, &look).await?;
     found.merge(&scanned.tally.residues);
-    Ok(found)
+    Ok((found, scanned.tally.cut))
 }
 
 /// Asking may take a Polars expression, which must not run on a thread of the runtime.
@@ -236,32 +253,115 @@ async fn read_list(
     gates: &Gates,
     suppressed: &Arc<Mutex<Suppressed>>,
 ) -> Result<VerifiedList> {
+    let (shared, sets) = (list.clone(), suppressed.clone());
+    let work: Work = Arc::new(move |batch| {
+        add(&sets, &shared, batch)?;
+        Ok(Tally { rows: batch.rows as u64, ..Default::default() })
+    });
     let store = stores.of(list.scope.root());
-    let files = listing::list(&*store, &list.scope, &|_| true).await.map_err(|error| list_error(list, error))?;
+    let (mut rows, mut file_digests) = (0, Vec::new());
+    for (file, scanned) in scan_list(list, &store, gates, work).await? {
+        rows += scanned.tally.rows;
+        let digest = stored_digest(&store, &file).await.map_err(|fault| unusable_list(list, &file.location, fault))?;
+        file_digests.push((digest, file.location.to_string()));
+    }
+    let identifiers = suppressed.lock().unwrap_or_else(|broken| broken.into_inner()).count_identifiers();
+    Ok(VerifiedList { name: list.name.clone(), digest: list_digest(file_digests), read_at, rows, identifiers })
+}
+
+/// Gives all batches of a list to `work`, with the columns in the order of `list.columns`.
+async fn scan_list(
+    list: &ListSpec,
+    store: &Arc<dyn Store>,
+    gates: &Gates,
+    work: Work,
+) -> Result<Vec<(Object, Scanned)>> {
+    let files = listing::list(&**store, &list.scope, &|_| true).await.map_err(|error| list_error(list, error))?;
     let files: Vec<Object> = files.in_scope.into_iter().filter(|file| !file.location.file_name().is_empty()).collect();
     if files.is_empty() {
         return Err(Error::usage(format!("list {} is missing: {} matches no file", list.name, list.uri)));
     }
     let columns: Vec<ColumnPath> = list.columns.iter().map(|column| ColumnPath(vec![column.column.clone()])).collect();
-    let (mut rows, mut file_digests) = (0, Vec::with_capacity(files.len()));
-    for file in &files {
+    let look = Look { rows: Some(work), ..Look::default() };
+    let mut all = Vec::with_capacity(files.len());
+    for file in files {
         let unusable = |fault: Fault| unusable_list(list, &file.location, fault);
-        let (shared, sets) = (list.clone(), suppressed.clone());
-        let work: Work = Arc::new(move |batch| {
-            add(&sets, &shared, batch)?;
-            Ok(Tally { rows: batch.rows as u64, ..Default::default() })
-        });
         let shape = list_shape(list, &file.location).map_err(unusable)?;
-        let look = Look { rows: Some(work), ..Look::default() };
-        let scanned = scan(&store, file, &shape, &columns, gates, &look).await.map_err(unusable)?;
+        let scanned = scan(store, &file, &shape, &columns, gates, &look).await.map_err(unusable)?;
         if let Some(missing) = scanned.missing.first() {
             return Err(unusable(Fault::unreadable(format!("lacks column {}", columns[*missing]))));
         }
-        rows += scanned.tally.rows;
-        file_digests.push((stored_digest(&store, file).await.map_err(unusable)?, file.location.to_string()));
+        all.push((file, scanned));
     }
-    let identifiers = suppressed.lock().unwrap_or_else(|broken| broken.into_inner()).count_identifiers();
-    Ok(VerifiedList { name: list.name.clone(), digest: list_digest(file_digests), read_at, rows, identifiers })
+    Ok(all)
+}
+
+/// Looks through the lists once more for the identifiers that cut bounds are the heads of; the numbers of those bounds.
+async fn listed_heads(source: &Source<'_>, asked: &Arc<Asked>, cut: Vec<CutBound>) -> Result<Vec<usize>> {
+    let cut = Arc::new(cut);
+    let bounds = cut.iter().map(|cut| {
+        let as_it_is = asked.rules.kinds(cut.column).any(|(kind, _)| *kind == Kind::Text);
+        let mut bound = cut.bound.clone();
+        if !as_it_is {
+            bound.bytes.make_ascii_lowercase();
+        }
+        bound
+    });
+    let heads = Arc::new(Mutex::new((Heads::new(bounds.collect()), Vec::new())));
+    for list in &source.job.lists {
+        let (heads, cut, asked, columns) = (heads.clone(), cut.clone(), asked.clone(), list.columns.clone());
+        let work: Work = Arc::new(move |batch| {
+            let mut held = heads.lock().unwrap_or_else(|broken| broken.into_inner());
+            let (heads, found) = &mut *held;
+            for (column, leaf) in columns
+                .iter()
+                .zip(&batch.columns)
+                .flat_map(|(column, leaves)| leaves.iter().map(move |leaf| (column, leaf)))
+            {
+                if column.hashed.is_some() {
+                    continue;
+                }
+                verify_normalise::canonicals(&column.kind, &leaf.values, &mut |_, _, canonical| {
+                    heads.take(canonical, &mut |number, _| {
+                        let is_ours = asked.compares(cut[number].column, column);
+                        if is_ours {
+                            found.push(number);
+                        }
+                        is_ours
+                    });
+                })?;
+            }
+            Ok(Tally { rows: batch.rows as u64, ..Tally::default() })
+        });
+        scan_list(list, &source.stores.of(list.scope.root()), source.gates, work).await?;
+    }
+    let mut held = heads.lock().unwrap_or_else(|broken| broken.into_inner());
+    Ok(std::mem::take(&mut held.1))
+}
+
+/// Where the lists are, when they have to be looked through once more.
+struct Source<'a> {
+    job: &'a Job,
+    stores: &'a Stores,
+    gates: &'a Gates,
+}
+
+/// Adds to each object's residues the cut bounds that are heads of listed identifiers; `cut[i]` belongs to the object `cut[i].0`.
+async fn add_heads(
+    source: &Source<'_>,
+    asked: &Arc<Asked>,
+    cut: Vec<(usize, CutBound)>,
+    add: &mut (dyn FnMut(usize, ChunkId) + Send),
+) -> Result<()> {
+    if cut.is_empty() {
+        return Ok(());
+    }
+    let (objects, bounds): (Vec<usize>, Vec<CutBound>) = cut.into_iter().unzip();
+    let chunks: Vec<ChunkId> = bounds.iter().map(|cut| cut.chunk.clone()).collect();
+    for number in listed_heads(source, asked, bounds).await? {
+        add(objects[number], chunks[number].clone());
+    }
+    Ok(())
 }
 
 /// A list that is not there is the job file's fault; a store that cannot be reached is not.
@@ -348,13 +448,12 @@ fn list_shape(list: &ListSpec, file: &Location) -> Result<Shape, Fault> {
 
 async fn verify_dataset(
     dataset: &DatasetSpec,
-    stores: &Stores,
+    source: &Source<'_>,
     listed_at: Timestamp,
-    gates: &Gates,
     suppressed: &Arc<Suppressed>,
     meter: &Meter,
 ) -> Result<VerifiedDataset> {
-    let store = stores.of(dataset.scope.root());
+    let (store, gates) = (source.stores.of(dataset.scope.root()), source.gates);
     let belongs = |name: &str| listing::belongs(name, dataset.format);
     let listing = match listing::list_dataset(&*store, &dataset.scope, &belongs).await {
         Ok(listing) => listing,
@@ -365,8 +464,8 @@ async fn verify_dataset(
     listing.in_scope.iter().for_each(|object| meter.expect(1, object.size_bytes));
     let rules = Arc::new(suppressed.rules(dataset));
     let asked = Arc::new(Asked { suppressed: suppressed.clone(), rules: rules.clone() });
-    let check = |objects: Vec<Object>| check_objects(dataset, &store, objects, gates, &rules, &asked, meter);
-    let (mut objects, counts) = check(listing.in_scope).await;
+    let check = |objects: Vec<Object>| check_objects(dataset, &store, objects, source, &rules, &asked, meter);
+    let (mut objects, counts) = check(listing.in_scope).await?;
     let named = rules.columns.iter().map(ToString::to_string).zip(counts);
     let not_comparable = named.filter(|(_, count)| *count > 0).collect();
     let mut not_in_scope = Vec::with_capacity(listing.not_in_scope.len());
@@ -380,7 +479,7 @@ async fn verify_dataset(
         None => None,
         Some((noncurrent, delete_markers)) => {
             noncurrent.iter().for_each(|object| meter.expect(1, object.size_bytes));
-            Some(VerifiedVersions { objects: check(noncurrent).await.0, delete_markers })
+            Some(VerifiedVersions { objects: check(noncurrent).await?.0, delete_markers })
         }
     };
     let uploads = store.list_uploads(dataset.scope.root()).await.map_err(|error| not_listed(dataset, error))?;
@@ -421,22 +520,30 @@ async fn check_objects(
     dataset: &DatasetSpec,
     store: &Arc<dyn Store>,
     objects: Vec<Object>,
-    gates: &Gates,
+    source: &Source<'_>,
     rules: &Arc<Rules>,
     asked: &Arc<Asked>,
     meter: &Meter,
-) -> (Vec<VerifiedObject>, Vec<u64>) {
+) -> Result<(Vec<VerifiedObject>, Vec<u64>)> {
+    let gates = source.gates;
     let checked = objects.into_iter().map(|object| {
         let store = store.clone();
         async move { verify_object(dataset, store, object, gates, rules, asked, meter).await }
     });
     let checked: Vec<_> = futures::stream::iter(checked).buffered(gates.objects_ahead()).collect().await;
     let mut not_comparable = vec![0; rules.columns.len()];
-    let objects = checked.into_iter().map(|(object, counts)| {
-        not_comparable.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-        object
-    });
-    (objects.collect(), not_comparable)
+    let (mut objects, mut cut) = (Vec::with_capacity(checked.len()), Vec::new());
+    for (number, (object, tally)) in checked.into_iter().enumerate() {
+        not_comparable.iter_mut().zip(tally.not_comparable).for_each(|(sum, count)| *sum += count);
+        cut.extend(tally.cut.into_iter().map(|cut| (number, cut)));
+        objects.push(object);
+    }
+    add_heads(source, asked, cut, &mut |number: usize, chunk| {
+        let object: &mut VerifiedObject = &mut objects[number];
+        object.residues.add(Place::Statistics, Some(chunk), 1);
+    })
+    .await?;
+    Ok((objects, not_comparable))
 }
 
 /// A summary file is no object of the dataset until it holds an identifier or cannot be read.
@@ -458,7 +565,7 @@ async fn verify_summary(
     }
 }
 
-/// The object's outcome, and what was not comparable by column of `rules`.
+/// The object's outcome, and what was counted in it.
 async fn verify_object(
     dataset: &DatasetSpec,
     store: Arc<dyn Store>,
@@ -467,7 +574,7 @@ async fn verify_object(
     rules: &Arc<Rules>,
     asked: &Arc<Asked>,
     meter: &Meter,
-) -> (VerifiedObject, Vec<u64>) {
+) -> (VerifiedObject, Tally) {
     let shared = asked.clone();
     let work: Work = Arc::new(move |batch| {
         let mut tally = shared.suppressed.matches(&shared.rules, batch)?;
@@ -482,21 +589,21 @@ async fn verify_object(
         Err(fault) => Err(fault),
     };
     let mut residues = named.as_ref().cloned().unwrap_or_default();
-    let (verified, counts) = match scanned.and_then(|scanned| named.map(|_| scanned)) {
+    let (verified, tally) = match scanned.and_then(|scanned| named.map(|_| scanned)) {
         Err(Fault { exit, reason }) => {
             let outcome = VerifyOutcome::Failed { exit, reason };
-            (VerifiedObject { object, rows: 0, rows_matched: 0, residues, outcome }, Vec::new())
+            (VerifiedObject { object, rows: 0, rows_matched: 0, residues, outcome }, Tally::default())
         }
         Ok(scanned) => {
             let partitions = verify_names::partition_names(dataset.scope.root(), &object.location);
             let outcome = outcome(dataset, rules, &scanned, &partitions);
             residues.merge(&scanned.tally.residues);
             let (rows, rows_matched) = (scanned.tally.rows, scanned.tally.rows_matched);
-            (VerifiedObject { object, rows, rows_matched, residues, outcome }, scanned.tally.not_comparable)
+            (VerifiedObject { object, rows, rows_matched, residues, outcome }, scanned.tally)
         }
     };
     meter.add(1, verified.rows, size_bytes);
-    (verified, counts)
+    (verified, tally)
 }
 
 fn object_shape(dataset: &DatasetSpec, object: &Object) -> Result<Shape, Fault> {

@@ -7,6 +7,7 @@
 //! allocated before its bytes make it credible.
 
 use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use base64::Engine as _;
@@ -32,6 +33,9 @@ pub trait Listed: Send + Sync {
     /// Gives the hashes, as bloom filters take them, of what is listed for rules of their own on a column of text, as its canonical
     /// form or digest is spelled.
     fn filter_hashes(&self, column: usize, each: &mut dyn FnMut(u64));
+
+    /// Whether a rule of its own compares the column as it is, not by hashes.
+    fn is_plain(&self, column: usize) -> bool;
 }
 
 /// How the values of a leaf are stored, and what the row decoder makes of them.
@@ -369,11 +373,18 @@ pub struct Suspicions {
     /// Bounds that are listed but may be no more than the head of a longer value that is there.
     bounds: Vec<Bound>,
     filter: Option<FilterCheck>,
+    /// Bounds that were cut: of a value that is there, or of one that is gone.
+    cut: Heads,
 }
 
 impl Suspicions {
     pub fn is_empty(&self) -> bool {
-        self.bounds.is_empty() && self.filter.is_none()
+        self.bounds.is_empty() && self.filter.is_none() && self.cut.is_empty()
+    }
+
+    /// The cut bounds that no value explains: heads of values that are gone.
+    pub fn unexplained(&mut self) -> Vec<Bound> {
+        std::mem::take(&mut self.cut).left()
     }
 
     /// Drops what a longer value of the chunk explains: its bound was cut, and by chance reads like an identifier.
@@ -381,10 +392,13 @@ impl Suspicions {
         if let Some(filter) = &mut self.filter {
             filter.insert(values);
         }
-        if self.bounds.is_empty() {
+        if self.bounds.is_empty() && self.cut.is_empty() {
             return;
         }
-        let mut explain = |value: &[u8]| self.bounds.retain(|bound| !is_head(bound, value));
+        let mut explain = |value: &[u8]| {
+            self.bounds.retain(|bound| !is_head(bound, value));
+            self.cut.take(value, &mut |_, _| true);
+        };
         match values.dtype() {
             DataType::String => values
                 .str()
@@ -418,6 +432,98 @@ fn is_head(bound: &Bound, value: &[u8]) -> bool {
         return false;
     }
     value[head.len()] == *last || (bound.is_max && value[head.len()].checked_add(1) == Some(*last))
+}
+
+/// Writers that do not say which bounds they cut do so at 64 bytes; shorter ones are whole.
+const UNMARKED_CUT_BYTES: usize = 32;
+
+/// The bounds that are cut, as the writer says or, in a column index, as their length does: all cut ones have the longest.
+fn cut_bounds(bounds: &[Bound]) -> Vec<Bound> {
+    let unmarked = bounds.iter().filter(|bound| bound.exact.is_none()).map(|bound| bound.bytes.len());
+    let longest = unmarked.max().unwrap_or(0).max(UNMARKED_CUT_BYTES);
+    let is_cut = |bound: &&Bound| match bound.exact {
+        Some(exact) => !exact && bound.bytes.len() >= HEAD_BYTES_MIN,
+        None => bound.bytes.len() >= longest,
+    };
+    bounds.iter().filter(is_cut).cloned().collect()
+}
+
+/// Shorter heads than this say nothing of whose they are.
+const HEAD_BYTES_MIN: usize = 4;
+
+/// Bounds by what a value begins with that they were cut from.
+#[derive(Default)]
+pub struct Heads {
+    bounds: Vec<Option<Bound>>,
+    by_head: HashMap<Vec<u8>, Vec<usize>>,
+    lengths: BTreeSet<usize>,
+}
+
+/// Bounds may be heads of identifiers.
+impl std::fmt::Debug for Heads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Heads({})", self.bounds.len())
+    }
+}
+
+impl Heads {
+    pub fn new(bounds: Vec<Bound>) -> Heads {
+        let mut heads = Heads::default();
+        for (number, bound) in bounds.iter().enumerate() {
+            heads.lengths.insert(bound.bytes.len());
+            for head in heads_of(bound) {
+                heads.by_head.entry(head).or_default().push(number);
+            }
+        }
+        heads.bounds = bounds.into_iter().map(Some).collect();
+        heads
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_head.is_empty()
+    }
+
+    /// Gives the bounds that `value` may have been cut to, by number; those that `wanted` accepts are done with.
+    pub fn take(&mut self, value: &[u8], wanted: &mut dyn FnMut(usize, &Bound) -> bool) {
+        for length in self.lengths.iter().take_while(|length| **length <= value.len()) {
+            let Some(numbers) = self.by_head.get_mut(&value[..*length]) else { continue };
+            numbers.retain(|number| match &self.bounds[*number] {
+                Some(bound) if wanted(*number, bound) => {
+                    self.bounds[*number] = None;
+                    false
+                }
+                Some(_) => true,
+                None => false,
+            });
+            if numbers.is_empty() {
+                self.by_head.remove(&value[..*length]);
+            }
+        }
+    }
+
+    fn left(self) -> Vec<Bound> {
+        self.bounds.into_iter().flatten().collect()
+    }
+}
+
+/// What the value began with: a maximum may have had its last character raised (as UTF-8, or as a byte).
+fn heads_of(bound: &Bound) -> Vec<Vec<u8>> {
+    let mut heads = vec![bound.bytes.clone()];
+    if bound.is_max {
+        if let Ok(text) = std::str::from_utf8(&bound.bytes)
+            && let Some(last) = text.chars().next_back()
+            && let Some(lower) = u32::from(last).checked_sub(1).and_then(char::from_u32)
+        {
+            heads.push([&text.as_bytes()[..text.len() - last.len_utf8()], lower.to_string().as_bytes()].concat());
+        }
+        if let Some((last, head)) = bound.bytes.split_last() {
+            heads.push([head, &[last.wrapping_sub(1)]].concat());
+        }
+    }
+    heads.retain(|head| head.len() == bound.bytes.len());
+    heads.sort_unstable();
+    heads.dedup();
+    heads
 }
 
 /// One column chunk under the check.
@@ -488,6 +594,9 @@ impl ChunkBytes<'_> {
         bounds.sort_by(|a, b| (&a.bytes, a.is_max).cmp(&(&b.bytes, b.is_max)));
         let values: Vec<&[u8]> = bounds.iter().map(|bound| bound.bytes.as_slice()).collect();
         let mut suspicions = Suspicions::default();
+        if self.leaf.may_be_cut() && listed.is_plain(self.column) {
+            suspicions.cut = Heads::new(cut_bounds(&bounds));
+        }
         for index in self.ask(&values, listed)? {
             if self.leaf.may_be_cut() && bounds[index].exact != Some(true) {
                 suspicions.bounds.push(bounds[index].clone());

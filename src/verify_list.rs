@@ -426,7 +426,20 @@ fn spelling(hashed: Hashed, digest: &[u8]) -> String {
     }
 }
 
+impl Asked {
+    /// Whether a list's column feeds a plain rule of its own on the data's column.
+    pub fn compares(&self, column: usize, listed: &ListColumn) -> bool {
+        let single = self.rules.probes.iter().filter(|probe| probe.single && probe.hashed.is_none());
+        let mut of_column = single.filter(|probe| probe.column == column);
+        listed.hashed.is_none() && of_column.any(|probe| self.suppressed.selections[probe.selection].takes(listed))
+    }
+}
+
 impl Listed for Asked {
+    fn is_plain(&self, column: usize) -> bool {
+        self.rules.kinds(column).any(|(_, hashed)| hashed.is_none())
+    }
+
     fn filter_hashes(&self, column: usize, each: &mut dyn FnMut(u64)) {
         for probe in self.rules.probes.iter().filter(|probe| probe.single && probe.column == column) {
             let spelled = self.suppressed.selections[probe.selection].filter_hashes.iter();

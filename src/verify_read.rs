@@ -20,9 +20,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::error::Exit;
 use crate::identifier::ColumnPath;
 use crate::job::Resources;
-use crate::residue::Residues;
+use crate::residue::{ChunkId, Residues};
 use crate::store::{Object, Store, StoreError};
-use crate::verify_bytes::{ChunkBytes, FooterNotes, Gap, GapLeaves, LeafType, Listed, Suspicions};
+use crate::verify_bytes::{Bound, ChunkBytes, FooterNotes, Gap, GapLeaves, LeafType, Listed, Suspicions};
 use crate::verify_filter::filter_length;
 
 /// Why an object could not be checked. The reason never quotes a cell.
@@ -100,11 +100,29 @@ pub struct Tally {
     pub not_comparable: Vec<u64>,
     /// What was found beside the rows.
     pub residues: Residues,
+    /// Cut bounds that no value explains.
+    pub cut: Vec<CutBound>,
+}
+
+/// A bound that is the head of a value that is gone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CutBound {
+    pub column: usize,
+    pub chunk: ChunkId,
+    pub bound: Bound,
+}
+
+/// It may be the head of an identifier.
+impl std::fmt::Debug for CutBound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CutBound({:?})", self.chunk)
+    }
 }
 
 impl Tally {
     pub fn add(&mut self, other: &Tally) {
         self.residues.merge(&other.residues);
+        self.cut.extend(other.cut.iter().cloned());
         self.rows += other.rows;
         self.rows_matched += other.rows_matched;
         self.not_comparable.resize(self.not_comparable.len().max(other.not_comparable.len()), 0);
@@ -613,12 +631,16 @@ async fn scan_row_group(
         } else {
             sum.rows = rows as u64;
         }
-        for (column, suspicions) in suspicions {
+        for (column, mut suspicions) in suspicions {
             let chunk = (group, column_path(&file, column).clone());
+            let unexplained = suspicions.unexplained().into_iter();
+            sum.cut.extend(unexplained.map(|bound| CutBound { column, chunk: chunk.clone(), bound }));
             sum.residues.merge(&suspicions.settle(column, chunk, look.bytes.as_deref()));
         }
         let before: usize = file.metadata.row_groups[..group].iter().map(RowGroupMetadata::num_rows).sum();
-        sum.residues.span(group, before as u64..(before + rows) as u64);
+        if sum.residues.is_in(group) || !sum.cut.is_empty() {
+            sum.residues.span(group, before as u64..(before + rows) as u64);
+        }
         Ok(sum)
     })
     .await

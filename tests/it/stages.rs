@@ -8,6 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use lakescrub::account::{Account, RunFacts, Settlement};
+use lakescrub::canary;
 use lakescrub::error::Exit;
 use lakescrub::find::{self, Find};
 use lakescrub::job::Job;
@@ -192,6 +193,32 @@ fn an_object_that_may_not_be_read_blocks_and_the_others_are_done() {
     assert_eq!(row(&settled, "a.csv").outcome, Outcome::Locked);
     assert_eq!(lake.read("lake/a.csv"), before);
     assert_eq!(row(&settled, "b.csv").outcome, Outcome::Rewritten);
+}
+
+#[test]
+fn a_canary_that_is_not_seen_or_not_removed_is_counted() {
+    let lake = lake();
+    let job = Job::read(&lake.path().join("job.toml"), &["canary.count=2".to_owned()]).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let counts = |store: Meddling| {
+        let store: Arc<dyn Store> = Arc::new(store);
+        let stores = Stores::new(store.clone(), store.clone());
+        runtime.block_on(async {
+            let state = &job.state.location;
+            let lock = Lock::take(store.clone(), state, "run").await.unwrap();
+            let counts = canary::run(&job, &stores, &lock, "run", jiff::Timestamp::UNIX_EPOCH, [5; 16]).await.unwrap();
+            lock.release().await.unwrap();
+            assert_eq!(store.list(&state.join("canaries")).await.unwrap(), []);
+            (counts.planted, counts.found, counts.removed)
+        })
+    };
+    let (planted, found, removed) = counts(Meddling::new("no such file"));
+    assert!(planted > 0 && found == planted && removed == planted, "{planted} {found} {removed}");
+    let in_one = planted / job.datasets[0].format.map_or(3, |_| 1);
+    let unread = Meddling { denies: true, ..Meddling::new("canary.csv") };
+    assert_eq!(counts(unread), (planted, planted - in_one, planted - in_one));
+    let unwritten = Meddling { flips_a_byte: true, ..Meddling::new("canary.csv") };
+    assert_eq!(counts(unwritten), (planted, planted, planted - in_one));
 }
 
 /// The local disk with a fault at one object.

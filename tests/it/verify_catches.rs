@@ -613,3 +613,42 @@ fn canaries_go_the_whole_way_and_leave_nothing() {
     assert!(said.exit == 2 && said.stderr.contains("within dataset d"), "{}", said.stderr);
     assert_eq!(lake.run(&["scrub", "job.toml", "--set", "canary.count=1001"]).exit, 2);
 }
+
+#[test]
+fn the_cut_bound_of_somebody_who_is_gone_is_caught() {
+    // The writer cuts bounds at ten bytes: what is left of the stand-in's in the footer becomes the head of the listed address, or
+    // its head with the last character raised, as a maximum has it.
+    let properties = || {
+        plain()
+            .set_dictionary_enabled(false)
+            .set_statistics_truncate_length(Some(10))
+            .set_column_index_truncate_length(Some(10))
+            .set_statistics_enabled(EnabledStatistics::Chunk)
+    };
+    let min = "aaef@example.com";
+    let file = parquet_of("email", &[min, "b@x.org", STAND_IN], properties());
+    let place = |text: &str| {
+        let at = footer_start(&file);
+        at + (0..file.len() - at).find(|i| file[at + i..].starts_with(text.as_bytes())).unwrap()
+    };
+    for (stored, planted) in [(&min[..10], "anna@examp"), ("zoef@examq", "anna@examq"), (&min[..10], "Anna@examp")] {
+        let mut file = file.clone();
+        let at = place(stored);
+        file[at..at + 10].copy_from_slice(planted.as_bytes());
+        let lake = Lake::emails();
+        lake.put("lake/a.parquet", &file);
+        lake.catches("a.parquet", "statistics", 1, "1 statistic of column email");
+        assert_eq!(lake.emails_of("lake/a.parquet"), [min, "b@x.org", STAND_IN]);
+    }
+    // The head of a value that is there, and one of nobody who is listed.
+    let longer = format!("{}.invalid", &ANNA[..12]);
+    let mut other = file.clone();
+    let at = place(&min[..10]);
+    other[at..at + 10].copy_from_slice(b"annb@examp");
+    for file in [parquet_of("email", &[&longer, "b@x.org"], properties()), other] {
+        let lake = Lake::emails();
+        lake.put("lake/a.parquet", &file);
+        let said = lake.run(&["verify", "job.toml"]);
+        assert_eq!(said.exit, 0, "{} {:#}", said.stderr, said.document["verification"]);
+    }
+}
