@@ -529,10 +529,11 @@ impl DatasetRows<'_> {
     }
 
     fn take_object(&mut self, object: &VerifiedObject) {
-        let location = self.name(object);
-        let name = self.spec.name.clone();
+        let (location, dataset) = (self.name(object), self.spec.name.clone());
+        // A store's message names the object as it is, and the name may hold an identifier.
+        let name = object.object.location.to_string();
         let row = self.rows.entry(location.clone()).or_insert_with(|| {
-            let mut row = ObjectRow::new(name, location);
+            let mut row = ObjectRow::new(dataset, location);
             row.rows_matched = Some(object.rows_matched);
             row
         });
@@ -562,13 +563,13 @@ impl DatasetRows<'_> {
             }
             VerifyOutcome::Skipped { reason } => {
                 row.outcome = RowOutcome::Skipped;
-                row.reason = Some(reason.clone());
+                row.reason = Some(reason.replace(&name, &row.location));
                 self.exits.push(Exit::Incomplete);
             }
             VerifyOutcome::Failed { exit, reason } => {
                 if row.outcome.is_clean() {
                     row.outcome = failed(*exit);
-                    row.reason = Some(format!("not verified: {reason}"));
+                    row.reason = Some(format!("not verified: {}", reason.replace(&name, &row.location)));
                 }
                 self.exits.push(*exit);
             }
@@ -661,6 +662,7 @@ impl VersionRows<'_> {
     fn take_verified(&mut self, object: &VerifiedObject) {
         let engine = self.engine.clone();
         let undeclared = self.spec.search == Search::Residue;
+        let name = object.object.location.to_string();
         let row = self.row(&object.object);
         let exit = match &object.outcome {
             // What stands in the way of its removal is told already.
@@ -682,13 +684,13 @@ impl VersionRows<'_> {
             }
             VerifyOutcome::Skipped { reason } => {
                 row.outcome = RowOutcome::Skipped;
-                row.reason = Some(reason.clone());
+                row.reason = Some(reason.replace(&name, &row.location));
                 Some(Exit::Incomplete)
             }
             VerifyOutcome::Failed { exit, reason } => {
                 if row.outcome.is_clean() {
                     row.outcome = failed(*exit);
-                    row.reason = Some(format!("not verified: {reason}"));
+                    row.reason = Some(format!("not verified: {}", reason.replace(&name, &row.location)));
                 }
                 Some(*exit)
             }

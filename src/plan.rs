@@ -138,6 +138,11 @@ impl Decision {
 }
 
 impl Step {
+    /// A store's message names the object as it is, and the name may hold an identifier.
+    fn without_name(&self, reason: &str) -> String {
+        reason.replace(&self.object.location.to_string(), &self.shown)
+    }
+
     fn with_beside(&self, rows: String) -> String {
         match &self.beside {
             Some(beside) => format!("{rows}; a listed identifier is in {beside}"),
@@ -237,8 +242,10 @@ fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
         decision: Decision::Keep,
     };
     match finding.seen {
-        Seen::Skipped { reason } => step.decision = Decision::Skip { reason },
-        Seen::Failed { exit, reason } => step.decision = Decision::Refuse { exit, reason },
+        Seen::Skipped { reason } => step.decision = Decision::Skip { reason: step.without_name(&reason) },
+        Seen::Failed { exit, reason } => {
+            step.decision = Decision::Refuse { exit, reason: step.without_name(&reason) };
+        }
         Seen::Rows { rows, .. } if !finding.residues.named.is_empty() => {
             // A name cannot be redacted, so the object goes with all its rows: the guard counts them all.
             step.rows = rows;
@@ -360,4 +367,40 @@ pub fn to_json(plan: &Plan) -> Value {
         })
     };
     json!({ "datasets": plan.datasets.iter().map(dataset).collect::<Vec<_>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::job::Job;
+    use crate::store::{Etag, StoreError};
+
+    #[test]
+    fn a_stores_message_loses_the_name_that_holds_an_identifier() {
+        let job = "version = 1\n[[list]]\nname = \"l\"\nuri = \"l.csv\"\n[[list.column]]\ncolumn = \"e\"\nkind = \"email\"\n\
+                   [[dataset]]\nname = \"d\"\nuri = \"lake/\"\n[[dataset.match]]\ncolumn = \"e\"\nkind = \"email\"\n";
+        let job = Job::parse(job, Path::new("/"), &[]).unwrap();
+        let location = Location::Local("/lake/anna@example.com.csv".into());
+        let object = Object {
+            location: location.clone(),
+            size_bytes: 1,
+            etag: Etag("1".to_owned()),
+            version_id: None,
+            storage_class: None,
+        };
+        for seen in [
+            Seen::Failed { exit: Exit::Conflict, reason: StoreError::Changed(location.clone()).to_string() },
+            Seen::Skipped { reason: format!("{location} lacks a column") },
+        ] {
+            let found = Found {
+                findings: vec![Finding::new(object.clone(), Some(Format::Csv), Compression::None, seen)],
+                ..Found::default()
+            };
+            let plan = build(&job.datasets, vec![found], &|_, _| "/lake/tag".to_owned());
+            let shown = to_json(&plan).to_string();
+            assert!(shown.contains("/lake/tag ") && !shown.contains("anna"), "{shown}");
+        }
+    }
 }

@@ -412,6 +412,19 @@ fn a_partition_column_that_no_file_holds_is_a_column() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_is_told_without_the_identifier_in_its_name() {
+    let lake = Lake::emails();
+    lake.put("lake/anna@example.com.parquet", b"PAR1 no such thing PAR1");
+    lake.put("lake/email=anna%40example.com/a.csv.gz", b"no gzip");
+    for command in ["plan", "verify", "scrub"] {
+        let said = lake.run(&[command, "job.toml"]);
+        assert_ne!(said.exit, 0, "{command}");
+        assert!(!said.document.to_string().contains("anna%40"), "{command}");
+        assert!(!said.stderr.contains("anna%40"), "{command}: {}", said.stderr);
+    }
+}
+
+#[test]
 fn a_name_cannot_be_redacted_and_the_guard_counts_its_rows() {
     let lake = Lake::new(
         "action = \"redact\"\n[dataset.redact]\nemail = \"null\"\n[[dataset.match]]\ncolumn = \"email\"\nkind = \"email\"",
