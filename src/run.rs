@@ -2,8 +2,8 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use clap::CommandFactory;
 use jiff::Timestamp;
@@ -67,17 +67,35 @@ async fn run_command(cli: &Cli) -> Result<Exit> {
     }
 }
 
+/// What the time is: the system's, the one `--now` names, or a test's.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// How a run ended, and the result to print.
+#[derive(Debug)]
+pub struct Ended {
+    pub exit: Exit,
+    pub result: String,
+}
+
+impl Ended {
+    fn print(self) -> Exit {
+        print_result(&self.result);
+        self.exit
+    }
+}
+
 /// What every command on a job starts from.
 struct Session {
     job: Job,
     stores: Stores,
     common: Common,
+    clock: Clock,
     progress: Progress,
     stop: Stop,
 }
 
 /// Which signal asked the run to stop: 0, or the exit code it means.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Stop {
     asked: Arc<AtomicU8>,
     bell: Arc<tokio::sync::Notify>,
@@ -87,7 +105,7 @@ impl Stop {
     /// Listens for SIGINT and SIGTERM; the second one ends the process at once.
     fn listen() -> Result<Stop> {
         use tokio::signal::unix::{SignalKind, signal};
-        let stop = Stop { asked: Arc::default(), bell: Arc::default() };
+        let stop = Stop::default();
         for (kind, exit) in [(SignalKind::interrupt(), Exit::Interrupted), (SignalKind::terminate(), Exit::Terminated)]
         {
             let mut signals =
@@ -140,15 +158,20 @@ impl Session {
         for key in [&job.state.signing_key, &job.state.tag_key] {
             keys::open_to_others(key).into_iter().for_each(|warning| tracing::warn!("{warning}"));
         }
-        self_test()?;
         let stop = Stop::listen()?;
         let stores = Stores::open(&job.s3, uses_s3(&job)).await?;
+        let now = common.now;
+        Session::with(common, job, stores, Arc::new(move || now.unwrap_or_else(Timestamp::now)), stop)
+    }
+
+    fn with(common: &Common, job: Job, stores: Stores, clock: Clock, stop: Stop) -> Result<Session> {
+        self_test()?;
         let progress = Progress::new(common.shows_progress());
-        Ok(Session { job, stores, common: common.clone(), progress, stop })
+        Ok(Session { job, stores, common: common.clone(), clock, progress, stop })
     }
 
     fn now(&self) -> Timestamp {
-        self.common.now.unwrap_or_else(Timestamp::now)
+        (self.clock)()
     }
 
     /// The list's identifiers and what was read of each list.
@@ -296,7 +319,15 @@ fn stages(session: &Session) -> Vec<Stage> {
 }
 
 async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
-    let mut session = Session::open(common, path).await?;
+    Ok(scrub_session(Session::open(common, path).await?).await?.print())
+}
+
+/// The scheduled job on given stores and by a given clock; prints nothing and hears no signal.
+pub async fn scrub_with(common: &Common, job: Job, stores: Stores, clock: Clock) -> Result<Ended> {
+    scrub_session(Session::with(common, job, stores, clock, Stop::default())?).await
+}
+
+async fn scrub_session(mut session: Session) -> Result<Ended> {
     let signing_key = session.signing_key()?;
     let tag_key = Arc::new(keys::load_tag_key(&session.job.state.tag_key)?);
     locked(&mut session, "scrub", async |session, run, lock| {
@@ -341,6 +372,7 @@ async fn verify(common: &Common, path: &Path) -> Result<Exit> {
         publish(session, &account, &signing_key, run).await
     })
     .await
+    .map(Ended::print)
 }
 
 /// One run: its name and its journal.
@@ -358,8 +390,8 @@ pub struct Run {
 async fn locked(
     session: &mut Session,
     command: &'static str,
-    work: impl AsyncFnOnce(&mut Session, &Run, &Lock) -> Result<Exit>,
-) -> Result<Exit> {
+    work: impl AsyncFnOnce(&mut Session, &Run, &Lock) -> Result<Ended>,
+) -> Result<Ended> {
     let state = session.job.state.location.clone();
     let store = session.stores.of(&state);
     let id = run_id(session.now())?;
@@ -396,7 +428,7 @@ async fn locked(
 }
 
 /// Whether the journal tells nothing more: the manifest is written, or nothing was begun that a later run must know of.
-fn may_forget(outcome: &Result<Exit>, run: &Run) -> bool {
+fn may_forget(outcome: &Result<Ended>, run: &Run) -> bool {
     outcome.is_ok() || (!run.resumed && !run.journal.has_swaps())
 }
 
@@ -465,8 +497,8 @@ async fn rewrite(
     if session.stop.is_asked() { Err(session.stop.error()) } else { Ok(outcomes) }
 }
 
-/// Writes the manifest and prints the result.
-async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run: &Run) -> Result<Exit> {
+/// Writes the manifest; the result is what it says, for people or as JSON.
+async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run: &Run) -> Result<Ended> {
     let state = &session.job.state.location;
     let store = session.stores.of(state);
     let facts = RunFacts {
@@ -489,15 +521,15 @@ async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run
         document["command"] = json!(run.command);
         document["exit"] = exit_json(exit);
         document["manifest"] = json!({ "location": published.location.to_string(), "digest": published.digest });
-        print_json(&document);
+        Ok(Ended { exit, result: json_text(&document) })
     } else {
-        print_result(&format!("{shown}manifest  {}\n", published.location));
+        Ok(Ended { exit, result: format!("{shown}manifest  {}\n", published.location) })
     }
-    Ok(exit)
 }
 
 /// SHA-256 of the program that runs, so that an auditor can tell which one it was.
 fn tool_digest() -> Observed<String> {
+    static DIGEST: OnceLock<Option<String>> = OnceLock::new();
     let hash = || {
         let mut program = std::fs::File::open(std::env::current_exe().ok()?).ok()?;
         let (mut sha256, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
@@ -508,7 +540,7 @@ fn tool_digest() -> Observed<String> {
             }
         }
     };
-    hash().map_or(Observed::NotChecked, Observed::Seen)
+    DIGEST.get_or_init(hash).clone().map_or(Observed::NotChecked, Observed::Seen)
 }
 
 async fn check(common: &Common, path: &Path) -> Result<Exit> {
@@ -596,7 +628,9 @@ async fn manifest_diff(common: &Common, a: &str, b: &str) -> Result<Exit> {
 /// With `--json`, the result of a command that failed before it had one.
 pub fn print_failure(cli: &Cli, error: &Error) {
     if cli.common.json {
-        print_json(&json!({ "command": cli.command.name(), "exit": exit_json(error.exit), "error": error_json(error) }));
+        print_json(
+            &json!({ "command": cli.command.name(), "exit": exit_json(error.exit), "error": error_json(error) }),
+        );
     }
 }
 
@@ -609,7 +643,11 @@ fn error_json(error: &Error) -> Value {
 }
 
 fn print_json(document: &Value) {
-    print_result(&format!("{document:#}\n"));
+    print_result(&json_text(document));
+}
+
+fn json_text(document: &Value) -> String {
+    format!("{document:#}\n")
 }
 
 fn print_lines(lines: &[String]) {
