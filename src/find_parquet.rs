@@ -42,7 +42,7 @@ use crate::format::{FormatError, scrubbed};
 use crate::identifier::ColumnPath;
 use crate::match_index::{Check, Matcher, Rule, Scratch};
 use crate::meter::Meter;
-use crate::store::{Object, Store, StoreError, store_error};
+use crate::store::{self, Object, Store, StoreError, store_error};
 
 /// Objects of one shape: the same root columns of the same types under the same routes.
 pub struct Shape {
@@ -413,14 +413,14 @@ impl PinnedReader {
 
 impl AsyncFileReader for PinnedReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, parquet::errors::Result<Bytes>> {
-        async move { self.store.get_range(&self.object, range).await.map_err(external) }.boxed()
+        async move { store::read(self.store.as_ref(), &self.object, range).await.map_err(external) }.boxed()
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, parquet::errors::Result<Vec<Bytes>>> {
         async move {
             let spans = coalesce(&ranges);
             let fetched: Vec<Bytes> = futures::stream::iter(spans.iter().cloned())
-                .map(|span| self.store.get_range(&self.object, span))
+                .map(|span| store::read(self.store.as_ref(), &self.object, span))
                 .buffered(4)
                 .try_collect()
                 .await

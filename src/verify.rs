@@ -17,7 +17,7 @@ use crate::format::{Compression, CsvDialect, Format};
 use crate::identifier::ColumnPath;
 use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn};
 use crate::meter::Meter;
-use crate::store::{Location, Object, ObjectReader, Store, StoreError, Stores};
+use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
 use crate::verify_list::{Rules, Suppressed, add};
 use crate::verify_normalise;
 use crate::verify_read::{Fault, Gates, Scanned, Tally, Work, scan_parquet};
@@ -164,7 +164,7 @@ async fn stored_digest(store: &Arc<dyn Store>, file: &Object) -> Result<String, 
     let (mut digest, mut at) = (Sha256::new(), 0);
     while at < file.size_bytes {
         let end = file.size_bytes.min(at + PIECE_BYTES);
-        digest.update(store.get_range(file, at..end).await?);
+        digest.update(store::read(store.as_ref(), file, at..end).await?);
         at = end;
     }
     Ok(hex::encode(digest.finalize()))

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::error::Exit;
 use crate::identifier::ColumnPath;
 use crate::job::Resources;
-use crate::store::{Object, Store, StoreError};
+use crate::store::{self, Object, Store, StoreError};
 
 /// Why an object could not be checked. The reason never quotes a cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,7 +159,7 @@ impl Gates {
 
     async fn get_range(&self, store: &dyn Store, object: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
         let _one = self.requests.acquire().await.expect("the gates are never closed");
-        store.get_range(object, range).await
+        store::read(store, object, range).await
     }
 
     /// What one of the tasks that run side by side should hold at most.
