@@ -29,7 +29,7 @@ use crate::request::{self, ListReport};
 use crate::rewrite::{self, Outcome, Rewrite, Settled};
 use crate::show;
 use crate::signature::{SigningKey, TagKey};
-use crate::store::{ConditionalWrites, Location, Stores};
+use crate::store::{self, ConditionalWrites, Location, Stores};
 use crate::tag::DatasetTagger;
 use crate::verify::{self, Verified};
 
@@ -446,7 +446,8 @@ async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
         }
         let location = location_of(&swap.location);
         match rewrite::settle(&session.stores.of(&location), &location, swap).await? {
-            Settled::Swapped { etag } => {
+            Settled::Swapped { object } => {
+                let etag = object.map_or_else(String::new, |object| object.etag.0);
                 run.journal.write(&journal::Event::Swapped { sequence: *sequence, etag: etag.clone() }).await?;
                 recovered.push(Recovered { swap: swap.clone(), etag });
             }
@@ -494,7 +495,17 @@ async fn rewrite(
     }
     session.progress.end(stage);
     lock.check()?;
-    if session.stop.is_asked() { Err(session.stop.error()) } else { Ok(outcomes) }
+    if session.stop.is_asked() {
+        return Err(session.stop.error());
+    }
+    match run.journal.swaps_in_doubt() {
+        0 => Ok(outcomes),
+        objects => Err(Error::new(
+            Exit::Unavailable,
+            format!("the store could not tell whether {objects} objects were replaced; the journal is whole"),
+        )
+        .hint("run again to resume")),
+    }
 }
 
 /// Writes the manifest; the result is what it says, for people or as JSON.
@@ -514,7 +525,7 @@ async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run
     let shown = show::result(&observations, &rows, exit);
     let published = chain::publish(store.as_ref(), state, observations, rows, key).await?;
     if session.common.json {
-        let (_, bytes) = store.get(&published.location.join("manifest.json")).await?;
+        let (_, bytes) = store::read_whole(store.as_ref(), &published.location.join("manifest.json")).await?;
         let statement: Value =
             serde_json::from_slice(&bytes).map_err(|_| Error::internal("the manifest is no JSON"))?;
         let mut document = statement["predicate"].clone();
