@@ -1,6 +1,9 @@
 //! One integration binary, so that DataFusion and Polars are linked once.
 
 mod cases;
+#[path = "../support/fault_store.rs"]
+mod fault_store;
+mod faults;
 #[path = "../support/lakescrub.rs"]
 mod lakescrub_runner;
 mod lists;
