@@ -2,7 +2,7 @@
 //!
 //! An object that cannot be read is a finding of its own, never a silence (invariant 9). Nothing is written here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::job::{DatasetSpec, MissingColumn, Resources};
 use crate::match_index::{Check, Matcher, Rule, Scratch};
 use crate::meter::Meter;
 use crate::plan::{Finding, Found, Seen};
-use crate::store::{Object, ObjectReader, Store, StoreError};
+use crate::store::{Etag, Location, Object, ObjectReader, Store, StoreError};
 
 /// How many objects have their footers open at a time.
 const WAVE_OBJECTS: usize = 128;
@@ -31,12 +31,14 @@ pub struct Find<'a> {
     pub matcher: Arc<Matcher>,
     pub resources: &'a Resources,
     pub meter: Arc<Meter>,
+    /// Objects that this run has looked at already: they are passed over while their ETag is this one.
+    pub known: HashMap<Location, Etag>,
 }
 
 /// Lists and scans one dataset. An `Err` is about the dataset as a whole: it could not be listed.
 pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
     let belongs = |name: &str| listing::belongs(name, find.spec.format);
-    let listing = match listing::list(find.store.as_ref(), &find.spec.scope, &belongs).await {
+    let mut listing = match listing::list(find.store.as_ref(), &find.spec.scope, &belongs).await {
         Ok(listing) => listing,
         Err(StoreError::NotFound(_)) => listing::Listing::default(),
         Err(error) => {
@@ -45,6 +47,7 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
             return Err(error);
         }
     };
+    listing.in_scope.retain(|object| find.known.get(&object.location) != Some(&object.etag));
     let mut found = Found { listed_at: now, not_in_scope: listing.not_in_scope, ..Found::default() };
     if let Some(table) = listing.table_format {
         let reason = listing::table_reason(table);

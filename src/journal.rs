@@ -85,7 +85,8 @@ impl Journal {
         job: &str,
     ) -> Result<Journal> {
         let root = journals(state).join(run_id);
-        let journal = Journal { store, root, run_id: run_id.to_owned(), next: AtomicU64::new(0), open: AtomicU64::new(0) };
+        let journal =
+            Journal { store, root, run_id: run_id.to_owned(), next: AtomicU64::new(0), open: AtomicU64::new(0) };
         journal.write(&Event::Begun { started_at, job: job.to_owned() }).await?;
         Ok(journal)
     }

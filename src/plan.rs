@@ -2,7 +2,7 @@
 //!
 //! Pure: the same findings and policy give the same plan, byte for byte, and nothing here reads or writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use roaring::RoaringTreemap;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use crate::action::Action;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, Format};
 use crate::job::{DatasetSpec, Guard, WhenEmpty};
-use crate::store::Object;
+use crate::store::{Location, Object};
 
 /// What the find stage saw of one object.
 #[derive(Debug, Clone)]
@@ -120,6 +120,23 @@ impl Step {
             Decision::Drop => "every row matches and when_empty = \"drop\"".to_owned(),
             Decision::Skip { reason } | Decision::Refuse { reason, .. } => reason.clone(),
         }
+    }
+}
+
+impl Plan {
+    /// Takes in what was found later: those steps replace the ones on the same objects and follow the others. Tells, by dataset and
+    /// old step, which stayed.
+    pub fn take_late(&mut self, late: Plan) -> Vec<Vec<bool>> {
+        let datasets = self.datasets.iter_mut().zip(late.datasets);
+        let take = |(dataset, late): (&mut DatasetPlan, DatasetPlan)| {
+            let replaced: HashSet<&Location> = late.steps.iter().map(|step| &step.object.location).collect();
+            let stayed: Vec<bool> =
+                dataset.steps.iter().map(|step| !replaced.contains(&step.object.location)).collect();
+            dataset.steps.retain(|step| !replaced.contains(&step.object.location));
+            dataset.steps.extend(late.steps);
+            stayed
+        };
+        datasets.map(take).collect()
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Rewrite<'a> {
 /// What became of one planned step.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// The object as it now is; `None` when it was dropped or never swapped.
+    /// The object as it now is; `None` when it was dropped or not swapped.
     pub object: Option<Object>,
     pub sha256: Option<String>,
     pub rows_removed: u64,
@@ -114,6 +114,7 @@ fn in_flight(resources: &Resources) -> usize {
 fn ended(rewrite: &Rewrite<'_>, step: &Step, outcome: Result<Outcome, Failure>) -> Outcome {
     rewrite.meter.add(1, step.rows, step.object.size_bytes);
     match outcome {
+        Ok(outcome) if matches!(outcome.ended, Ended::Failed { .. }) => outcome,
         Ok(outcome) => {
             tracing::info!(object = %step.object.location, rows_removed = outcome.rows_removed, "object rewritten");
             outcome
@@ -185,8 +186,10 @@ async fn swap_rows(rewrite: &Rewrite<'_>, step: &Step, rows: &roaring::RoaringTr
         },
     };
     rewrite.journal.write(&Event::Swapped { sequence, etag: object.etag.0.clone() }).await?;
-    if let Some(failure) = differs {
-        return Err(failure);
+    if let Some(Failure { exit, reason }) = differs {
+        tracing::error!(object = %step.object.location, reason, "object rewritten, but not as it should be");
+        // With the object as it now is: it must not be taken for another writer's.
+        return Ok(Outcome { object: Some(object), ..Outcome::nothing(Ended::Failed { exit, reason }) });
     }
     Ok(Outcome {
         object: Some(object),
@@ -215,10 +218,9 @@ async fn after_failed_swap(
     error: &StoreError,
 ) -> Result<Settled, Failure> {
     let settled = match error {
-        StoreError::Changed(_)
-        | StoreError::NotFound(_)
-        | StoreError::Denied { .. }
-        | StoreError::Archived { .. } => Settled::NotSwapped,
+        StoreError::Changed(_) | StoreError::NotFound(_) | StoreError::Denied { .. } | StoreError::Archived { .. } => {
+            Settled::NotSwapped
+        }
         StoreError::Unavailable { .. } | StoreError::Other { .. } => {
             settle(&rewrite.store, &step.object.location, swap).await?
         }

@@ -1,5 +1,6 @@
 //! One function per command, and the only place that knows the order of the stages.
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -23,13 +24,13 @@ use crate::manifest::{Observed, Stage, StageName};
 use crate::manifest_check;
 use crate::manifest_diff;
 use crate::match_index::{Added, Builder, MatchIndex};
-use crate::plan::{self, Found, Plan};
+use crate::plan::{self, DatasetPlan, Found, Plan};
 use crate::progress::Progress;
 use crate::request::{self, ListReport};
-use crate::rewrite::{self, Outcome, Rewrite, Settled};
+use crate::rewrite::{self, Ended, Outcome, Rewrite, Settled};
 use crate::show;
 use crate::signature::{SigningKey, TagKey};
-use crate::store::{self, ConditionalWrites, Location, Stores};
+use crate::store::{self, ConditionalWrites, Etag, Location, Stores};
 use crate::tag::DatasetTagger;
 use crate::verify::{self, Verified};
 
@@ -72,12 +73,12 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// How a run ended, and the result to print.
 #[derive(Debug)]
-pub struct Ended {
+pub struct RunResult {
     pub exit: Exit,
     pub result: String,
 }
 
-impl Ended {
+impl RunResult {
     fn print(self) -> Exit {
         print_result(&self.result);
         self.exit
@@ -194,7 +195,9 @@ impl Session {
         Ok((index, reports.into_iter().zip(added).collect()))
     }
 
-    async fn find(&mut self, index: &Arc<MatchIndex>) -> Result<Vec<Found>> {
+    /// Scans the objects of every dataset, but for those that are `known` by dataset.
+    async fn find(&mut self, index: &Arc<MatchIndex>, known: Vec<HashMap<Location, Etag>>) -> Result<Vec<Found>> {
+        let mut known = known.into_iter();
         let mut found = Vec::new();
         for (number, spec) in self.job.datasets.iter().enumerate() {
             let stage = self.progress.begin(StageName::Find);
@@ -204,6 +207,7 @@ impl Session {
                 matcher: Arc::new(index.matcher(number, spec)),
                 resources: &self.job.resources,
                 meter: stage.meter.clone(),
+                known: known.next().unwrap_or_default(),
             };
             found.push(self.stop.unless(find::find(&find, self.now())).await?);
             self.progress.end(stage);
@@ -287,7 +291,7 @@ fn self_test() -> Result<()> {
 async fn plan(common: &Common, path: &Path) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
     let (index, lists) = session.load().await?;
-    let found = session.find(&index).await?;
+    let found = session.find(&index, Vec::new()).await?;
     let plan = session.plan(found);
     let guard = plan::check_guard(&plan, &session.job.guard);
     let exit = Exit::gravest(plan::exits(&plan).into_iter().chain(guard.as_ref().err().map(|error| error.exit)));
@@ -323,21 +327,22 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
 }
 
 /// The scheduled job on given stores and by a given clock; prints nothing and hears no signal.
-pub async fn scrub_with(common: &Common, job: Job, stores: Stores, clock: Clock) -> Result<Ended> {
+pub async fn scrub_with(common: &Common, job: Job, stores: Stores, clock: Clock) -> Result<RunResult> {
     scrub_session(Session::with(common, job, stores, clock, Stop::default())?).await
 }
 
-async fn scrub_session(mut session: Session) -> Result<Ended> {
+async fn scrub_session(mut session: Session) -> Result<RunResult> {
     let signing_key = session.signing_key()?;
     let tag_key = Arc::new(keys::load_tag_key(&session.job.state.tag_key)?);
     locked(&mut session, "scrub", async |session, run, lock| {
         let ignored = session.probe().await?;
         let recovered = recover(session, run).await?;
         let (index, lists) = session.load().await?;
-        let found = session.find(&index).await?;
+        let found = session.find(&index, Vec::new()).await?;
         let plan = session.plan(found);
         plan::check_guard(&plan, &session.job.guard)?;
-        let outcomes = rewrite(session, run, lock, &plan, tag_key).await?;
+        let outcomes = rewrite(session, run, lock, &plan, tag_key.clone()).await?;
+        let (plan, outcomes) = rewrite_late(session, run, lock, &index, tag_key, plan, outcomes).await?;
         let verified = session.verify().await?;
         let account = Account {
             job: &session.job,
@@ -372,7 +377,7 @@ async fn verify(common: &Common, path: &Path) -> Result<Exit> {
         publish(session, &account, &signing_key, run).await
     })
     .await
-    .map(Ended::print)
+    .map(RunResult::print)
 }
 
 /// One run: its name and its journal.
@@ -390,8 +395,8 @@ pub struct Run {
 async fn locked(
     session: &mut Session,
     command: &'static str,
-    work: impl AsyncFnOnce(&mut Session, &Run, &Lock) -> Result<Ended>,
-) -> Result<Ended> {
+    work: impl AsyncFnOnce(&mut Session, &Run, &Lock) -> Result<RunResult>,
+) -> Result<RunResult> {
     let state = session.job.state.location.clone();
     let store = session.stores.of(&state);
     let id = run_id(session.now())?;
@@ -428,7 +433,7 @@ async fn locked(
 }
 
 /// Whether the journal tells nothing more: the manifest is written, or nothing was begun that a later run must know of.
-fn may_forget(outcome: &Result<Ended>, run: &Run) -> bool {
+fn may_forget(outcome: &Result<RunResult>, run: &Run) -> bool {
     outcome.is_ok() || (!run.resumed && !run.journal.has_swaps())
 }
 
@@ -508,8 +513,62 @@ async fn rewrite(
     }
 }
 
+/// How often a run looks for what other writers put into its datasets while it was at work.
+const LATE_ROUNDS_MAX: usize = 3;
+
+/// Finds and rewrites what came or changed since the datasets were listed, until a listing shows nothing new. What still comes
+/// after the last round, or would be more than the guard allows, is left to the verifying scan, which tells of it.
+async fn rewrite_late(
+    session: &mut Session,
+    run: &Run,
+    lock: &Lock,
+    index: &Arc<MatchIndex>,
+    tag_key: Arc<TagKey>,
+    mut plan: Plan,
+    mut outcomes: Vec<Vec<Option<Outcome>>>,
+) -> Result<(Plan, Vec<Vec<Option<Outcome>>>)> {
+    for _ in 0..LATE_ROUNDS_MAX {
+        let known = plan.datasets.iter().zip(&outcomes).map(|(dataset, outcomes)| left_as(dataset, outcomes)).collect();
+        let found = session.find(index, known).await?;
+        let late = plan::build(&session.job.datasets, found);
+        let objects: usize = late.datasets.iter().map(|dataset| dataset.steps.len()).sum();
+        if objects == 0 {
+            break;
+        }
+        tracing::info!(objects, "objects came or changed while the run was at work");
+        let mut whole = plan.clone();
+        let stayed = whole.take_late(late.clone());
+        if plan::check_guard(&whole, &session.job.guard).is_err() {
+            tracing::warn!(
+                objects,
+                "with these objects the plan would be more than [guard] allows; they are left alone"
+            );
+            break;
+        }
+        let more = rewrite(session, run, lock, &late, tag_key.clone()).await?;
+        for ((outcomes, stayed), more) in outcomes.iter_mut().zip(stayed).zip(more) {
+            let mut stayed = stayed.into_iter();
+            outcomes.retain(|_| stayed.next().unwrap_or(true));
+            outcomes.extend(more);
+        }
+        plan = whole;
+    }
+    Ok((plan, outcomes))
+}
+
+/// The ETags at which the run left the objects of a dataset.
+fn left_as(dataset: &DatasetPlan, outcomes: &[Option<Outcome>]) -> HashMap<Location, Etag> {
+    let steps = dataset.steps.iter().zip(outcomes);
+    let left = steps.filter_map(|(step, outcome)| match outcome {
+        Some(Outcome { ended: Ended::Dropped, .. }) => None,
+        Some(Outcome { object: Some(object), .. }) => Some((object.location.clone(), object.etag.clone())),
+        Some(Outcome { object: None, .. }) | None => Some((step.object.location.clone(), step.object.etag.clone())),
+    });
+    left.collect()
+}
+
 /// Writes the manifest; the result is what it says, for people or as JSON.
-async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run: &Run) -> Result<Ended> {
+async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run: &Run) -> Result<RunResult> {
     let state = &session.job.state.location;
     let store = session.stores.of(state);
     let facts = RunFacts {
@@ -532,9 +591,9 @@ async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run
         document["command"] = json!(run.command);
         document["exit"] = exit_json(exit);
         document["manifest"] = json!({ "location": published.location.to_string(), "digest": published.digest });
-        Ok(Ended { exit, result: json_text(&document) })
+        Ok(RunResult { exit, result: json_text(&document) })
     } else {
-        Ok(Ended { exit, result: format!("{shown}manifest  {}\n", published.location) })
+        Ok(RunResult { exit, result: format!("{shown}manifest  {}\n", published.location) })
     }
 }
 

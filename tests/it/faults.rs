@@ -17,13 +17,13 @@ use lakescrub::cli::{Cli, Common};
 use lakescrub::error::{Error, Exit};
 use lakescrub::job::Job;
 use lakescrub::manifest_check;
-use lakescrub::run::{Clock, Ended, scrub_with};
+use lakescrub::run::{Clock, RunResult, scrub_with};
 use lakescrub::store::Location;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 use serde_json::Value;
 
-use crate::fault_store::{FaultStore, Flavour, OtherWriters, Schedule, Wish, Wishes, draw};
+use crate::fault_store::{Call, Fault, FaultStore, Flavour, OtherWriters, Schedule, Wish, Wishes, draw};
 
 const LISTED: [&str; 2] = ["ada@example.com", "bob@example.org"];
 
@@ -162,9 +162,13 @@ fn empty(flavour: Flavour, wishes: Wishes) -> FaultStore {
 }
 
 fn lake(flavour: Flavour) -> FaultStore {
-    let named = |(name, bytes): (&str, Vec<u8>)| (location(flavour, &format!("lake/{name}")), bytes);
-    let store = empty(flavour, wishes());
-    pool().lake.into_iter().map(named).fold(store, |store, (location, bytes)| store.with(location, bytes))
+    lake_of(flavour, &|_| true)
+}
+
+fn lake_of(flavour: Flavour, has: &dyn Fn(&str) -> bool) -> FaultStore {
+    let objects = pool().lake.into_iter().filter(|(name, _)| has(name));
+    let named = objects.map(|(name, bytes)| (location(flavour, &format!("lake/{name}")), bytes));
+    named.fold(empty(flavour, wishes()), |store, (location, bytes)| store.with(location, bytes))
 }
 
 fn others(flavour: Flavour) -> OtherWriters {
@@ -222,7 +226,7 @@ fn common() -> Common {
     Cli::parse_from(["lakescrub", "--json", "--quiet", "scrub", "job.toml"]).common
 }
 
-fn run(store: &FaultStore, flavour: Flavour, clock_seed: u64) -> Result<Ended, Error> {
+fn run(store: &FaultStore, flavour: Flavour, clock_seed: u64) -> Result<RunResult, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let ended = runtime.block_on(scrub_with(&common(), job(root(flavour)), store.stores(), clock(clock_seed)));
     runtime.shutdown_background();
@@ -240,7 +244,7 @@ fn bury_holder(store: &FaultStore, flavour: Flavour) {
 
 /// Checks what a run says of itself against what the store knows.
 #[track_caller]
-fn assert_honest(store: &FaultStore, ended: &Result<Ended, Error>, when: &str) {
+fn assert_honest(store: &FaultStore, ended: &Result<RunResult, Error>, when: &str) {
     assert_eq!(store.violations(), [""; 0], "{when}\n{}", store.log());
     let exit = match ended {
         Ok(ended) => {
@@ -266,7 +270,7 @@ fn assert_honest(store: &FaultStore, ended: &Result<Ended, Error>, when: &str) {
 }
 
 /// After all trouble: one more run ends clean with the lake of an undisturbed one, and its proof holds.
-fn assert_recovers(store: &FaultStore, flavour: Flavour, counts_add_up: bool, when: &str) {
+fn assert_recovers(store: &FaultStore, flavour: Flavour, rows_matched: Option<u64>, when: &str) {
     let log = store.log();
     store.heal();
     bury_holder(store, flavour);
@@ -285,12 +289,9 @@ fn assert_recovers(store: &FaultStore, flavour: Flavour, counts_add_up: bool, wh
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let checked = runtime.block_on(manifest_check::check(&location(flavour, "state"), &store.stores(), None));
     assert!(checked.is_ok(), "{when}: {checked:?}\n{log}");
-    if counts_add_up {
-        assert_eq!(
-            rows_accounted_for(store, flavour),
-            ROWS_MATCHED,
-            "{when}: rows removed by all manifests together\n{log}"
-        );
+    if let Some(rows_matched) = rows_matched {
+        let rows = rows_accounted_for(store, flavour);
+        assert_eq!(rows, rows_matched, "{when}: rows removed, by all manifests together\n{log}");
     }
 }
 
@@ -319,7 +320,7 @@ fn undergo(seed: u64) {
         assert_eq!(store.uploads_left(), 0, "{when}: an upload was left behind\n{}", store.log());
         bury_holder(&store, flavour);
     }
-    assert_recovers(&store, flavour, !schedule.misleads(), &when);
+    assert_recovers(&store, flavour, (!schedule.misleads()).then_some(ROWS_MATCHED), &when);
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -339,16 +340,102 @@ fn whatever_a_store_does_no_kept_row_is_lost_and_the_exit_code_is_honest() {
 #[test]
 fn an_undisturbed_run_is_clean_and_accounts_for_every_row() {
     for flavour in [Flavour::S3, Flavour::Disk] {
-        assert_recovers(&lake(flavour), flavour, true, "undisturbed");
+        assert_recovers(&lake(flavour), flavour, Some(ROWS_MATCHED), "undisturbed");
+    }
+}
+
+/// One fault in an otherwise undisturbed run, and how that run is to end.
+#[test]
+fn one_fault_ends_as_it_should() {
+    use {Call::*, Fault::*};
+    for (call, on, fault, exit) in [
+        // Told apart from another's write, and settled in the same run.
+        (Commit, "events/a.parquet", ReplyLost, Exit::Clean),
+        (Commit, "customers/a.csv", ReplyLost, Exit::Clean),
+        (Delete, "customers/d.csv", ReplyLost, Exit::Clean),
+        (Put, "00000001.json", LooksChanged, Exit::Clean),
+        (Put, "00000000.json", LooksChanged, Exit::Clean),
+        (Put, "lock.json", LooksChanged, Exit::Clean),
+        (Put, "manifest.dsse.json", LooksChanged, Exit::Clean),
+        (Put, "HEAD.json", LooksChanged, Exit::Clean),
+        // The object stays as it was, and the run says so.
+        (Put, "00000001.json", Unavailable, Exit::Residue),
+        (Put, "00000001.json", ReplyLost, Exit::Residue),
+        (Commit, "events/a.parquet", Unavailable, Exit::Residue),
+        (Write, "events/a.parquet", Unavailable, Exit::Residue),
+        (Replace, "customers/a.csv", Unavailable, Exit::Residue),
+        (GetRange, "events/a.parquet", Unavailable, Exit::Residue),
+        (GetRange, "customers/a.csv", Truncated, Exit::Residue),
+        (GetRange, "events/a.parquet", Truncated, Exit::Residue),
+        (GetRange, "events/b.parquet", Truncated, Exit::Unavailable),
+        // Nothing can be done without these.
+        (GetRange, "optouts.csv", Truncated, Exit::Unavailable),
+        (GetRange, "optouts.csv", Unavailable, Exit::Unavailable),
+        (List, "lake/events", Unavailable, Exit::Unavailable),
+        (List, "_delta_log", Unavailable, Exit::Unavailable),
+        (Put, "lock.json", Unavailable, Exit::Unavailable),
+        (Put, "objects.parquet", ReplyLost, Exit::Unavailable),
+        // A page that came twice counts once; one that did not come is missed later.
+        (List, "lake/customers", PageDoubled, Exit::Clean),
+        (List, "lake/customers", PageLost, Exit::Clean),
+        // Other writers: their objects are looked at as well.
+        (Commit, "events/a.parquet", Overwritten, Exit::Clean),
+        (Commit, "customers/a.csv", Landed, Exit::Clean),
+        (GetRange, "clicks/a.ndjson", Overwritten, Exit::Clean),
+        (Delete, "customers/d.csv", Overwritten, Exit::Clean),
+    ] {
+        for flavour in [Flavour::S3, Flavour::Disk] {
+            let when = format!("{flavour:?}: {fault:?} at {call:?} of {on}");
+            let store = lake(flavour);
+            store.start(Schedule::once(call, on, fault), others(flavour));
+            let ended = run(&store, flavour, 0);
+            assert!(store.log().contains(on), "{when}: it never happened");
+            assert_honest(&store, &ended, &when);
+            let ended_with = ended.as_ref().map_or_else(|error| error.exit, |ended| ended.exit);
+            assert_eq!(ended_with, exit, "{when}: {ended:?}");
+            assert_eq!(store.uploads_left(), 0, "{when}: an upload was left behind");
+            let of_others = matches!(fault, Overwritten | Landed);
+            assert_recovers(&store, flavour, (!of_others).then_some(ROWS_MATCHED), &when);
+        }
     }
 }
 
 #[test]
+fn what_an_earlier_attempt_removed_is_told_of_an_object_that_this_one_cannot_read() {
+    for flavour in [Flavour::S3, Flavour::Disk] {
+        let store = lake(flavour);
+        store.start(Schedule::once(Call::Put, "signing.pub", Fault::Unavailable), OtherWriters::default());
+        assert_eq!(run(&store, flavour, 0).unwrap_err().exit, Exit::Unavailable);
+        store.start(Schedule::once(Call::GetRange, "events/c.parquet", Fault::Unavailable), OtherWriters::default());
+        assert_eq!(run(&store, flavour, 0).unwrap().exit, Exit::Unavailable);
+        assert_eq!(rows_accounted_for(&store, flavour), ROWS_MATCHED, "{flavour:?}");
+    }
+}
+
+#[test]
+fn what_the_store_corrupts_is_found_by_reading_back() {
+    for (name, flavour) in [("events/a.parquet", Flavour::S3), ("customers/a.csv", Flavour::S3)] {
+        let store = lake(flavour);
+        store.start(Schedule::once(Call::Commit, name, Fault::Corrupted), OtherWriters::default());
+        let ended = run(&store, flavour, 0).unwrap();
+        let result: Value = serde_json::from_str(&ended.result).unwrap();
+        assert_eq!(
+            (ended.exit, result["verdict"].as_str()),
+            (Exit::Incomplete, Some("incomplete")),
+            "{name}: {result:#}"
+        );
+    }
+}
+
+/// A small lake, for a run has to die at each of its calls.
+#[test]
 fn a_run_that_dies_at_any_call_is_resumed_to_the_same_lake() {
+    let objects = ["events/a.parquet", "customers/a.csv", "customers/d.csv", "clicks/a.ndjson"];
+    let small = |flavour| lake_of(flavour, &|name| objects.contains(&name));
     for flavour in [Flavour::S3, Flavour::Disk] {
         for with_effect in [false, true] {
             for call in 0.. {
-                let store = lake(flavour);
+                let store = small(flavour);
                 store.start(Schedule::killed_at(call, with_effect), OtherWriters::default());
                 let ended = run(&store, flavour, 0);
                 let when = format!("{flavour:?}, killed at call {call}, its effect there: {with_effect}");
@@ -357,7 +444,7 @@ fn a_run_that_dies_at_any_call_is_resumed_to_the_same_lake() {
                     break;
                 }
                 assert_honest(&store, &ended, &when);
-                assert_recovers(&store, flavour, true, &when);
+                assert_recovers(&store, flavour, Some(2 + 1 + 2 + 1), &when);
             }
         }
     }

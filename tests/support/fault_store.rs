@@ -61,6 +61,8 @@ pub enum Fault {
     Landed,
     PageLost,
     PageDoubled,
+    /// Other bytes are stored than were sent. Only where a test asks for it.
+    Corrupted,
 }
 
 impl Fault {
@@ -73,6 +75,7 @@ impl Fault {
             Fault::Truncated => matches!(call, Call::GetRange | Call::Get),
             Fault::Overwritten => matches!(call, Call::GetRange | Call::Commit | Call::Delete | Call::Replace),
             Fault::PageLost | Fault::PageDoubled => call == Call::List,
+            Fault::Corrupted => call == Call::Commit,
         }
     }
 }
@@ -96,6 +99,8 @@ pub struct Schedule {
     /// In 1,024 calls.
     pub rate: u64,
     pub faults: Vec<Fault>,
+    /// What befalls the first such call on a location that holds this text.
+    pub once: Vec<(Call, &'static str, Fault)>,
     /// The process dies at this call: it and all after it fail and do nothing. `true`: the call's effect is still there.
     pub killed_at: Option<(u64, bool)>,
 }
@@ -116,7 +121,11 @@ impl Schedule {
             false => draw(seed, ("among", number)).is_multiple_of(3),
         };
         let faults = FAULTS.into_iter().enumerate().filter(chosen).map(|(_, fault)| fault).collect();
-        Schedule { seed, rate, faults, killed_at: None }
+        Schedule { seed, rate, faults, ..Schedule::default() }
+    }
+
+    pub fn once(call: Call, on: &'static str, fault: Fault) -> Schedule {
+        Schedule { once: vec![(call, on, fault)], ..Schedule::default() }
     }
 
     pub fn killed_at(call: u64, with_effect: bool) -> Schedule {
@@ -280,8 +289,11 @@ impl FaultStore {
             }
             return Ok(Befallen { fault: (number == dies_at).then_some(Fault::ReplyLost) });
         }
-        if state.schedule.faults.is_empty() {
-            return Ok(Befallen { fault: None });
+        let name = location.to_string();
+        let planned = state.schedule.once.iter().position(|(at, on, _)| *at == call && name.contains(on));
+        if let Some(planned) = planned {
+            let (_, _, fault) = state.schedule.once.remove(planned);
+            return self.happens(&mut state, fault, location, &format!("{number:>5} {call:?} {location} {detail}"));
         }
         let key = (call, format!("{} {detail}", without_run_id(location)));
         let nth = *state.drawn.entry(key.clone()).and_modify(|nth| *nth += 1).or_insert(0);
@@ -295,7 +307,17 @@ impl FaultStore {
             return Ok(Befallen { fault: None });
         }
         let fault = possible[draw(seed, ("fault", &key, nth)) as usize % possible.len()];
-        state.log.push(format!("{number:>5} {call:?} {location} {detail}: {fault:?}"));
+        self.happens(&mut state, fault, location, &format!("{number:>5} {call:?} {location} {detail}"))
+    }
+
+    fn happens(
+        &self,
+        state: &mut State,
+        fault: Fault,
+        location: &Location,
+        call: &str,
+    ) -> Result<Befallen, StoreError> {
+        state.log.push(format!("{call}: {fault:?}"));
         match fault {
             Fault::Unavailable => return Err(unavailable(location, "503 SlowDown, given up")),
             Fault::Overwritten => {
@@ -315,7 +337,8 @@ impl FaultStore {
             | Fault::LooksChanged
             | Fault::Truncated
             | Fault::PageLost
-            | Fault::PageDoubled => {}
+            | Fault::PageDoubled
+            | Fault::Corrupted => {}
         }
         Ok(Befallen { fault: Some(fault) })
     }
@@ -397,6 +420,14 @@ fn object(location: &Location, held: &Held) -> Object {
         version_id: None,
         storage_class: None,
     }
+}
+
+/// A byte early in the content is another one.
+fn corrupted(bytes: &Bytes) -> Bytes {
+    let mut bytes = bytes.to_vec();
+    let at = bytes.len() / 8;
+    bytes[at] ^= 1;
+    Bytes::from(bytes)
 }
 
 fn unavailable(location: &Location, reason: &str) -> StoreError {
@@ -590,7 +621,8 @@ impl Replacement for FaultReplacement {
                 .violations
                 .push(format!("{location} was replaced by other bytes than its own without the matching rows"));
         }
-        let written = state.write(self.store.flavour, location, new);
+        let stored = if befallen.fault == Some(Fault::Corrupted) { corrupted(&new) } else { new };
+        let written = state.write(self.store.flavour, location, stored);
         self.forget(&mut state);
         befallen.reply(location, written)
     }
