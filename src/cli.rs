@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
@@ -74,7 +75,7 @@ pub enum ManifestCommand {
 #[derive(Debug, Clone, Args)]
 pub struct Common {
     /// The result as one JSON document on stdout
-    #[arg(long, global = true, env = "LAKESCRUB_JSON")]
+    #[arg(long, global = true, env = "LAKESCRUB_JSON", value_parser = FalseyValueParser::new())]
     pub json: bool,
     /// How the log on stderr looks; auto is text
     #[arg(long, global = true, env = "LAKESCRUB_LOG_FORMAT", value_enum, default_value = "auto")]
@@ -86,7 +87,7 @@ pub struct Common {
     #[arg(short, long, global = true, action = clap::ArgAction::Count, env = "LAKESCRUB_VERBOSE")]
     pub verbose: u8,
     /// Warnings and errors only
-    #[arg(short, long, global = true, env = "LAKESCRUB_QUIET")]
+    #[arg(short, long, global = true, env = "LAKESCRUB_QUIET", value_parser = FalseyValueParser::new())]
     pub quiet: bool,
     /// Overrides a value of the job file, e.g. guard.max_rows=10 or dataset.0.action=redact
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", env = "LAKESCRUB_SET", value_delimiter = '\n')]

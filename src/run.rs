@@ -336,6 +336,9 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
     let tag_key = Arc::new(keys::load_tag_key(&session.job.state.tag_key)?);
     locked(&mut session, "scrub", async |session, run, lock| {
         let ignored = session.probe().await?;
+        for spec in &session.job.datasets {
+            sweep(session, spec.scope.root()).await?;
+        }
         let recovered = recover(session, run).await?;
         let (index, lists) = session.load().await?;
         let found = session.find(&index, Vec::new()).await?;
@@ -402,6 +405,9 @@ async fn locked(
     let id = run_id(session.now())?;
     let lock = Lock::take(store.clone(), &state, &id).await?;
     let outcome = async {
+        // A chain that cannot be continued stops the run before it changes anything.
+        chain::latest(store.as_ref(), &state).await?;
+        sweep(session, &state).await?;
         let has_manifest = async |id: &str| chain::has_manifest(store.as_ref(), &state, id).await;
         let unfinished = journal::unfinished(&store, &state, has_manifest).await?;
         let run = match unfinished {
@@ -430,6 +436,15 @@ async fn locked(
         tracing::warn!(%error, "lock not released; it expires by itself");
     }
     outcome
+}
+
+/// Removes what a killed run left beside objects: no listing shows it, but it holds rows.
+async fn sweep(session: &Session, prefix: &Location) -> Result<()> {
+    let files = session.stores.of(prefix).sweep(prefix).await?;
+    if files > 0 {
+        tracing::info!(prefix = %prefix, files, "temporary files of a killed run removed");
+    }
+    Ok(())
 }
 
 /// Whether the journal tells nothing more: the manifest is written, or nothing was begun that a later run must know of.

@@ -273,7 +273,7 @@ fn element<'a>(elements: &'a mut DeArray<'static>, index: &str) -> Option<&'a mu
     elements.get_mut(index).map(Spanned::get_mut)
 }
 
-/// One edit apart, or equal but for case, hyphens and underscores.
+/// One edit or one swap of neighbours apart, or equal but for case, hyphens and underscores.
 fn looks_alike(known: &str, given: &str) -> bool {
     let fold = |text: &str| text.to_lowercase().replace(['-', '_'], "");
     let (a, b) = (fold(known), fold(given));
@@ -283,5 +283,11 @@ fn looks_alike(known: &str, given: &str) -> bool {
     let prefix = a.chars().zip(b.chars()).take_while(|(x, y)| x == y).count();
     let suffix = a.chars().rev().zip(b.chars().rev()).take_while(|(x, y)| x == y).count();
     let (n, m) = (a.chars().count(), b.chars().count());
-    n.abs_diff(m) <= 1 && prefix + suffix + 1 >= n.max(m)
+    let sorted = |text: &str| {
+        let mut letters: Vec<char> = text.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    let one_edit = n.abs_diff(m) <= 1 && prefix + suffix + 1 >= n.max(m);
+    one_edit || (prefix + suffix + 2 >= n && sorted(&a) == sorted(&b))
 }

@@ -185,8 +185,7 @@ pub fn positions(names: &[String], path: &ColumnPath) -> Result<Vec<usize>, crat
         names.iter().enumerate().filter(|(_, known)| same(known)).map(|(i, _)| i).collect()
     };
     let exact = at(&|known| known == name);
-    let fitting =
-        if exact.is_empty() { at(&|known| known.to_lowercase() == name.to_lowercase()) } else { exact };
+    let fitting = if exact.is_empty() { at(&|known| known.to_lowercase() == name.to_lowercase()) } else { exact };
     match fitting.len() {
         0 => Err(NoRoute::Missing(path.clone())),
         1 => Ok(fitting),

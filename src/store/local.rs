@@ -137,8 +137,15 @@ impl Temporary {
     fn create(target: &Path, name: &str) -> io::Result<Temporary> {
         make_folders(parent(target))?;
         let path = parent(target).join(format!("{TEMPORARY_PREFIX}{name}{TEMPORARY_SUFFIX}"));
-        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Temporary { file, path, moved: false })
+        loop {
+            let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+            // The lock says that the writer lives: it goes with the process, however that ends.
+            flock(&file, FlockOperation::LockExclusive)?;
+            // A sweep may have taken the file for a dead writer's before it was locked.
+            if file.metadata()?.nlink() > 0 {
+                return Ok(Temporary { file, path, moved: false });
+            }
+        }
     }
 
     /// Moves the file to `target` if `when` holds, under the lock that all our processes take for this folder.
@@ -164,10 +171,46 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.moved {
-            // A file that stays is left out of every listing, and holds kept rows only.
+            // A file that stays is left out of every listing, holds kept rows only, and goes with the next sweep.
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Removes the temporary files of dead writers below `root` and beside the targets of its links.
+fn sweep(root: &Path) -> u64 {
+    let mut beside = std::collections::BTreeSet::new();
+    let mut removed = 0;
+    if !root.is_dir() {
+        beside.insert(parent(root).to_owned());
+        beside.extend(fs::canonicalize(root).iter().map(|target| parent(target).to_owned()));
+    } else {
+        // What cannot be walked holds nothing that could be removed; the listing tells of it.
+        for entry in walkdir::WalkDir::new(root).follow_links(true).into_iter().filter_map(Result::ok) {
+            if is_temporary(entry.path()) {
+                removed += u64::from(remove_if_dead(entry.path()));
+            } else if entry.path_is_symlink() && entry.file_type().is_file() {
+                beside.extend(fs::canonicalize(entry.path()).iter().map(|target| parent(target).to_owned()));
+            }
+        }
+    }
+    for folder in beside {
+        let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+        let temporary = entries.map(|entry| entry.path()).filter(|path| is_temporary(path));
+        removed += temporary.filter(|path| remove_if_dead(path)).count() as u64;
+    }
+    removed
+}
+
+/// Whether the file was a dead writer's, and is gone now.
+fn remove_if_dead(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return false;
+    }
+    // The name may belong to another file by now.
+    let same = matches!((file.metadata(), fs::metadata(path)), (Ok(ours), Ok(there)) if ours.ino() == there.ino());
+    same && fs::remove_file(path).is_ok()
 }
 
 fn random_name() -> Result<String, StoreError> {
@@ -269,6 +312,11 @@ impl Store for LocalStore {
             Ok(Box::new(LocalReplacement { object, target, temporary }) as Box<dyn Replacement>)
         })
         .await
+    }
+
+    async fn sweep(&self, prefix: &Location) -> Result<u64, StoreError> {
+        let root = path_of(prefix)?.to_owned();
+        blocking(move || Ok(sweep(&root))).await
     }
 
     async fn probe(&self, _: &Location) -> Result<ConditionalWrites, StoreError> {

@@ -170,6 +170,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// `write_id` tells our own write from another's when the reply is lost.
     async fn replace(&self, object: &Object, write_id: &str) -> Result<Box<dyn Replacement>, StoreError>;
 
+    /// Removes what writers that died left under `prefix` (local: in its folder, when it is one file) and no listing shows:
+    /// temporary files. What a living writer still holds stays. Returns how many were removed.
+    async fn sweep(&self, prefix: &Location) -> Result<u64, StoreError> {
+        let _ = prefix;
+        Ok(0)
+    }
+
     /// Asks, with a probe object beside `prefix` that is removed again, whether conditional writes are honoured by the calls
     /// that [`Store::replace`] and [`Store::put`] use.
     async fn probe(&self, prefix: &Location) -> Result<ConditionalWrites, StoreError>;

@@ -91,7 +91,8 @@ impl Case {
         let (lake, expect) = (self.prepare(), &self.expect);
         let before = lake.files("lake");
         let everything = lake.files("");
-        let plan = self.step("plan", lake.run(&["plan", "job.toml", "--json"]).exits(expect.plan.unwrap_or(expect.exit)));
+        let plan =
+            self.step("plan", lake.run(&["plan", "job.toml", "--json"]).exits(expect.plan.unwrap_or(expect.exit)));
         assert_eq!(lake.files(""), everything, "{}: plan changed something", self.name);
         if let Some(rows) = expect.rows.as_ref().filter(|_| plan["datasets"].is_array()) {
             assert_eq!(total(&plan, "matched"), rows.matched, "{}: planned", self.name);
@@ -179,7 +180,8 @@ impl Case {
                 let wish = self.expect.objects.get(name).map_or("", String::as_str);
                 let outcome = row.outcome.name();
                 let reason = row.reason.clone().unwrap_or_default();
-                let as_wished = wish.split_once(": ").is_some_and(|(told, why)| told == outcome && reason.contains(why));
+                let as_wished =
+                    wish.split_once(": ").is_some_and(|(told, why)| told == outcome && reason.contains(why));
                 let told = if as_wished { wish.to_owned() } else { outcome.to_owned() };
                 (name.clone(), if wish.contains(": ") && !as_wished { format!("{told}: {reason}") } else { told })
             })

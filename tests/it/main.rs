@@ -1,6 +1,8 @@
 //! One integration binary, so that DataFusion and Polars are linked once.
 
 mod cases;
+mod cli;
+mod crash;
 #[path = "../support/fault_store.rs"]
 mod fault_store;
 mod faults;

@@ -92,7 +92,10 @@ impl Lake {
         command.args(args).current_dir(self.path()).stdin(Stdio::null());
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
-            if name.starts_with("LAKESCRUB_") || name.starts_with("AWS_") || name == "CI" || name == "NO_COLOR" {
+            if name.starts_with("LAKESCRUB_")
+                || name.starts_with("AWS_")
+                || ["CI", "NO_COLOR", "COLUMNS"].contains(&name.as_str())
+            {
                 command.env_remove(name);
             }
         }
