@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,7 +35,7 @@ use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use roaring::RoaringTreemap;
 
 use crate::column_values::{Leaf, NoRoute, Route, route};
@@ -42,6 +43,7 @@ use crate::format::{FormatError, scrubbed};
 use crate::identifier::ColumnPath;
 use crate::match_index::{Check, Matcher, Rule, Scratch};
 use crate::meter::Meter;
+use crate::parquet_bounds;
 use crate::store::{self, Object, Store, StoreError, store_error};
 
 /// Objects of one shape: the same root columns of the same types under the same routes.
@@ -75,7 +77,7 @@ pub enum CannotOpen {
 }
 
 /// Bytes of the first read from the end: one request for most footers.
-const FOOTER_GUESS_BYTES: usize = 64 << 10;
+const FOOTER_GUESS_BYTES: u64 = 64 << 10;
 
 /// Reads the footer of `object` and finds the matcher's columns in it.
 pub async fn open(
@@ -83,23 +85,54 @@ pub async fn open(
     object: Object,
     columns: &[ColumnPath],
 ) -> Result<(Opened, Shape), CannotOpen> {
-    let mut reader = PinnedReader::new(store.clone(), object.clone(), None);
-    let footer = ParquetMetaDataReader::new()
-        .with_prefetch_hint(Some(FOOTER_GUESS_BYTES))
-        .with_page_index_policy(PageIndexPolicy::Skip)
-        .load_and_finish(&mut reader, object.size_bytes)
-        .await
-        .map_err(|error| parquet_error(&error))?;
+    let footer = fetch_footer(store.as_ref(), &object).await?;
+    // A decoder that panics on odd bytes has not decoded them.
+    let understood = std::panic::catch_unwind(AssertUnwindSafe(|| understand(&footer, columns)));
+    let (footer, rows, shape) = understood.map_err(|_| corrupt("the decoder panicked"))??;
+    Ok((Opened { object, rows, footer: Arc::new(footer) }, shape))
+}
+
+/// The footer, which keeps within its bounds.
+async fn fetch_footer(store: &dyn Store, object: &Object) -> Result<Bytes, FormatError> {
+    let size = object.size_bytes;
+    if size < 12 {
+        return Err(corrupt("too short for a Parquet file"));
+    }
+    let mut tail = store::read(store, object, size.saturating_sub(FOOTER_GUESS_BYTES)..size).await?;
+    match &tail[tail.len() - 4..] {
+        b"PAR1" => {}
+        b"PARE" => return Err(FormatError::Unsupported("an encrypted footer".to_owned())),
+        _ => return Err(corrupt("it does not end like a Parquet file")),
+    }
+    let length = parquet_bounds::footer_bytes(&tail[tail.len() - 8..]);
+    if length > size {
+        return Err(corrupt("the footer is longer than the file"));
+    }
+    if length > tail.len() as u64 {
+        tail = store::read(store, object, size - length..size).await?;
+    }
+    let footer = tail.slice(tail.len() - length as usize..tail.len() - 8);
+    parquet_bounds::check_footer(&footer).map_err(|why| corrupt(&format!("the footer: {why}")))?;
+    Ok(footer)
+}
+
+fn understand(footer: &[u8], columns: &[ColumnPath]) -> Result<(ParquetMetaData, u64, Shape), CannotOpen> {
+    let footer = ParquetMetaDataReader::decode_metadata(footer).map_err(|error| parquet_error(&error))?;
     let file = footer.file_metadata();
     let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
         .map_err(|error| parquet_error(&error))?;
     let shape = shape(&schema, columns)?;
-    let rows = u64::try_from(file.num_rows()).map_err(|_| FormatError::Corrupt("a negative row count".to_owned()))?;
-    let in_groups: i64 = footer.row_groups().iter().map(|group| group.num_rows()).sum();
-    if in_groups != file.num_rows() {
-        return Err(FormatError::Corrupt("the row groups do not add up to the file's row count".to_owned()).into());
+    let rows = u64::try_from(file.num_rows()).map_err(|_| corrupt("a negative row count"))?;
+    let in_groups =
+        footer.row_groups().iter().try_fold(0u64, |sum, group| sum.checked_add(group.num_rows().try_into().ok()?));
+    if in_groups != Some(rows) {
+        return Err(corrupt("the row groups do not add up to the file's row count").into());
     }
-    Ok((Opened { object, rows, footer: Arc::new(footer) }, shape))
+    Ok((footer, rows, shape))
+}
+
+fn corrupt(reason: &str) -> FormatError {
+    FormatError::Corrupt(reason.to_owned())
 }
 
 /// Keeps the root columns that the paths need; strings and binaries are read as views, which copies no long value.

@@ -5,6 +5,7 @@ pub mod error;
 pub mod identifier;
 pub mod action;
 pub mod meter;
+pub mod parquet_bounds;
 // where
 pub mod toml_reader;
 pub mod job;

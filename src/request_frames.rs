@@ -3,7 +3,8 @@
 //! Polars decodes from an unnamed temporary file, batch by batch and only the columns that are needed. Its messages may quote
 //! cells, so none is passed on. Invariant: as many rows leave as the file has.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use rayon::prelude::*;
 
 use crate::identifier::Value;
 use crate::job::ListSpec;
+use crate::parquet_bounds;
 use crate::request_bytes::{PIECE_BYTES, Scratch, Unusable, read_piece};
 use crate::request_cells::{Cell, Cells, CellsBuilder, resolve};
 use crate::request_lines::{BadRecord, Record, RecordScanner, fields};
@@ -198,6 +200,7 @@ pub fn read_parquet(list: &ListSpec, scratch: &Scratch, sink: Sink<'_>) -> Resul
         let args = ScanArgsParquet { hive_options, use_statistics: false, cache: false, ..Default::default() };
         LazyFrame::scan_parquet_sources(ScanSources::Files(Arc::new([source])), args)
     };
+    check_bounds(scratch.handle()?)?;
     let source = scratch.handle()?;
     let schema = guarded(|| frame(source)?.collect_schema())?;
     let there: Vec<String> = schema.iter_names().map(|name| name.to_string()).collect();
@@ -208,6 +211,20 @@ pub fn read_parquet(list: &ListSpec, scratch: &Scratch, sink: Sink<'_>) -> Resul
         .collect::<Result<_, _>>()?;
     let source = scratch.handle()?;
     scan(|| frame(source), &names, list, Origin::Typed, sink)
+}
+
+/// A footer that claims more than it can hold would end the process before Polars could say so.
+fn check_bounds(mut file: File) -> Result<(), Unusable> {
+    let failed = |_| undecodable();
+    let mut last_eight = [0; 8];
+    file.seek(SeekFrom::End(-8)).and_then(|_| file.read_exact(&mut last_eight)).map_err(failed)?;
+    let length = parquet_bounds::footer_bytes(&last_eight);
+    let start = file.seek(SeekFrom::End(-i64::try_from(length).map_err(|_| undecodable())?)).map_err(failed)?;
+    let mut footer = Vec::new();
+    file.read_to_end(&mut footer).map_err(failed)?;
+    let end = footer.len().saturating_sub(8);
+    parquet_bounds::check_footer(&footer[..end])
+        .map_err(|why| Unusable::corrupt(format!("its footer at byte {start}: {why}")))
 }
 
 /// Whether a cell's text was made by Polars out of delimited bytes or stored as such.

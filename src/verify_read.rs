@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::error::Exit;
 use crate::identifier::ColumnPath;
 use crate::job::Resources;
+use crate::parquet_bounds;
 use crate::store::{self, Object, Store, StoreError};
 
 /// Why an object could not be checked. The reason never quotes a cell.
@@ -237,6 +238,8 @@ async fn open(store: &dyn Store, object: &Object, columns: &[ColumnPath], gates:
         tail = gates.get_range(store, object, size - length..size).await?;
     }
     let footer = tail.slice(tail.len() - length as usize..).to_vec();
+    parquet_bounds::check_footer(&footer[..footer.len() - TAIL_BYTES as usize])
+        .map_err(|why| Fault::unreadable(format!("its footer cannot be decoded: {why}")))?;
     let columns = columns.to_vec();
     // A malformed footer may panic: on a thread of its own that is an error of this object alone.
     let understood = tokio::task::spawn_blocking(move || understand(footer, &columns)).await;
