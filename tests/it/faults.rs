@@ -28,18 +28,18 @@ use crate::fault_store::{Call, Fault, FaultStore, Flavour, OtherWriters, Schedul
 const LISTED: [&str; 2] = ["ada@example.com", "bob@example.org"];
 
 /// One CSV, Parquet or NDJSON object; `emails` names its rows, with other cells that must survive.
-fn csv(emails: &[&str]) -> Vec<u8> {
+pub fn csv(emails: &[&str]) -> Vec<u8> {
     let rows = emails.iter().enumerate().map(|(i, email)| format!("{i},\"{email}\",\"a, \"\"b\"\"\"\r\n"));
     std::iter::once("id,email,note\r\n".to_owned()).chain(rows).collect::<String>().into_bytes()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
-fn ndjson(emails: &[&str]) -> Vec<u8> {
+pub fn ndjson(emails: &[&str]) -> Vec<u8> {
     let rows = emails.iter().enumerate().map(|(i, email)| format!("{{\"id\": {i}, \"email\": \"{email}\"}}\n"));
     rows.collect::<String>().into_bytes()
 }
@@ -141,7 +141,7 @@ email = "tag"
     Job::parse(&text, keys(), &[]).unwrap_or_else(|faults| panic!("{faults:?}"))
 }
 
-fn location(flavour: Flavour, name: &str) -> Location {
+pub fn location(flavour: Flavour, name: &str) -> Location {
     match flavour {
         Flavour::S3 => Location::S3 { bucket: "bucket".to_owned(), key: name.to_owned() },
         Flavour::Disk => Location::Local(format!("/{name}").into()),
@@ -161,7 +161,7 @@ fn empty(flavour: Flavour, wishes: Wishes) -> FaultStore {
     FaultStore::new(flavour, location(flavour, "lake/"), wishes).with(location(flavour, "optouts.csv"), list)
 }
 
-fn lake(flavour: Flavour) -> FaultStore {
+pub fn lake(flavour: Flavour) -> FaultStore {
     lake_of(flavour, &|_| true)
 }
 
@@ -200,6 +200,11 @@ fn wishes() -> Wishes {
             Some(new) => (old, Wish::Becomes(new)),
         };
         let wishes: HashMap<Bytes, Wish> = before.into_iter().map(wish).collect();
+        let results = wishes.values().filter_map(|wish| match wish {
+            Wish::Becomes(new) => Some((new.clone(), Wish::Kept)),
+            Wish::Kept | Wish::Dropped => None,
+        });
+        let wishes: HashMap<Bytes, Wish> = results.collect::<Vec<_>>().into_iter().chain(wishes).collect();
         assert!(wishes.values().any(|wish| *wish == Wish::Dropped));
         Arc::new(wishes)
     });
@@ -226,7 +231,7 @@ fn common() -> Common {
     Cli::parse_from(["lakescrub", "--json", "--quiet", "scrub", "job.toml"]).common
 }
 
-fn run(store: &FaultStore, flavour: Flavour, clock_seed: u64) -> Result<RunResult, Error> {
+pub fn run(store: &FaultStore, flavour: Flavour, clock_seed: u64) -> Result<RunResult, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let ended = runtime.block_on(scrub_with(&common(), job(root(flavour)), store.stores(), clock(clock_seed)));
     runtime.shutdown_background();
@@ -323,7 +328,7 @@ fn undergo(seed: u64) {
     assert_recovers(&store, flavour, (!schedule.misleads()).then_some(ROWS_MATCHED), &when);
 }
 
-fn number(name: &str) -> Option<u64> {
+pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
 
@@ -432,8 +437,10 @@ fn what_the_store_corrupts_is_found_by_reading_back() {
 fn a_run_that_dies_at_any_call_is_resumed_to_the_same_lake() {
     let objects = ["events/a.parquet", "customers/a.csv", "customers/d.csv", "clicks/a.ndjson"];
     let small = |flavour| lake_of(flavour, &|name| objects.contains(&name));
+    // Dying after a call is dying before the next one, but for what the process may still do when the reply is lost.
+    let thorough = number("LAKESCRUB_FAULT_SCHEDULES").is_some();
     for flavour in [Flavour::S3, Flavour::Disk] {
-        for with_effect in [false, true] {
+        for with_effect in [false, true].into_iter().take(1 + usize::from(thorough)) {
             for call in 0.. {
                 let store = small(flavour);
                 store.start(Schedule::killed_at(call, with_effect), OtherWriters::default());

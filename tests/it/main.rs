@@ -3,9 +3,12 @@
 mod cases;
 mod cli;
 mod crash;
+#[path = "../support/damage.rs"]
+mod damage;
 #[path = "../support/fault_store.rs"]
 mod fault_store;
 mod faults;
+mod fuzz;
 #[path = "../support/lakescrub.rs"]
 mod lakescrub_runner;
 mod lists;

@@ -147,7 +147,7 @@ pub enum Wish {
     Dropped,
 }
 
-/// An object of the lake and what it is to become, by its bytes.
+/// What objects of the lake are to become, by their bytes. Of others nothing is known.
 pub type Wishes = Arc<HashMap<Bytes, Wish>>;
 
 /// What other writers do: new content for objects that are there, and objects that land.
@@ -535,7 +535,7 @@ impl Store for FaultStore {
         if held.etag != listed.etag {
             return Err(StoreError::Changed(listed.location.clone()));
         }
-        if self.is_lake(&listed.location) && self.wish(&held.bytes) != Wish::Dropped {
+        if self.is_lake(&listed.location) && self.wishes.get(&held.bytes).is_some_and(|wish| *wish != Wish::Dropped) {
             state.violations.push(format!("{} was deleted, and kept rows with it", listed.location));
         }
         state.objects.remove(&listed.location);
@@ -616,7 +616,7 @@ impl Replacement for FaultReplacement {
             return Err(StoreError::Changed(location.clone()));
         }
         let new = Bytes::from(self.bytes.clone());
-        if self.store.wish(&old.bytes) != Wish::Becomes(new.clone()) {
+        if self.store.wishes.get(&old.bytes).is_some_and(|wish| *wish != Wish::Becomes(new.clone())) {
             state
                 .violations
                 .push(format!("{location} was replaced by other bytes than its own without the matching rows"));
