@@ -35,15 +35,16 @@ use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use roaring::RoaringTreemap;
 
 use crate::column_values::{Leaf, NoRoute, Route, route};
+use crate::format::parquet_chunk::expansion;
 use crate::format::{FormatError, scrubbed};
 use crate::identifier::ColumnPath;
 use crate::match_index::{Check, Matcher, Rule, Scratch};
 use crate::meter::Meter;
-use crate::parquet_bounds;
+use crate::parquet_bounds::{self, Expansion};
 use crate::store::{self, Object, Store, StoreError, store_error};
 
 /// Objects of one shape: the same root columns of the same types under the same routes.
@@ -57,6 +58,7 @@ pub struct Opened {
     pub object: Object,
     pub rows: u64,
     footer: Arc<ParquetMetaData>,
+    expansion: Expansion,
 }
 
 /// What a scan of some objects saw.
@@ -89,7 +91,9 @@ pub async fn open(
     // A decoder that panics on odd bytes has not decoded them.
     let understood = std::panic::catch_unwind(AssertUnwindSafe(|| understand(&footer, columns)));
     let (footer, rows, shape) = understood.map_err(|_| corrupt("the decoder panicked"))??;
-    Ok((Opened { object, rows, footer: Arc::new(footer) }, shape))
+    let chunks = footer.row_groups().iter().flat_map(RowGroupMetaData::columns);
+    let expansion = chunks.map(|chunk| expansion(chunk.compression())).max().unwrap_or(Expansion::NONE);
+    Ok((Opened { object, rows, footer: Arc::new(footer), expansion }, shape))
 }
 
 /// The footer, which keeps within its bounds.
@@ -216,10 +220,8 @@ fn plan(
         .with_virtual_columns(vec![Arc::new(row_number)])
         .build();
     let (columns, schema) = (shape.schema.fields().len(), table.table_schema().clone());
-    let readers = PinnedReaders {
-        store: store.clone(),
-        opened: objects.iter().map(|opened| (opened.object.clone(), opened.footer.clone())).collect(),
-    };
+    let readers =
+        PinnedReaders { opened: objects.iter().map(|opened| PinnedReader::new(store.clone(), opened)).collect() };
     let source = ParquetSource::new(table)
         .with_parquet_file_reader_factory(Arc::new(readers))
         .with_pushdown_filters(false)
@@ -402,8 +404,7 @@ impl ScalarUDFImpl for IsSuppressed {
 
 /// Gives the scan its objects by number, with the footer that is read already.
 struct PinnedReaders {
-    store: Arc<dyn Store>,
-    opened: Vec<(Object, Arc<ParquetMetaData>)>,
+    opened: Vec<PinnedReader>,
 }
 
 impl std::fmt::Debug for PinnedReaders {
@@ -421,26 +422,29 @@ impl ParquetFileReaderFactory for PinnedReaders {
         _: &ExecutionPlanMetricsSet,
     ) -> Result<Box<dyn AsyncFileReader + Send>, DataFusionError> {
         let number: Option<usize> = file.path().as_ref().parse().ok();
-        let (object, footer) = number
+        let reader = number
             .and_then(|number| self.opened.get(number))
             .ok_or_else(|| DataFusionError::Internal("a scan asked for an object it was not given".to_owned()))?;
-        Ok(Box::new(PinnedReader::new(self.store.clone(), object.clone(), Some(footer.clone()))))
+        Ok(Box::new(reader.clone()))
     }
 }
 
-/// Reads of one object at the ETag that was listed.
+/// Reads of one object at the ETag that was listed. A scan asks for whole column chunks, whose pages are looked over here.
+#[derive(Clone)]
 struct PinnedReader {
     store: Arc<dyn Store>,
     object: Object,
-    footer: Option<Arc<ParquetMetaData>>,
+    footer: Arc<ParquetMetaData>,
+    expansion: Expansion,
 }
 
 /// Ranges closer than this are fetched as one: a request costs more than these bytes.
 const COALESCE_BYTES: u64 = 512 << 10;
 
 impl PinnedReader {
-    fn new(store: Arc<dyn Store>, object: Object, footer: Option<Arc<ParquetMetaData>>) -> Self {
-        PinnedReader { store, object, footer }
+    fn new(store: Arc<dyn Store>, opened: &Opened) -> Self {
+        let Opened { object, footer, expansion, .. } = opened;
+        PinnedReader { store, object: object.clone(), footer: footer.clone(), expansion: *expansion }
     }
 }
 
@@ -461,9 +465,12 @@ impl AsyncFileReader for PinnedReader {
             let cut = |range: &Range<u64>| {
                 let at = spans.partition_point(|span| span.start <= range.start) - 1;
                 let start = (range.start - spans[at].start) as usize;
-                fetched[at].slice(start..start + (range.end - range.start) as usize)
+                let chunk = fetched[at].slice(start..start + (range.end - range.start) as usize);
+                parquet_bounds::check_pages(&chunk, self.expansion)
+                    .map(|_| chunk)
+                    .map_err(|why| ParquetError::General(why.to_owned()))
             };
-            Ok(ranges.iter().map(cut).collect())
+            ranges.iter().map(cut).collect()
         }
         .boxed()
     }
@@ -472,8 +479,8 @@ impl AsyncFileReader for PinnedReader {
         &'a mut self,
         _: Option<&'a ArrowReaderOptions>,
     ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
-        let footer = self.footer.clone().ok_or_else(|| ParquetError::General("no footer was read".to_owned()));
-        async move { footer }.boxed()
+        let footer = self.footer.clone();
+        async move { Ok(footer) }.boxed()
     }
 }
 

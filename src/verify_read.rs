@@ -400,6 +400,18 @@ fn decode_row_group(
     work: &Work,
 ) -> Result<Tally, Fault> {
     let rows = file.metadata.row_groups[group].num_rows();
+    let mut numbered = bytes.iter();
+    for source in file.sources.iter().flatten() {
+        for (chunk, bytes) in chunks(file, group, source)?.into_iter().zip(&mut numbered) {
+            let values = parquet_bounds::check_pages(bytes, chunk.compression().into())
+                .map_err(|why| Fault::unreadable(format!("cannot be decoded: {why}")))?;
+            // Polars reserves memory by this number.
+            let flat = chunk.descriptor().descriptor.max_rep_level == 0;
+            if u64::try_from(chunk.num_values()) != Ok(values) || (flat && values != rows as u64) {
+                return Err(Fault::unreadable("a column chunk does not have the values its footer tells"));
+            }
+        }
+    }
     let buffers: Vec<_> = bytes.into_iter().map(|bytes| Cursor::new(bytes.into())).collect();
     let mut sum = Tally::default();
     for start in (0..rows).step_by(slice_rows.max(1)) {
