@@ -13,6 +13,8 @@ use crate::identifier::ColumnPath;
 
 /// A record longer than this is a broken file (an unclosed quote), not a record.
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
+/// And one of more fields than this is no record of a table.
+const RECORD_FIELDS_MAX: usize = 1 << 20;
 const PIECE_BYTES: usize = 256 << 10;
 const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 
@@ -97,6 +99,9 @@ impl<R: Read> Records<R> {
                 }
                 ReadRecordResult::InputEmpty => {}
                 ReadRecordResult::OutputFull => self.fields.resize(self.fields.len() * 2, 0),
+                ReadRecordResult::OutputEndsFull if self.ends.len() >= RECORD_FIELDS_MAX => {
+                    return Err(FormatError::Corrupt(format!("the record at line {} has too many fields", self.line)));
+                }
                 ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
                 ReadRecordResult::Record => break,
                 ReadRecordResult::End => {

@@ -110,7 +110,7 @@ fn memory_mib(field: &str) -> u64 {
 fn damaged_files_are_told_and_harm_nobody() {
     let (mut first, last) = match faults::number("LAKESCRUB_FUZZ_SEED") {
         Some(seed) => (seed, seed + 1),
-        None => (0, faults::number("LAKESCRUB_FUZZ_CASES").unwrap_or(350)),
+        None => (0, faults::number("LAKESCRUB_FUZZ_CASES").unwrap_or(220)),
     };
     let mut failures = Vec::new();
     while first < last {
