@@ -20,9 +20,11 @@ use crate::manifest::{
 use crate::match_index::Added;
 use crate::object_table::{ObjectRow, Outcome as RowOutcome};
 use crate::plan::{self, DatasetPlan, Decision, Plan, Step};
+use crate::purge::{PurgeEnded, Purged};
 use crate::request::ListReport;
 use crate::rewrite::{Ended, Outcome};
-use crate::verify::{Verified, VerifiedDataset, VerifiedObject, VerifyOutcome};
+use crate::store::{Location, Object};
+use crate::verify::{Verified, VerifiedDataset, VerifiedObject, VerifiedVersions, VerifyOutcome};
 
 /// Everything that was observed in a run.
 pub struct Account<'a> {
@@ -32,6 +34,8 @@ pub struct Account<'a> {
     pub plan: Option<&'a Plan>,
     /// By dataset, by step; `None` where nothing was to be done.
     pub outcomes: &'a [Vec<Option<Outcome>>],
+    /// By dataset; empty in a run that only verifies.
+    pub purged: &'a [Purged],
     /// Swaps of an earlier, killed attempt of this run.
     pub recovered: &'a [Recovered],
     pub verified: &'a Verified,
@@ -84,6 +88,16 @@ impl Account<'_> {
             dataset.take_verified(verified);
             exits.append(&mut dataset.exits);
             rows.extend(dataset.rows.into_values());
+            let mut versions = VersionRows { spec, engine: self.engine(), rows: BTreeMap::new(), exits: Vec::new() };
+            plan.iter().for_each(|plan| versions.take_plan(plan));
+            self.purged.get(number).into_iter().for_each(|purged| versions.take_purged(purged));
+            verified
+                .versions
+                .iter()
+                .flat_map(|versions| &versions.objects)
+                .for_each(|object| versions.take_verified(object));
+            exits.append(&mut versions.exits);
+            rows.extend(versions.rows.into_values());
         }
         let exit = Exit::gravest(exits);
         let observations = self.observations(facts, &rows, exit);
@@ -140,12 +154,31 @@ impl Account<'_> {
             objects: ObjectCounts::tally(&spec.name, rows, not_in_scope),
             rows: RowCounts::tally(&spec.name, rows),
             not_comparable: Observed::Seen(verified.not_comparable.clone()),
-            versions: VersionCounts {
-                listed: Observed::NotChecked,
-                purged: Observed::NotChecked,
-                locked: Observed::NotChecked,
+            versions: self.version_counts(number, verified, rows),
+            uploads: UploadCounts {
+                listed: Observed::Seen(
+                    self.purged.get(number).map_or(verified.uploads, |purged| purged.uploads_listed),
+                ),
+                aborted: Observed::Seen(self.purged.get(number).map_or(0, |purged| purged.uploads_aborted)),
+                remaining: Observed::Seen(verified.uploads),
             },
-            uploads: UploadCounts { listed: Observed::NotChecked, aborted: Observed::NotChecked },
+        }
+    }
+
+    /// A store that keeps no versions has none.
+    fn version_counts(&self, number: usize, verified: &VerifiedDataset, rows: &[ObjectRow]) -> VersionCounts {
+        let of = |wanted: RowOutcome| {
+            let versions = rows.iter().filter(|row| !row.is_current && row.dataset == verified.name);
+            Observed::Seen(versions.filter(|row| row.outcome == wanted).count() as u64)
+        };
+        let left = |versions: &VerifiedVersions| versions.objects.len() as u64 + versions.delete_markers;
+        let remaining = verified.versions.as_ref().map_or(0, left);
+        let before = self.purged.get(number).and_then(|purged| purged.versions.as_ref());
+        VersionCounts {
+            listed: Observed::Seen(before.map_or(remaining, |versions| versions.listed)),
+            purged: of(RowOutcome::Purged),
+            locked: of(RowOutcome::Locked),
+            remaining: Observed::Seen(remaining),
         }
     }
 
@@ -164,7 +197,9 @@ impl Account<'_> {
                 statistics: Observed::NotChecked,
                 dictionaries: Observed::NotChecked,
                 paths: Observed::NotChecked,
-                versions: Observed::NotChecked,
+                versions: Observed::Seen(
+                    rows.iter().filter(|row| !row.is_current && row.outcome == RowOutcome::Residue).count() as u64,
+                ),
             },
             canaries: Canaries { planted: Observed::NotChecked, found: Observed::NotChecked },
         }
@@ -174,7 +209,6 @@ impl Account<'_> {
     fn limits(&self) -> Vec<String> {
         let mut limits = vec![
             "Columns that no [[dataset.match]] names were not searched.".to_owned(),
-            "Noncurrent object versions, delete markers and unfinished uploads were not looked at.".to_owned(),
             "File statistics, dictionaries, bloom filters and object names were not searched for identifiers."
                 .to_owned(),
             "Objects that were written after a dataset was listed were not looked at.".to_owned(),
@@ -187,6 +221,7 @@ impl Account<'_> {
                     spec.name
                 ));
             }
+            limits.extend(beyond_the_listing(spec, verified));
             limits.extend(unlisted_kinds(self.job, spec));
             limits.extend(tagged_columns(spec));
         }
@@ -209,6 +244,24 @@ impl Account<'_> {
         }
         limits
     }
+}
+
+/// Where bytes of removed rows may lie that no listing of the store shows.
+fn beyond_the_listing(spec: &DatasetSpec, verified: &VerifiedDataset) -> Vec<String> {
+    let mut limits = verified.standing_rules.clone();
+    if let Location::Local(_) = spec.scope.root() {
+        limits.push(format!(
+            "Dataset {} is on a local disk: its snapshots, backups and freed blocks were not looked at.",
+            spec.name
+        ));
+    }
+    if verified.uploads > 0 {
+        limits.push(format!(
+            "Dataset {}: {} unfinished uploads remain, whose parts nobody can read.",
+            spec.name, verified.uploads
+        ));
+    }
+    limits
 }
 
 /// A rule for whose kind no list has a column can never match; that is said, not assumed clean.
@@ -307,6 +360,8 @@ impl DatasetRows<'_> {
                 row.outcome = failed(*exit);
                 row.reason = Some(reason.clone());
             }
+            // Only versions are purged or reported; see `VersionRows`.
+            Decision::Purge | Decision::Report => {}
             Decision::Rewrite { .. } | Decision::Drop => {
                 row.action = self.spec.action.name().to_owned();
                 row.rows_matched = Some(step.rows_matched);
@@ -476,6 +531,119 @@ impl DatasetRows<'_> {
             row.reason = Some(format!("{} of {} rows hold a listed identifier{why}", object.rows_matched, object.rows));
             self.exits.push(Exit::Residue);
         }
+    }
+}
+
+/// The rows of one dataset's noncurrent versions, by location and version.
+struct VersionRows<'a> {
+    spec: &'a DatasetSpec,
+    engine: String,
+    rows: BTreeMap<(String, String), ObjectRow>,
+    exits: Vec<Exit>,
+}
+
+impl VersionRows<'_> {
+    fn row(&mut self, object: &Object) -> &mut ObjectRow {
+        let (location, version_id) = (object.location.to_string(), object.version_id.clone().unwrap_or_default());
+        let dataset = self.spec.name.clone();
+        self.rows.entry((location.clone(), version_id)).or_insert_with(|| {
+            let mut row = ObjectRow::new(&dataset, location);
+            row.is_current = false;
+            row.version_id = object.version_id.clone();
+            row.etag = Some(object.etag.0.clone());
+            row.size_bytes = Some(object.size_bytes);
+            row
+        })
+    }
+
+    fn take_plan(&mut self, plan: &DatasetPlan) {
+        for step in plan.versions.iter().flatten() {
+            let row = self.row(&step.object);
+            match &step.decision {
+                Decision::Skip { reason } => {
+                    row.outcome = RowOutcome::Skipped;
+                    row.reason = Some(reason.clone());
+                }
+                Decision::Refuse { exit, reason } => {
+                    row.outcome = failed(*exit);
+                    row.reason = Some(reason.clone());
+                }
+                Decision::Keep | Decision::Purge | Decision::Report | Decision::Rewrite { .. } | Decision::Drop => {
+                    row.rows_matched = Some(step.rows_matched)
+                }
+            }
+        }
+    }
+
+    fn take_purged(&mut self, purged: &Purged) {
+        self.exits.extend(purged.uploads_failed.iter().map(|(exit, _)| *exit));
+        for outcome in purged.versions.iter().flat_map(|versions| &versions.outcomes) {
+            let exit = {
+                let row = self.row(&outcome.object);
+                row.action = Action::Delete.name().to_owned();
+                row.rows_matched = Some(outcome.rows_matched);
+                match &outcome.ended {
+                    PurgeEnded::Purged => {
+                        row.outcome = RowOutcome::Purged;
+                        row.reason = Some(format!("{} of {} rows matched", outcome.rows_matched, outcome.rows));
+                        None
+                    }
+                    PurgeEnded::Failed { exit, reason } => {
+                        row.outcome = failed(*exit);
+                        row.reason = Some(reason.clone());
+                        Some(*exit)
+                    }
+                    PurgeEnded::NotBegun => {
+                        row.outcome = RowOutcome::Failed;
+                        row.reason = Some("the run was stopped before this version's turn".to_owned());
+                        Some(Exit::Incomplete)
+                    }
+                }
+            };
+            self.exits.extend(exit);
+        }
+    }
+
+    fn take_verified(&mut self, object: &VerifiedObject) {
+        let engine = self.engine.clone();
+        let row = self.row(&object.object);
+        let exit = match &object.outcome {
+            // What stands in the way of its removal is told already.
+            VerifyOutcome::Checked if row.outcome == RowOutcome::Locked => {
+                row.rows_scanned = Some(object.rows);
+                row.checked_by = Some(engine);
+                None
+            }
+            VerifyOutcome::Checked => {
+                row.rows_scanned = Some(object.rows);
+                row.checked_by = Some(engine);
+                row.rows_matched = Some(object.rows_matched);
+                (object.rows_matched > 0).then(|| {
+                    let not_purged = row.reason.take().map(|reason| format!("; not purged: {reason}"));
+                    row.outcome = RowOutcome::Residue;
+                    row.reason = Some(format!(
+                        "{} of {} rows of a noncurrent version hold a listed identifier{}",
+                        object.rows_matched,
+                        object.rows,
+                        not_purged.unwrap_or_default()
+                    ));
+                    Exit::Residue
+                })
+            }
+            VerifyOutcome::Skipped { reason } => {
+                row.outcome = RowOutcome::Skipped;
+                row.reason = Some(reason.clone());
+                Some(Exit::Incomplete)
+            }
+            VerifyOutcome::Failed { exit, reason } => {
+                if row.outcome.is_clean() {
+                    row.outcome = failed(*exit);
+                    row.reason = Some(format!("not verified: {reason}"));
+                }
+                Some(*exit)
+            }
+        };
+        self.exits.extend(exit);
     }
 }
 

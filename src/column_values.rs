@@ -15,6 +15,29 @@ pub struct Route {
     fields: Vec<usize>,
 }
 
+impl Route {
+    /// The type of the values that the route leads to in `schema`.
+    pub fn leaf_type<'s>(&self, schema: &'s Schema) -> &'s DataType {
+        let mut here = element(schema.field(self.root).data_type());
+        for field in &self.fields {
+            let DataType::Struct(fields) = here else { return here };
+            here = element(fields[*field].data_type());
+        }
+        here
+    }
+}
+
+/// What lists and maps hold, at any depth.
+fn element(data_type: &DataType) -> &DataType {
+    match data_type {
+        DataType::List(inner)
+        | DataType::LargeList(inner)
+        | DataType::FixedSizeList(inner, _)
+        | DataType::Map(inner, _) => element(inner.data_type()),
+        leaf => leaf,
+    }
+}
+
 /// Why a path leads nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoRoute {

@@ -2,7 +2,7 @@
 //!
 //! An object that cannot be read is a finding of its own, never a silence (invariant 9). Nothing is written here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::job::{DatasetSpec, MissingColumn, Resources};
 use crate::match_index::{Check, Matcher, Rule, Scratch};
 use crate::meter::Meter;
 use crate::plan::{Finding, Found, Seen};
-use crate::store::{Etag, Location, Object, ObjectReader, Store, StoreError};
+use crate::store::{Location, Object, ObjectReader, Store, StoreError};
 
 /// How many objects have their footers open at a time.
 const WAVE_OBJECTS: usize = 128;
@@ -31,14 +31,15 @@ pub struct Find<'a> {
     pub matcher: Arc<Matcher>,
     pub resources: &'a Resources,
     pub meter: Arc<Meter>,
-    /// Objects that this run has looked at already: they are passed over while their ETag is this one.
-    pub known: HashMap<Location, Etag>,
+    /// When the run looks again: what it has looked at already and now passes over. Noncurrent versions are looked at the first
+    /// time only.
+    pub known: Option<HashSet<Location>>,
 }
 
 /// Lists and scans one dataset. An `Err` is about the dataset as a whole: it could not be listed.
 pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
     let belongs = |name: &str| listing::belongs(name, find.spec.format);
-    let mut listing = match listing::list(find.store.as_ref(), &find.spec.scope, &belongs).await {
+    let mut listing = match listing::list_dataset(find.store.as_ref(), &find.spec.scope, &belongs).await {
         Ok(listing) => listing,
         Err(StoreError::NotFound(_)) => listing::Listing::default(),
         Err(error) => {
@@ -47,7 +48,9 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
             return Err(error);
         }
     };
-    listing.in_scope.retain(|object| find.known.get(&object.location) != Some(&object.etag));
+    if let Some(known) = &find.known {
+        listing.in_scope.retain(|object| !known.contains(&object.location));
+    }
     let mut found = Found { listed_at: now, not_in_scope: listing.not_in_scope, ..Found::default() };
     if let Some(table) = listing.table_format {
         let reason = listing::table_reason(table);
@@ -55,8 +58,35 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
             listing.in_scope.into_iter().map(|object| refused(find.spec, object, Exit::Incomplete, &reason)).collect();
         return Ok(found);
     }
+    scan(find, listing.in_scope, &mut found).await;
+    if find.known.is_none() {
+        found.versions = find_versions(find).await?;
+    }
+    Ok(found)
+}
+
+/// The noncurrent versions of the dataset's objects, compared like current ones; `None` where the store keeps none.
+async fn find_versions(find: &Find<'_>) -> Result<Option<Vec<Finding>>> {
+    let versions = find.store.list_versions(find.spec.scope.root()).await.map_err(|error| {
+        let mut error = Error::from(error);
+        error.message = format!("cannot list the object versions of dataset {}: {}", find.spec.name, error.message);
+        error
+    })?;
+    let Some(versions) = versions else { return Ok(None) };
+    let belongs = |name: &str| listing::belongs(name, find.spec.format);
+    let old = versions.into_iter().filter(|version| !version.is_current && !version.is_delete_marker);
+    let old = old
+        .map(|version| version.object)
+        .filter(|object| listing::is_in_scope(&find.spec.scope, &object.location, &belongs));
+    let mut found = Found::default();
+    scan(find, old.collect(), &mut found).await;
+    Ok(Some(found.findings))
+}
+
+/// Compares every row of the objects; what came of each is added to `found`.
+async fn scan(find: &Find<'_>, objects: Vec<Object>, found: &mut Found) {
     let (mut parquet, mut records) = (Vec::new(), Vec::new());
-    for object in listing.in_scope {
+    for object in objects {
         find.meter.expect(1, object.size_bytes);
         let (format, compression) = formats(find.spec, &object);
         match format {
@@ -71,10 +101,9 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
         }
     }
     for wave in parquet.chunks(WAVE_OBJECTS) {
-        find_wave(find, wave.to_vec(), &mut found).await;
+        find_wave(find, wave.to_vec(), found).await;
     }
-    find_records(find, records, &mut found).await;
-    Ok(found)
+    find_records(find, records, found).await;
 }
 
 /// How many objects a dataset has in scope; reads no row.
@@ -148,8 +177,7 @@ fn not_opened(spec: &DatasetSpec, object: Object, error: CannotOpen) -> Finding 
 /// Scans a group in one plan; when that fails, one object after the other, to learn which one it was.
 async fn scan_group(find: &Find<'_>, shape: &Shape, group: &[Opened], found: &mut Found) {
     let all: Vec<&Opened> = group.iter().collect();
-    let threads = find.resources.threads;
-    match find_parquet::scan(&find.store, shape, &all, &find.matcher, threads, &find.meter).await {
+    match find_parquet::scan(&find.store, shape, &all, &find.matcher, find.resources, &find.meter).await {
         Ok(scanned) => {
             add_counts(&mut found.not_comparable, by_column(&find.matcher.columns, &scanned.not_comparable));
             for (opened, matched) in group.iter().zip(scanned.matched) {

@@ -34,14 +34,17 @@ use parquet::arrow::RowNumber;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::arrow::parquet_to_arrow_schema;
+use parquet::basic::Type as PhysicalType;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use roaring::RoaringTreemap;
 
 use crate::column_values::{Leaf, NoRoute, Route, route};
+use crate::find_probe::{ProbeExec, ProbedColumn, ProbedObject};
 use crate::format::parquet_chunk::expansion;
-use crate::format::{FormatError, scrubbed};
+use crate::format::{FormatError, parquet_column, scrubbed};
 use crate::identifier::ColumnPath;
+use crate::job::Resources;
 use crate::match_index::{Check, Matcher, Rule, Scratch};
 use crate::meter::Meter;
 use crate::parquet_bounds::{self, Expansion};
@@ -179,29 +182,132 @@ pub async fn scan(
     shape: &Shape,
     objects: &[&Opened],
     matcher: &Arc<Matcher>,
+    resources: &Resources,
+    meter: &Arc<Meter>,
+) -> Result<Scanned, FormatError> {
+    match probed_columns(shape, objects, matcher) {
+        Some((columns, leaves)) => probe(store, objects, matcher, columns, leaves, resources, meter).await,
+        None => filter(store, shape, objects, matcher, resources.threads, meter).await,
+    }
+}
+
+/// The columns by their rules, and the leaves they are in each object, when all rules can be answered by probing text and bytes
+/// alone.
+fn probed_columns(
+    shape: &Shape,
+    objects: &[&Opened],
+    matcher: &Matcher,
+) -> Option<(Vec<ProbedColumn>, Vec<Vec<usize>>)> {
+    let mut columns: Vec<ProbedColumn> = Vec::new();
+    for (number, rule) in matcher.rules.iter().enumerate() {
+        let Rule::Single { column, .. } = rule else { return None };
+        match columns.iter_mut().find(|probed| probed.column == *column) {
+            Some(probed) => probed.rules.push(number),
+            None => {
+                let is_text = holds_text(shape.routes[*column].leaf_type(&shape.schema))?;
+                columns.push(ProbedColumn { column: *column, rules: vec![number], is_text });
+            }
+        }
+    }
+    let leaves = |opened: &&Opened| {
+        let schema = opened.footer.file_metadata().schema_descr();
+        let leaf = |probed: &ProbedColumn| {
+            let leaf = parquet_column::resolve(schema, &matcher.columns[probed.column]).ok()?;
+            let physical = schema.column(leaf).physical_type();
+            matches!(physical, PhysicalType::BYTE_ARRAY | PhysicalType::FIXED_LEN_BYTE_ARRAY).then_some(leaf)
+        };
+        columns.iter().map(leaf).collect::<Option<Vec<usize>>>()
+    };
+    let leaves = objects.iter().map(leaves).collect::<Option<Vec<_>>>()?;
+    Some((columns, leaves))
+}
+
+/// Whether values of this type are text; `None` when they are neither text nor bytes.
+fn holds_text(data_type: &DataType) -> Option<bool> {
+    match data_type {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(true),
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => Some(false),
+        DataType::Dictionary(_, values) => holds_text(values),
+        _ => None,
+    }
+}
+
+/// Without arrays: each row group's columns are probed where they lie.
+async fn probe(
+    store: &Arc<dyn Store>,
+    objects: &[&Opened],
+    matcher: &Arc<Matcher>,
+    columns: Vec<ProbedColumn>,
+    leaves: Vec<Vec<usize>>,
+    resources: &Resources,
+    meter: &Arc<Meter>,
+) -> Result<Scanned, FormatError> {
+    let named: Vec<usize> = columns.iter().map(|probed| probed.column).collect();
+    let probed = objects.iter().zip(leaves).map(|(opened, leaves)| ProbedObject {
+        object: opened.object.clone(),
+        footer: opened.footer.clone(),
+        leaves,
+    });
+    let (store, matcher) = (store.clone(), matcher.clone());
+    let memory_bytes = resources.memory_mib << 20;
+    let (plan, counts) = ProbeExec::new(
+        store,
+        probed.collect(),
+        columns,
+        matcher.clone(),
+        resources.threads,
+        memory_bytes,
+        meter.clone(),
+    );
+    let matched = run(Arc::new(plan), objects.len()).await?;
+    check_rows(objects, counts.rows.load(Ordering::Relaxed))?;
+    let mut not_comparable = vec![0; matcher.columns.len()];
+    for (column, count) in named.into_iter().zip(&counts.not_comparable) {
+        not_comparable[column] = count.load(Ordering::Relaxed);
+    }
+    Ok(Scanned { matched, not_comparable })
+}
+
+/// With arrays: a scan and a filter, for rules over several columns and for columns of numbers.
+async fn filter(
+    store: &Arc<dyn Store>,
+    shape: &Shape,
+    objects: &[&Opened],
+    matcher: &Arc<Matcher>,
     threads: usize,
     meter: &Arc<Meter>,
 ) -> Result<Scanned, FormatError> {
     let filter = Arc::new(Filter::new(matcher.clone(), shape.routes.clone(), meter.clone()));
     let plan = plan(store, shape, objects, filter.clone(), threads).map_err(|error| datafusion_error(&error))?;
+    let matched = run(plan, objects.len()).await?;
+    check_rows(objects, filter.rows.load(Ordering::Relaxed))?;
+    let not_comparable = filter.not_comparable.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+    Ok(Scanned { matched, not_comparable })
+}
+
+fn check_rows(objects: &[&Opened], seen: u64) -> Result<(), FormatError> {
+    let expected: u64 = objects.iter().map(|opened| opened.rows).sum();
+    if seen == expected {
+        Ok(())
+    } else {
+        Err(FormatError::Corrupt("fewer or more rows than the footer says".to_owned()))
+    }
+}
+
+/// Runs all partitions of a plan side by side; the matching rows of each object.
+async fn run(plan: Arc<dyn ExecutionPlan>, objects: usize) -> Result<Vec<RoaringTreemap>, FormatError> {
     let context = Arc::new(TaskContext::default());
     let partitions = (0..plan.properties().output_partitioning().partition_count()).map(|partition| {
         let (plan, context) = (plan.clone(), context.clone());
-        let objects = objects.len();
         tokio::spawn(async move { collect(&plan, partition, context, objects).await })
     });
-    let mut matched = vec![RoaringTreemap::new(); objects.len()];
+    let mut matched = vec![RoaringTreemap::new(); objects];
     for outcome in futures::future::join_all(partitions).await {
         let part = outcome.map_err(|_| FormatError::Corrupt("the decoder panicked".to_owned()))?;
         let part = part.map_err(|error| datafusion_error(&error))?;
         matched.iter_mut().zip(part).for_each(|(all, some)| *all |= some);
     }
-    let expected: u64 = objects.iter().map(|opened| opened.rows).sum();
-    if filter.rows.load(Ordering::Relaxed) != expected {
-        return Err(FormatError::Corrupt("fewer or more rows than the footer says".to_owned()));
-    }
-    let not_comparable = filter.not_comparable.iter().map(|count| count.load(Ordering::Relaxed)).collect();
-    Ok(Scanned { matched, not_comparable })
+    Ok(matched)
 }
 
 const OBJECT_COLUMN: &str = "__lakescrub_object";

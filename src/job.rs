@@ -131,6 +131,22 @@ pub struct DatasetSpec {
     pub when_empty: WhenEmpty,
     pub rules: Vec<MatchRule>,
     pub csv: CsvDialect,
+    pub versions: VersionPolicy,
+}
+
+/// What becomes of what a listing of current objects does not show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VersionPolicy {
+    pub noncurrent: Noncurrent,
+    /// Unfinished uploads this old or older are aborted.
+    pub abort_uploads_after_days: u32,
+}
+
+/// What happens to a noncurrent object version that holds a match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noncurrent {
+    Purge,
+    Report,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -456,7 +472,7 @@ impl Edge {
         let when_empty = choice(&mut table, "when_empty", &[("keep", WhenEmpty::Keep), ("drop", WhenEmpty::Drop)]);
         let action = action(&mut table);
         let csv = csv_dialect(table.table("csv"));
-        versions(table.table("versions"));
+        let versions = versions(table.table("versions"));
         let rules: Vec<_> = table.tables("match").into_iter().map(match_rule).collect();
         if rules.is_empty() {
             table.fault("match", "is missing: a dataset needs at least one [[dataset.match]]");
@@ -472,6 +488,7 @@ impl Edge {
             when_empty: when_empty?,
             rules: rules.into_iter().collect::<Option<_>>()?,
             csv,
+            versions: versions?,
         })
     }
 
@@ -482,11 +499,15 @@ impl Edge {
     fn parse_scope(&self, uri: &str) -> Result<Scope, String> {
         let location = self.location(uri)?;
         if let Some(wildcard) = uri.find(['*', '?', '[', '{']) {
-            let literal = &uri[..wildcard];
-            let root = self.location(&literal[..literal.rfind('/').map_or(0, |slash| slash + 1)])?;
-            let pattern = match location {
-                Location::Local(path) => path.to_str().ok_or("is not UTF-8")?.to_owned(),
-                Location::S3 { key, .. } => key,
+            let (folder, wild) = uri.split_at(uri[..wildcard].rfind('/').map_or(0, |slash| slash + 1));
+            let root = self.location(folder)?;
+            // The folder that the job file lies in may have a bracket in its name, which is no wildcard.
+            let pattern = match &root {
+                Location::Local(path) => {
+                    let folder = globset::escape(path.to_str().ok_or("is not UTF-8")?);
+                    format!("{}/{wild}", folder.trim_end_matches('/'))
+                }
+                Location::S3 { key, .. } => format!("{}{wild}", globset::escape(key)),
             };
             globset::Glob::new(&pattern).map_err(|error| format!("is not a glob: {}", error.kind()))?;
             return Ok(Scope::Glob { root, pattern });
@@ -642,11 +663,11 @@ fn redact(name: &str, field: Field<'_>) -> Option<Redact> {
     Some(Redact { column, with })
 }
 
-/// `[dataset.versions]` is part of the job file's language already; until old object versions are purged, the manifest says
-/// that they were not looked at.
-fn versions(mut table: Table<'_>) {
-    choice(&mut table, "noncurrent", &[("purge", ()), ("report", ())]);
+fn versions(mut table: Table<'_>) -> Option<VersionPolicy> {
+    let noncurrent = choice(&mut table, "noncurrent", &[("purge", Noncurrent::Purge), ("report", Noncurrent::Report)]);
+    let days = table.integer("abort_uploads_after_days", 0).unwrap_or(7);
     table.finish();
+    Some(VersionPolicy { noncurrent: noncurrent?, abort_uploads_after_days: u32::try_from(days).unwrap_or(u32::MAX) })
 }
 
 fn csv_dialect(mut table: Table<'_>) -> CsvDialect {
@@ -726,6 +747,15 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
         let root = Location::S3 { bucket: "privacy".into(), key: "optouts/".into() };
         assert_eq!(job.lists[0].scope, Scope::Glob { root, pattern: "optouts/*.csv".into() });
         assert_eq!(job.datasets[0].rules[1].parts().len(), 2);
+    }
+
+    #[test]
+    fn a_folder_with_brackets_in_its_name_is_no_glob() {
+        let edge = Edge { folder: "/jobs/[a]{b}".into() };
+        let Ok(Scope::Glob { root, pattern }) = edge.parse_scope("lake/*.csv") else { panic!("a glob") };
+        assert_eq!(root, Location::Local("/jobs/[a]{b}/lake".into()));
+        let glob = globset::GlobBuilder::new(&pattern).literal_separator(true).build().unwrap().compile_matcher();
+        assert!(glob.is_match("/jobs/[a]{b}/lake/x.csv") && !glob.is_match("/jobs/a/lake/x.csv"), "{pattern}");
     }
 
     #[test]

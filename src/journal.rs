@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Exit, Result};
-use crate::store::{self, Location, Object, Precondition, Store, StoreError};
+use crate::store::{self, Etag, Location, Object, Precondition, Store, StoreError};
 
 /// What a journal entry says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,35 @@ pub enum Event {
     GivenUp {
         sequence: u64,
     },
+    /// These versions are removed next; a listing tells afterwards which of them are gone.
+    Purging {
+        versions: Vec<AnnouncedPurge>,
+    },
+}
+
+/// One version that is to be removed for good; enough to put it into the manifest when it is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnnouncedPurge {
+    pub dataset: String,
+    pub location: String,
+    pub version_id: String,
+    pub etag: String,
+    pub size_bytes: u64,
+    pub rows: u64,
+    pub rows_matched: u64,
+}
+
+impl AnnouncedPurge {
+    /// The version as it was.
+    pub fn object(&self) -> Object {
+        Object {
+            location: Location::shown(&self.location),
+            size_bytes: self.size_bytes,
+            etag: Etag(self.etag.clone()),
+            version_id: Some(self.version_id.clone()),
+            storage_class: None,
+        }
+    }
 }
 
 /// The counts and names of one swap; enough to tell afterwards whether it happened, and to put it into the manifest.
@@ -51,10 +80,38 @@ pub struct Swap {
     pub sha256: String,
 }
 
+/// An object whose new content was swapped in and then differed from what was kept: its old version may be the only good copy, so
+/// no run purges it until a person has looked and removed this note from the state's folder `held/`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    pub location: String,
+    /// Of the old version.
+    pub etag: String,
+    pub reason: String,
+}
+
+fn holds(state: &Location) -> Location {
+    state.join("held")
+}
+
+/// What earlier runs hold back from purging.
+pub async fn held(store: &Arc<dyn Store>, state: &Location) -> Result<Vec<Held>> {
+    let mut held = Vec::new();
+    for entry in store::list(store.as_ref(), &holds(state).join("")).await? {
+        let (_, bytes) = store::read_whole(store.as_ref(), &entry.location).await?;
+        held.push(serde_json::from_slice(&bytes).map_err(|_| {
+            Error::new(Exit::Untrusted, format!("{} is no note of a held version", entry.location))
+                .hint("it kept an old object version from being purged: find out which before you remove it")
+        })?);
+    }
+    Ok(held)
+}
+
 /// The journal of one run.
 #[derive(Debug)]
 pub struct Journal {
     store: Arc<dyn Store>,
+    state: Location,
     root: Location,
     pub run_id: String,
     next: AtomicU64,
@@ -69,6 +126,7 @@ pub struct Unfinished {
     pub started_at: Timestamp,
     /// Swaps by sequence number, with the ETag after it where the swap was confirmed.
     pub swaps: Vec<(u64, Swap, Option<String>)>,
+    pub purges: Vec<AnnouncedPurge>,
     next: u64,
 }
 
@@ -85,8 +143,8 @@ impl Journal {
         job: &str,
     ) -> Result<Journal> {
         let root = journals(state).join(run_id);
-        let journal =
-            Journal { store, root, run_id: run_id.to_owned(), next: AtomicU64::new(0), open: AtomicU64::new(0) };
+        let (next, open) = (AtomicU64::new(0), AtomicU64::new(0));
+        let journal = Journal { store, state: state.clone(), root, run_id: run_id.to_owned(), next, open };
         journal.write(&Event::Begun { started_at, job: job.to_owned() }).await?;
         Ok(journal)
     }
@@ -96,7 +154,7 @@ impl Journal {
         let root = journals(state).join(&unfinished.run_id);
         let open = unfinished.swaps.iter().filter(|(_, _, confirmed)| confirmed.is_none()).count() as u64;
         let (next, open) = (AtomicU64::new(unfinished.next), AtomicU64::new(open));
-        Journal { store, root, run_id: unfinished.run_id.clone(), next, open }
+        Journal { store, state: state.clone(), root, run_id: unfinished.run_id.clone(), next, open }
     }
 
     /// Writes one entry durably and returns its sequence number.
@@ -106,7 +164,7 @@ impl Journal {
         let location = self.root.join(&format!("{sequence:08}.json"));
         put_or_own(self.store.as_ref(), &location, Bytes::from(bytes), Precondition::Absent).await?;
         match event {
-            Event::Begun { .. } => {}
+            Event::Begun { .. } | Event::Purging { .. } => {}
             Event::Swapping(_) => drop(self.open.fetch_add(1, Ordering::SeqCst)),
             Event::Swapped { .. } | Event::GivenUp { .. } => drop(self.open.fetch_sub(1, Ordering::SeqCst)),
         }
@@ -118,6 +176,13 @@ impl Journal {
     /// its journal and looks.
     pub fn swaps_in_doubt(&self) -> u64 {
         self.open.load(Ordering::SeqCst)
+    }
+
+    /// Notes durably that an old version must not be purged.
+    pub async fn hold(&self, sequence: u64, held: &Held) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(held).expect("a note is plain JSON");
+        let name = format!("{}-{sequence:08}.json", self.run_id);
+        self.store.put(&holds(&self.state).join(&name), Bytes::from(bytes), Precondition::None).await.map(drop)
     }
 
     /// Whether a swap was announced: then a later run must know of it.
@@ -184,7 +249,13 @@ pub async fn unfinished(
                 .hint("move the folder journal/ of the state away and run again")
         })?;
         if found.last().is_none_or(|last| last.run_id != run_id) {
-            found.push(Unfinished { run_id, started_at: Timestamp::UNIX_EPOCH, swaps: Vec::new(), next: 0 });
+            found.push(Unfinished {
+                run_id,
+                started_at: Timestamp::UNIX_EPOCH,
+                swaps: Vec::new(),
+                purges: Vec::new(),
+                next: 0,
+            });
         }
         found.last_mut().expect("pushed above").take(sequence, event);
     }
@@ -218,6 +289,7 @@ impl Unfinished {
                 }
             }
             Event::GivenUp { sequence } => self.swaps.retain(|swap| swap.0 != sequence),
+            Event::Purging { versions } => self.purges.extend(versions),
         }
     }
 }

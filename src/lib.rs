@@ -1,4 +1,75 @@
-//! lakescrub removes the people who opted out from a data lake, and proves it.
+//! lakescrub removes the people who opted out from a data lake, and proves it. This page is the way into the source.
+//!
+//! ```text
+//!  lists ─▶ request ─▶ match_index ─▶ find ─▶ plan ─▶ rewrite ─▶ purge ─▶ verify ─▶ account ─▶ manifest ─▶ chain
+//!           canonical                 rows    pure:   one swap   old      a second   what was   signed      one run
+//!           identifiers               that    what    an object, versions engine     observed               after the
+//!                                     match   and     journaled,          looks                             other
+//!                                             why     read back           again
+//! ```
+//!
+//! [`run`] alone knows this order: a function for each command. The modules below stand in reading order, in layers:
+//!
+//! ```text
+//! wiring       run  cli  account  show  progress
+//! stages       find  rewrite  purge  verify  manifest_diff    never use each other
+//! edges        job  request  store  format  dataset  journal  keys  chain  manifest_check
+//! pure facts   match_index  plan  manifest  object_table  signature  merkle  tag    no I/O, no clock
+//! vocabulary   error  identifier  action  meter
+//! ```
+//!
+//! A module uses its own layer and those below it; `tests/it/architecture.rs` has the list of all and checks it.
+//!
+//! # Words
+//!
+//! * **identifier**: what a list says a person is known by, a kind and a canonical form; **tag**: its keyed digest, the only form
+//!   in which one leaves memory.
+//! * **suppression list**, **list row**, **entry**: who is to go; **match**, **finding**: a row of the data that a list row means.
+//! * **dataset**: what a `uri` of the job names; **object**: one file or key of it; **in scope**: by its name an object of the dataset.
+//! * **plan**, **step**, **dry run**: what would become of each object and why.
+//! * **rewrite**: an object's new content replaces the old in one **swap**. It **removes** rows or **redacts** cells; an object without
+//!   rows may be **dropped**; an old version is **purged**.
+//! * **read back**: the new content is opened again from the store and compared, before it counts.
+//! * **residue**: what the verifying scan still finds. **Canary**: a planted identifier that must be found, or must not leak.
+//! * **verification manifest**: the signed account of a run: a **statement** in an **envelope**, and the table of objects. The
+//!   **chain** of manifests ends at the **head**.
+//! * **journal**: each swap, announced and confirmed; **lock**: one run on a state; **sweep**: the removal of what dead writers left.
+//!
+//! # Invariants
+//!
+//! 1. Nothing is overwritten unless its ETag is the one that was scanned.
+//!    Test: `stages::an_object_changed_just_before_the_swap_keeps_its_new_bytes`.
+//! 2. The old bytes go only after the new ones were read back and compared.
+//!    Test: `stages::what_differs_when_it_is_read_back_never_replaces_the_object`.
+//! 3. `verify` shares no code with `find`, `match_index`, `format`, `rewrite` and no line of DataFusion.
+//!    Tests: `verify::the_verifier_shares_no_code_with_what_it_checks`, `stages::a_row_that_find_skips_is_residue_with_its_object_and_count`.
+//! 4. Kept rows, their order, and every cell not under an action are identical before and after.
+//!    Tests: `cases::every_case_leaves_the_lake_it_should`,
+//!    `rewrite_parquet::kept_rows_and_the_character_of_a_file_survive_every_manner_of_writing`.
+//! 5. Raw identifiers exist in memory only; what leaves is a keyed tag.
+//!    Test: `privacy::no_output_holds_an_identifier_or_its_unkeyed_hash`.
+//! 6. A manifest field is an observation, and "not checked" is a value.
+//!    Test: `manifest::counts_that_do_not_add_up_are_not_signed_and_leave_no_manifest`.
+//! 7. Same inputs and same `now` give the same plan, byte for byte.
+//!    Test: `cli::the_same_inputs_and_the_same_now_give_the_same_plan_byte_for_byte`.
+//! 8. Running twice changes nothing the second time.
+//!    Test: `cases::every_case_leaves_the_lake_it_should`.
+//! 9. What cannot be read is reported, never skipped.
+//!    Test: `cli::exit_3_what_could_not_be_looked_at_is_listed_beside_what_was_done`.
+//! 10. The verifying scan never prunes by statistics, bloom filter or page index.
+//!     Test: `verify::wrong_statistics_hide_no_row`.
+//! 11. Erased means gone from the bytes: dictionaries, bounds, page index, bloom filters, temporary files.
+//!     Test: `rewrite_parquet::nothing_of_a_removed_row_is_left_in_any_byte`.
+//!
+//! # Where a new thing goes
+//!
+//! * A file format: one file in `format/`, and its reading a second time in `verify_*`.
+//! * A storage: one file in `store/`. A table format: one file in `dataset/`.
+//! * An identifier kind: a variant in [`identifier`], its rule once more in [`verify_normalise`], rows in the vectors of both.
+//! * An action: a variant in [`action`]; `match` names every case, so the compiler shows where it is asked for.
+//! * A command: a variant in [`cli`], a function in [`run`]. An exit code: [`error`], nowhere else.
+//! * An output: a reader of a checked manifest, beside [`manifest_diff`].
+//! * A fault that was found: a test that failed before it was mended. Most are a folder in `tests/cases/`.
 
 // vocabulary
 pub mod error;
@@ -19,14 +90,18 @@ pub mod request_cells;
 pub mod request_frames;
 pub mod request_lines;
 pub mod request_text;
+pub mod key_table;
 pub mod match_index;
 // what
 pub mod column_values;
+pub mod probe_chunk;
+pub mod find_probe;
 pub mod find_parquet;
 pub mod find;
 pub mod plan;
 pub mod journal;
 pub mod rewrite;
+pub mod purge;
 // proof
 pub mod verify_normalise;
 pub mod verify_read;

@@ -183,9 +183,13 @@ pub struct RowCounts {
 /// Noncurrent object versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct VersionCounts {
+    /// Delete markers included; before anything was purged.
     pub listed: Observed<u64>,
     pub purged: Observed<u64>,
     pub locked: Observed<u64>,
+    /// Delete markers included, as the listing after the purge showed.
+    #[serde(default)]
+    pub remaining: Observed<u64>,
 }
 
 /// Unfinished multipart uploads.
@@ -193,6 +197,9 @@ pub struct VersionCounts {
 pub struct UploadCounts {
     pub listed: Observed<u64>,
     pub aborted: Observed<u64>,
+    /// As the listing after the purge showed.
+    #[serde(default)]
+    pub remaining: Observed<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 //!
 //! Pure: the same findings and policy give the same plan, byte for byte, and nothing here reads or writes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use roaring::RoaringTreemap;
 use serde_json::{Value, json};
@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::action::Action;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, Format};
-use crate::job::{DatasetSpec, Guard, WhenEmpty};
-use crate::store::{Location, Object};
+use crate::job::{DatasetSpec, Guard, Noncurrent, WhenEmpty};
+use crate::store::Object;
 
 /// What the find stage saw of one object.
 #[derive(Debug, Clone)]
@@ -40,6 +40,8 @@ pub struct Found {
     pub not_in_scope: Vec<Object>,
     /// Values that no rule could read, by column.
     pub not_comparable: BTreeMap<String, u64>,
+    /// Noncurrent object versions; `None` where the store keeps none.
+    pub versions: Option<Vec<Finding>>,
 }
 
 #[derive(Debug, Clone)]
@@ -56,6 +58,8 @@ pub struct DatasetPlan {
     pub steps: Vec<Step>,
     pub not_in_scope: Vec<Object>,
     pub not_comparable: BTreeMap<String, u64>,
+    /// Noncurrent object versions; `None` where the store keeps none.
+    pub versions: Option<Vec<Step>>,
 }
 
 /// What is to happen to one object.
@@ -78,6 +82,10 @@ pub enum Decision {
     },
     /// Every row matches and the job wants no empty objects.
     Drop,
+    /// A noncurrent version holds a match: it is removed for good.
+    Purge,
+    /// A noncurrent version holds a match, and the job only wants to know.
+    Report,
     /// Left alone because the job says so.
     Skip {
         reason: String,
@@ -95,6 +103,8 @@ impl Decision {
             Decision::Keep => "keep",
             Decision::Rewrite { .. } => "rewrite",
             Decision::Drop => "drop",
+            Decision::Purge => "purge",
+            Decision::Report => "report",
             Decision::Skip { .. } => "skip",
             Decision::Refuse { .. } => "refuse",
         }
@@ -103,8 +113,8 @@ impl Decision {
     /// Whether the step writes or drops the object.
     pub fn changes(&self) -> bool {
         match self {
-            Decision::Rewrite { .. } | Decision::Drop => true,
-            Decision::Keep | Decision::Skip { .. } | Decision::Refuse { .. } => false,
+            Decision::Rewrite { .. } | Decision::Drop | Decision::Purge => true,
+            Decision::Keep | Decision::Report | Decision::Skip { .. } | Decision::Refuse { .. } => false,
         }
     }
 }
@@ -118,25 +128,21 @@ impl Step {
             Decision::Rewrite { .. } if matched == rows => "every row matches".to_owned(),
             Decision::Rewrite { .. } => format!("{matched} of {rows} rows match"),
             Decision::Drop => "every row matches and when_empty = \"drop\"".to_owned(),
+            Decision::Purge => format!("{matched} of {rows} rows of a noncurrent version match"),
+            Decision::Report => {
+                format!("{matched} of {rows} rows of a noncurrent version match, and noncurrent = \"report\"")
+            }
             Decision::Skip { reason } | Decision::Refuse { reason, .. } => reason.clone(),
         }
     }
 }
 
 impl Plan {
-    /// Takes in what was found later: those steps replace the ones on the same objects and follow the others. Tells, by dataset and
-    /// old step, which stayed.
-    pub fn take_late(&mut self, late: Plan) -> Vec<Vec<bool>> {
-        let datasets = self.datasets.iter_mut().zip(late.datasets);
-        let take = |(dataset, late): (&mut DatasetPlan, DatasetPlan)| {
-            let replaced: HashSet<&Location> = late.steps.iter().map(|step| &step.object.location).collect();
-            let stayed: Vec<bool> =
-                dataset.steps.iter().map(|step| !replaced.contains(&step.object.location)).collect();
-            dataset.steps.retain(|step| !replaced.contains(&step.object.location));
+    /// Takes in objects that were found later; their steps follow the others.
+    pub fn take_late(&mut self, late: Plan) {
+        for (dataset, late) in self.datasets.iter_mut().zip(late.datasets) {
             dataset.steps.extend(late.steps);
-            stayed
-        };
-        datasets.map(take).collect()
+        }
     }
 }
 
@@ -152,6 +158,11 @@ impl DatasetPlan {
     pub fn objects(&self, decision: &str) -> usize {
         self.steps.iter().filter(|step| step.decision.name() == decision).count()
     }
+
+    /// Noncurrent versions with this decision; 0 where the store keeps none.
+    pub fn versions(&self, decision: &str) -> usize {
+        self.versions.iter().flatten().filter(|step| step.decision.name() == decision).count()
+    }
 }
 
 /// Decides every object of every dataset; `found[i]` belongs to `datasets[i]`.
@@ -162,6 +173,12 @@ pub fn build(datasets: &[DatasetSpec], found: Vec<Found>) -> Plan {
 fn plan_dataset(spec: &DatasetSpec, found: Found) -> DatasetPlan {
     let mut steps: Vec<Step> = found.findings.into_iter().map(|finding| decide(spec, finding)).collect();
     steps.sort_by(|a, b| a.object.location.cmp(&b.object.location));
+    let versions = found.versions.map(|findings| {
+        let mut steps: Vec<Step> = findings.into_iter().map(|finding| decide_version(spec, finding)).collect();
+        let name = |step: &Step| (step.object.location.clone(), step.object.version_id.clone());
+        steps.sort_by_key(name);
+        steps
+    });
     DatasetPlan {
         name: spec.name.clone(),
         uri: spec.uri.clone(),
@@ -170,7 +187,20 @@ fn plan_dataset(spec: &DatasetSpec, found: Found) -> DatasetPlan {
         steps,
         not_in_scope: found.not_in_scope,
         not_comparable: found.not_comparable,
+        versions,
     }
+}
+
+/// A noncurrent version stays or goes as a whole: nobody can write to it.
+fn decide_version(spec: &DatasetSpec, finding: Finding) -> Step {
+    let mut step = decide(spec, finding);
+    if let Decision::Rewrite { .. } | Decision::Drop = step.decision {
+        step.decision = match spec.versions.noncurrent {
+            Noncurrent::Purge => Decision::Purge,
+            Noncurrent::Report => Decision::Report,
+        };
+    }
+    step
 }
 
 fn decide(spec: &DatasetSpec, finding: Finding) -> Step {
@@ -225,9 +255,10 @@ pub fn exits(plan: &Plan) -> Vec<Exit> {
     let left_alone = |step: &Step| match &step.decision {
         Decision::Refuse { exit, .. } => Some(*exit),
         Decision::Skip { .. } => Some(Exit::Incomplete),
-        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop => None,
+        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop | Decision::Purge | Decision::Report => None,
     };
-    let mut exits: Vec<Exit> = plan.datasets.iter().flat_map(|dataset| &dataset.steps).filter_map(left_alone).collect();
+    let steps = plan.datasets.iter().flat_map(|dataset| dataset.steps.iter().chain(dataset.versions.iter().flatten()));
+    let mut exits: Vec<Exit> = steps.filter_map(left_alone).collect();
     if plan.datasets.iter().any(|dataset| dataset.steps.is_empty()) {
         exits.push(Exit::Incomplete);
     }
@@ -240,6 +271,7 @@ pub fn to_json(plan: &Plan) -> Value {
         json!({
             "location": step.object.location.to_string(),
             "etag": step.object.etag.0,
+            "version_id": step.object.version_id,
             "size_bytes": step.object.size_bytes,
             "format": step.format.map(Format::name),
             "rows": step.rows,
@@ -265,6 +297,7 @@ pub fn to_json(plan: &Plan) -> Value {
             "rows": { "before": dataset.rows(), "matched": dataset.rows_matched() },
             "not_comparable": dataset.not_comparable,
             "steps": dataset.steps.iter().map(step).collect::<Vec<_>>(),
+            "versions": dataset.versions.as_ref().map(|versions| versions.iter().map(step).collect::<Vec<_>>()),
         })
     };
     json!({ "datasets": plan.datasets.iter().map(dataset).collect::<Vec<_>>() })

@@ -341,6 +341,7 @@ fn store_failure(name: &str, error: StoreError) -> Error {
     let exit = match &error {
         StoreError::NotFound(_)
         | StoreError::Denied { .. }
+        | StoreError::Locked { .. }
         | StoreError::Archived { .. }
         | StoreError::Other { .. } => Exit::Usage,
         StoreError::Changed(_) | StoreError::Unavailable { .. } => error.exit(),

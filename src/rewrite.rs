@@ -14,7 +14,7 @@ use crate::action::Action;
 use crate::error::{Error, Exit, Result};
 use crate::format::{self, Edit, FormatError, Proof, Tagger};
 use crate::job::{DatasetSpec, Resources};
-use crate::journal::{Event, Journal, Lock, Swap};
+use crate::journal::{Event, Held, Journal, Lock, Swap};
 use crate::meter::Meter;
 use crate::plan::{DatasetPlan, Decision, Step};
 use crate::store::{self, Object, ObjectReader, Replacement, ReplacementWriter, Store, StoreError, store_error};
@@ -95,7 +95,9 @@ impl From<Error> for Failure {
 pub async fn rewrite(rewrite: &Rewrite<'_>, plan: &DatasetPlan) -> Vec<Option<Outcome>> {
     let steps = plan.steps.iter().map(|step| async move {
         match &step.decision {
-            Decision::Keep | Decision::Skip { .. } | Decision::Refuse { .. } => None,
+            Decision::Keep | Decision::Purge | Decision::Report | Decision::Skip { .. } | Decision::Refuse { .. } => {
+                None
+            }
             Decision::Rewrite { .. } | Decision::Drop if (rewrite.stop)() => Some(Outcome::nothing(Ended::NotBegun)),
             Decision::Rewrite { rows } => Some(ended(rewrite, step, swap_rows(rewrite, step, rows).await)),
             Decision::Drop => Some(ended(rewrite, step, drop_object(rewrite, step).await)),
@@ -182,7 +184,12 @@ async fn swap_rows(rewrite: &Rewrite<'_>, step: &Step, rows: &roaring::RoaringTr
             Ok(()) => None,
             // What could not be read is not yet known to be right: the swap stays in doubt.
             Err(failure) if failure.exit == Exit::Unavailable => return Err(failure),
-            Err(failure) => Some(failure),
+            Err(failure) => {
+                // Nothing is restored silently: the old version stays, and a person decides.
+                let (location, etag) = (step.object.location.to_string(), step.object.etag.0.clone());
+                rewrite.journal.hold(sequence, &Held { location, etag, reason: failure.reason.clone() }).await?;
+                Some(failure)
+            }
         },
     };
     rewrite.journal.write(&Event::Swapped { sequence, etag: object.etag.0.clone() }).await?;
@@ -218,9 +225,11 @@ async fn after_failed_swap(
     error: &StoreError,
 ) -> Result<Settled, Failure> {
     let settled = match error {
-        StoreError::Changed(_) | StoreError::NotFound(_) | StoreError::Denied { .. } | StoreError::Archived { .. } => {
-            Settled::NotSwapped
-        }
+        StoreError::Changed(_)
+        | StoreError::NotFound(_)
+        | StoreError::Denied { .. }
+        | StoreError::Locked { .. }
+        | StoreError::Archived { .. } => Settled::NotSwapped,
         StoreError::Unavailable { .. } | StoreError::Other { .. } => {
             settle(&rewrite.store, &step.object.location, swap).await?
         }

@@ -1,8 +1,8 @@
 //! One function per command, and the only place that knows the order of the stages.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -18,7 +18,7 @@ use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
 use crate::identifier;
 use crate::job::{Job, Scope};
-use crate::journal::{self, Journal, Lock, Unfinished};
+use crate::journal::{self, AnnouncedPurge, Journal, Lock, Unfinished};
 use crate::keys;
 use crate::manifest::{Observed, Stage, StageName};
 use crate::manifest_check;
@@ -26,10 +26,12 @@ use crate::manifest_diff;
 use crate::match_index::{Added, Builder, MatchIndex};
 use crate::plan::{self, DatasetPlan, Found, Plan};
 use crate::progress::Progress;
+use crate::purge::{self, Purge, Purged, Replaced};
 use crate::request::{self, ListReport};
 use crate::rewrite::{self, Ended, Outcome, Rewrite, Settled};
 use crate::show;
 use crate::signature::{SigningKey, TagKey};
+use crate::store::s3::REQUESTS_IN_FLIGHT;
 use crate::store::{self, ConditionalWrites, Etag, Location, Stores};
 use crate::tag::DatasetTagger;
 use crate::verify::{self, Verified};
@@ -160,7 +162,7 @@ impl Session {
             keys::open_to_others(key).into_iter().for_each(|warning| tracing::warn!("{warning}"));
         }
         let stop = Stop::listen()?;
-        let stores = Stores::open(&job.s3, uses_s3(&job)).await?;
+        let stores = Stores::open(&job.s3, job.resources.requests_in_flight, uses_s3(&job)).await?;
         let now = common.now;
         Session::with(common, job, stores, Arc::new(move || now.unwrap_or_else(Timestamp::now)), stop)
     }
@@ -196,7 +198,7 @@ impl Session {
     }
 
     /// Scans the objects of every dataset, but for those that are `known` by dataset.
-    async fn find(&mut self, index: &Arc<MatchIndex>, known: Vec<HashMap<Location, Etag>>) -> Result<Vec<Found>> {
+    async fn find(&mut self, index: &Arc<MatchIndex>, known: Vec<HashSet<Location>>) -> Result<Vec<Found>> {
         let mut known = known.into_iter();
         let mut found = Vec::new();
         for (number, spec) in self.job.datasets.iter().enumerate() {
@@ -207,7 +209,7 @@ impl Session {
                 matcher: Arc::new(index.matcher(number, spec)),
                 resources: &self.job.resources,
                 meter: stage.meter.clone(),
-                known: known.next().unwrap_or_default(),
+                known: known.next(),
             };
             found.push(self.stop.unless(find::find(&find, self.now())).await?);
             self.progress.end(stage);
@@ -248,14 +250,16 @@ impl Session {
     async fn probe(&self) -> Result<Vec<String>> {
         let mut ignored = Vec::new();
         let mut asked = std::collections::BTreeSet::new();
-        let state = &self.job.state.location;
+        // With its slash: the probe object belongs where the state's objects are written, not beside the state.
+        let state = &self.job.state.location.join("");
         for location in std::iter::once(state).chain(self.job.datasets.iter().map(|spec| spec.scope.root())) {
             let Location::S3 { bucket, .. } = location else { continue };
             if !asked.insert(bucket.clone()) {
                 continue;
             }
             match self.stores.of(location).probe(location).await? {
-                ConditionalWrites::Honoured => {}
+                // On the second the store itself makes every swap a single write.
+                ConditionalWrites::Honoured | ConditionalWrites::SingleWritesOnly => {}
                 ConditionalWrites::Ignored if self.job.s3.unconditional_writes => ignored.push(bucket.clone()),
                 ConditionalWrites::Ignored => {
                     return Err(Error::new(
@@ -346,12 +350,14 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         plan::check_guard(&plan, &session.job.guard)?;
         let outcomes = rewrite(session, run, lock, &plan, tag_key.clone()).await?;
         let (plan, outcomes) = rewrite_late(session, run, lock, &index, tag_key, plan, outcomes).await?;
+        let purged = purge(session, run, lock, &plan, &outcomes, &recovered).await?;
         let verified = session.verify().await?;
         let account = Account {
             job: &session.job,
             lists: &lists,
             plan: Some(&plan),
             outcomes: &outcomes,
+            purged: &purged,
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &ignored,
@@ -373,6 +379,7 @@ async fn verify(common: &Common, path: &Path) -> Result<Exit> {
             lists: &lists,
             plan: None,
             outcomes: &[],
+            purged: &[],
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &[],
@@ -464,7 +471,7 @@ async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
             recovered.push(Recovered { swap: swap.clone(), etag: etag.clone() });
             continue;
         }
-        let location = location_of(&swap.location);
+        let location = Location::shown(&swap.location);
         match rewrite::settle(&session.stores.of(&location), &location, swap).await? {
             Settled::Swapped { object } => {
                 let etag = object.map_or_else(String::new, |object| object.etag.0);
@@ -477,14 +484,6 @@ async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
         }
     }
     Ok(recovered)
-}
-
-/// The location that `Display` showed.
-fn location_of(text: &str) -> Location {
-    match text.strip_prefix("s3://").and_then(|rest| rest.split_once('/')) {
-        Some((bucket, key)) => Location::S3 { bucket: bucket.to_owned(), key: key.to_owned() },
-        None => Location::Local(PathBuf::from(text)),
-    }
 }
 
 /// Carries the plan out; an interrupted rewrite ends what it began and leaves the rest to the next run.
@@ -531,8 +530,9 @@ async fn rewrite(
 /// How often a run looks for what other writers put into its datasets while it was at work.
 const LATE_ROUNDS_MAX: usize = 3;
 
-/// Finds and rewrites what came or changed since the datasets were listed, until a listing shows nothing new. What still comes
-/// after the last round, or would be more than the guard allows, is left to the verifying scan, which tells of it.
+/// Finds and rewrites objects that landed since the datasets were listed, until a listing shows no new one. What lands after the
+/// last round, or would be more than the guard allows, is left to the verifying scan, which tells of it; so is an object that
+/// changed under the run: its writer may not be done.
 async fn rewrite_late(
     session: &mut Session,
     run: &Run,
@@ -543,43 +543,84 @@ async fn rewrite_late(
     mut outcomes: Vec<Vec<Option<Outcome>>>,
 ) -> Result<(Plan, Vec<Vec<Option<Outcome>>>)> {
     for _ in 0..LATE_ROUNDS_MAX {
-        let known = plan.datasets.iter().zip(&outcomes).map(|(dataset, outcomes)| left_as(dataset, outcomes)).collect();
-        let found = session.find(index, known).await?;
+        let found = session.find(index, plan.datasets.iter().map(locations).collect()).await?;
         let late = plan::build(&session.job.datasets, found);
         let objects: usize = late.datasets.iter().map(|dataset| dataset.steps.len()).sum();
         if objects == 0 {
             break;
         }
-        tracing::info!(objects, "objects came or changed while the run was at work");
+        tracing::info!(objects, "objects landed while the run was at work");
         let mut whole = plan.clone();
-        let stayed = whole.take_late(late.clone());
+        whole.take_late(late.clone());
         if plan::check_guard(&whole, &session.job.guard).is_err() {
-            tracing::warn!(
-                objects,
-                "with these objects the plan would be more than [guard] allows; they are left alone"
-            );
+            tracing::warn!(objects, "with these the plan would be more than [guard] allows; they are left alone");
             break;
         }
         let more = rewrite(session, run, lock, &late, tag_key.clone()).await?;
-        for ((outcomes, stayed), more) in outcomes.iter_mut().zip(stayed).zip(more) {
-            let mut stayed = stayed.into_iter();
-            outcomes.retain(|_| stayed.next().unwrap_or(true));
-            outcomes.extend(more);
-        }
+        outcomes.iter_mut().zip(more).for_each(|(outcomes, more)| outcomes.extend(more));
         plan = whole;
     }
     Ok((plan, outcomes))
 }
 
-/// The ETags at which the run left the objects of a dataset.
-fn left_as(dataset: &DatasetPlan, outcomes: &[Option<Outcome>]) -> HashMap<Location, Etag> {
-    let steps = dataset.steps.iter().zip(outcomes);
-    let left = steps.filter_map(|(step, outcome)| match outcome {
-        Some(Outcome { ended: Ended::Dropped, .. }) => None,
-        Some(Outcome { object: Some(object), .. }) => Some((object.location.clone(), object.etag.clone())),
-        Some(Outcome { object: None, .. }) | None => Some((step.object.location.clone(), step.object.etag.clone())),
+fn locations(dataset: &DatasetPlan) -> HashSet<Location> {
+    dataset.steps.iter().map(|step| step.object.location.clone()).collect()
+}
+
+/// Removes what the rewrite left behind the current objects.
+async fn purge(
+    session: &mut Session,
+    run: &Run,
+    lock: &Lock,
+    plan: &Plan,
+    outcomes: &[Vec<Option<Outcome>>],
+    recovered: &[Recovered],
+) -> Result<Vec<Purged>> {
+    let stage = session.progress.begin(StageName::Purge);
+    let state = &session.job.state.location;
+    let held = journal::held(&session.stores.of(state), state).await?;
+    let stop = || session.stop.is_asked();
+    let mut purged = Vec::new();
+    for ((spec, dataset), outcomes) in session.job.datasets.iter().zip(&plan.datasets).zip(outcomes) {
+        let purge = Purge {
+            spec,
+            store: session.stores.of(spec.scope.root()),
+            journal: &run.journal,
+            lock,
+            held: &held,
+            resources: &session.job.resources,
+            meter: stage.meter.clone(),
+            stop: &stop,
+        };
+        let replaced = replaced(dataset, outcomes, recovered);
+        let announced = run.unfinished.iter().flat_map(|unfinished| &unfinished.purges);
+        let earlier: Vec<AnnouncedPurge> = announced.filter(|purge| purge.dataset == spec.name).cloned().collect();
+        purged.push(purge::purge(&purge, dataset, &replaced, &earlier, session.now()).await?);
+    }
+    session.progress.end(stage);
+    if session.stop.is_asked() { Err(session.stop.error()) } else { Ok(purged) }
+}
+
+/// The objects whose old content this run, or a killed attempt of it, has put behind a new one.
+fn replaced(plan: &DatasetPlan, outcomes: &[Option<Outcome>], recovered: &[Recovered]) -> Vec<Replaced> {
+    let swapped = plan.steps.iter().zip(outcomes).filter(|(_, outcome)| match outcome.as_ref().map(|it| &it.ended) {
+        Some(Ended::Rewritten | Ended::Dropped) => true,
+        Some(Ended::Failed { .. } | Ended::NotBegun) | None => false,
     });
-    left.collect()
+    let swapped = swapped.map(|(step, _)| Replaced {
+        location: step.object.location.clone(),
+        etag: step.object.etag.clone(),
+        rows: step.rows,
+        rows_matched: step.rows_matched,
+    });
+    let earlier = recovered.iter().map(|recovered| &recovered.swap).filter(|swap| swap.dataset == plan.name);
+    let earlier = earlier.map(|swap| Replaced {
+        location: Location::shown(&swap.location),
+        etag: Etag(swap.etag_before.clone()),
+        rows: swap.rows_before,
+        rows_matched: swap.rows_matched,
+    });
+    swapped.chain(earlier).collect()
 }
 
 /// Writes the manifest; the result is what it says, for people or as JSON.
@@ -679,13 +720,13 @@ fn keygen(common: &Common, dir: &Path) -> Result<Exit> {
 async fn stores_for(texts: &[&str]) -> Result<(Stores, Vec<Location>)> {
     let locations: Vec<Location> = texts
         .iter()
-        .map(|text| match location_of(text.trim_end_matches('/')) {
+        .map(|text| match Location::shown(text.trim_end_matches('/')) {
             Location::Local(path) => Location::Local(std::path::absolute(&path).unwrap_or(path)),
             s3 @ Location::S3 { .. } => s3,
         })
         .collect();
     let s3 = locations.iter().any(|location| matches!(location, Location::S3 { .. }));
-    Ok((Stores::open(&Default::default(), s3).await?, locations))
+    Ok((Stores::open(&Default::default(), REQUESTS_IN_FLIGHT, s3).await?, locations))
 }
 
 async fn manifest_check(common: &Common, path: &str, public_key: Option<&Path>) -> Result<Exit> {

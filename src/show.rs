@@ -16,7 +16,7 @@ const OBJECTS_SHOWN: usize = 50;
 /// The plan: totals by dataset, then every object that would change or could not be looked at, with the reason.
 pub fn plan(plan: &Plan) -> String {
     let mut out = String::new();
-    let mut totals = table(&["dataset", "objects", "rewrite", "drop", "keep", "refuse", "rows", "matched"]);
+    let mut totals = table(&["dataset", "objects", "rewrite", "drop", "keep", "refuse", "rows", "matched", "purge"]);
     for dataset in &plan.datasets {
         totals.add_row([
             dataset.name.clone(),
@@ -27,6 +27,7 @@ pub fn plan(plan: &Plan) -> String {
             dataset.objects("refuse").to_string(),
             dataset.rows().to_string(),
             dataset.rows_matched().to_string(),
+            dataset.versions.as_ref().map_or_else(|| "-".to_owned(), |_| dataset.versions("purge").to_string()),
         ]);
     }
     numbers_right(&mut totals, 1);
@@ -45,13 +46,15 @@ fn steps(out: &mut String, dataset: &DatasetPlan) {
     if dataset.steps.is_empty() {
         line(out, &format!("{}: no object matches {}", dataset.name, dataset.uri));
     }
-    let changing: Vec<&Step> = dataset.steps.iter().filter(|step| step.decision.name() != "keep").collect();
+    let all = dataset.steps.iter().chain(dataset.versions.iter().flatten());
+    let changing: Vec<&Step> = all.filter(|step| step.decision.name() != "keep").collect();
     if changing.is_empty() {
         return;
     }
     let mut objects = table(&["object", "step", "reason"]);
     for step in changing.iter().take(OBJECTS_SHOWN) {
-        objects.add_row([step.object.location.to_string(), step.decision.name().to_owned(), step.reason()]);
+        let version = step.object.version_id.as_ref().map(|id| format!(" (version {id})")).unwrap_or_default();
+        objects.add_row([format!("{}{version}", step.object.location), step.decision.name().to_owned(), step.reason()]);
     }
     line(out, &objects.to_string());
     if changing.len() > OBJECTS_SHOWN {
@@ -72,10 +75,14 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
         "redacted",
         "after",
         "verified",
+        "purged",
     ]);
     for dataset in &observed.datasets {
-        let verified: u64 =
-            rows.iter().filter(|row| row.dataset == dataset.name).filter_map(|row| row.rows_scanned).sum();
+        let verified: u64 = rows
+            .iter()
+            .filter(|row| row.dataset == dataset.name && row.is_current)
+            .filter_map(|row| row.rows_scanned)
+            .sum();
         totals.add_row([
             dataset.name.clone(),
             count(dataset.objects.listed),
@@ -86,6 +93,7 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
             count(dataset.rows.redacted),
             count(dataset.rows.after),
             verified.to_string(),
+            count(dataset.versions.purged),
         ]);
     }
     numbers_right(&mut totals, 1);
@@ -94,8 +102,10 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
     if !bad.is_empty() {
         let mut objects = table(&["object", "outcome", "reason"]);
         for row in bad.iter().take(OBJECTS_SHOWN) {
+            let noncurrent = row.version_id.as_ref().filter(|_| !row.is_current);
+            let version = noncurrent.map(|id| format!(" (version {id})")).unwrap_or_default();
             objects.add_row([
-                row.location.clone(),
+                format!("{}{version}", row.location),
                 row.outcome.name().to_owned(),
                 row.reason.clone().unwrap_or_default(),
             ]);

@@ -55,6 +55,20 @@ pub struct VerifiedDataset {
     pub not_in_scope: Vec<Object>,
     /// Values that hold something which is no identifier of their column's kind, by column; columns without any are left out.
     pub not_comparable: BTreeMap<String, u64>,
+    /// `None` where the store keeps no versions.
+    pub versions: Option<VerifiedVersions>,
+    /// Unfinished uploads to keys of the dataset.
+    pub uploads: u64,
+    /// What the place does with objects by itself, in plain sentences.
+    pub standing_rules: Vec<String>,
+}
+
+/// What lies behind the current objects, as a fresh listing showed it.
+#[derive(Debug, Clone, Default)]
+pub struct VerifiedVersions {
+    /// Noncurrent versions, in the order of the listing.
+    pub objects: Vec<VerifiedObject>,
+    pub delete_markers: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -238,33 +252,79 @@ async fn verify_dataset(
 ) -> Result<VerifiedDataset> {
     let store = stores.of(dataset.scope.root());
     let belongs = |name: &str| listing::belongs(name, dataset.format);
-    let listing = match listing::list(&*store, &dataset.scope, &belongs).await {
+    let listing = match listing::list_dataset(&*store, &dataset.scope, &belongs).await {
         Ok(listing) => listing,
         // An object named in the job that is not there is a dataset without objects.
         Err(StoreError::NotFound(_)) => listing::Listing::default(),
-        Err(error) => {
-            let mut out = Error::from(error);
-            out.message = format!("dataset {} cannot be listed: {}", dataset.name, out.message);
-            return Err(out);
-        }
+        Err(error) => return Err(not_listed(dataset, error)),
     };
     listing.in_scope.iter().for_each(|object| meter.expect(1, object.size_bytes));
     let rules = Arc::new(suppressed.rules(dataset));
-    let checked = listing.in_scope.into_iter().map(|object| {
+    let check = |objects: Vec<Object>| check_objects(dataset, &store, objects, gates, suppressed, &rules, meter);
+    let (objects, counts) = check(listing.in_scope).await;
+    let named = rules.columns.iter().map(ToString::to_string).zip(counts);
+    let not_comparable = named.filter(|(_, count)| *count > 0).collect();
+    let versions = match list_versions(dataset, &*store).await? {
+        None => None,
+        Some((noncurrent, delete_markers)) => {
+            noncurrent.iter().for_each(|object| meter.expect(1, object.size_bytes));
+            Some(VerifiedVersions { objects: check(noncurrent).await.0, delete_markers })
+        }
+    };
+    let uploads = store.list_uploads(dataset.scope.root()).await.map_err(|error| not_listed(dataset, error))?;
+    let uploads = uploads.iter().filter(|upload| listing::is_in_scope(&dataset.scope, &upload.location, &belongs));
+    Ok(VerifiedDataset {
+        name: dataset.name.clone(),
+        listed_at,
+        table_format: listing.table_format,
+        objects,
+        not_in_scope: listing.not_in_scope,
+        not_comparable,
+        versions,
+        uploads: uploads.count() as u64,
+        standing_rules: store.standing_rules(dataset.scope.root()).await,
+    })
+}
+
+fn not_listed(dataset: &DatasetSpec, error: StoreError) -> Error {
+    let mut out = Error::from(error);
+    out.message = format!("dataset {} cannot be listed: {}", dataset.name, out.message);
+    out
+}
+
+/// The noncurrent versions in scope, and how many delete markers; `None` where the store keeps no versions.
+async fn list_versions(dataset: &DatasetSpec, store: &dyn Store) -> Result<Option<(Vec<Object>, u64)>> {
+    let listed = store.list_versions(dataset.scope.root()).await.map_err(|error| not_listed(dataset, error))?;
+    let Some(versions) = listed else { return Ok(None) };
+    let belongs = |name: &str| listing::belongs(name, dataset.format);
+    let ours =
+        versions.into_iter().filter(|version| listing::is_in_scope(&dataset.scope, &version.object.location, &belongs));
+    let (markers, data): (Vec<_>, Vec<_>) = ours.partition(|version| version.is_delete_marker);
+    let noncurrent = data.into_iter().filter(|version| !version.is_current).map(|version| version.object);
+    Ok(Some((noncurrent.collect(), markers.len() as u64)))
+}
+
+/// Checks objects side by side, in their order; and what was not comparable by column of `rules`, over all of them.
+async fn check_objects(
+    dataset: &DatasetSpec,
+    store: &Arc<dyn Store>,
+    objects: Vec<Object>,
+    gates: &Gates,
+    suppressed: &Arc<Suppressed>,
+    rules: &Arc<Rules>,
+    meter: &Meter,
+) -> (Vec<VerifiedObject>, Vec<u64>) {
+    let checked = objects.into_iter().map(|object| {
         let (store, rules) = (store.clone(), rules.clone());
         async move { verify_object(dataset, store, object, gates, suppressed, rules, meter).await }
     });
     let checked: Vec<_> = futures::stream::iter(checked).buffered(gates.objects_ahead()).collect().await;
-    let mut not_comparable = BTreeMap::new();
-    let mut objects = Vec::with_capacity(checked.len());
-    for (object, counts) in checked {
-        for (column, count) in rules.columns.iter().zip(counts).filter(|(_, count)| *count > 0) {
-            *not_comparable.entry(column.to_string()).or_insert(0) += count;
-        }
-        objects.push(object);
-    }
-    let (name, table_format) = (dataset.name.clone(), listing.table_format);
-    Ok(VerifiedDataset { name, listed_at, table_format, objects, not_in_scope: listing.not_in_scope, not_comparable })
+    let mut not_comparable = vec![0; rules.columns.len()];
+    let objects = checked.into_iter().map(|(object, counts)| {
+        not_comparable.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        object
+    });
+    (objects.collect(), not_comparable)
 }
 
 /// The object's outcome, and what was not comparable by column of `rules`.

@@ -18,14 +18,13 @@ pub struct Listing {
     pub table_format: Option<&'static str>,
 }
 
-/// Lists `scope`. An object that is named exactly or by a glob is in scope whatever its ending. `endings` says which names
-/// belong in a prefix.
-pub async fn list(
+/// [`list`] for a dataset, whose objects may be a part of a table that lies around `scope`.
+pub async fn list_dataset(
     store: &dyn Store,
     scope: &Scope,
     endings: &(dyn Fn(&str) -> bool + Sync),
 ) -> Result<Listing, StoreError> {
-    let mut listing = list_below(store, scope, endings).await?;
+    let mut listing = list(store, scope, endings).await?;
     if listing.table_format.is_none() && !listing.in_scope.is_empty() {
         listing.table_format = table_around(store, scope).await?;
     }
@@ -40,7 +39,9 @@ pub fn table_reason(table: &str) -> String {
     )
 }
 
-async fn list_below(
+/// Lists `scope`. An object that is named exactly or by a glob is in scope whatever its ending. `endings` says which names
+/// belong in a prefix.
+pub async fn list(
     store: &dyn Store,
     scope: &Scope,
     endings: &(dyn Fn(&str) -> bool + Sync),
@@ -50,10 +51,8 @@ async fn list_below(
         Scope::Prefix(root) => {
             let objects = store::list(store, root).await?;
             let table_format = objects.iter().find_map(|object| table_format(below(root, &object.location)));
-            let (in_scope, not_in_scope) = objects.into_iter().partition(|object| {
-                let name = below(root, &object.location);
-                !is_hidden(name) && !name.ends_with('/') && endings(object.location.file_name())
-            });
+            let (in_scope, not_in_scope) =
+                objects.into_iter().partition(|object| is_in_scope(scope, &object.location, endings));
             Ok(Listing { in_scope, not_in_scope, table_format })
         }
         Scope::Glob { root, pattern } => {
@@ -63,6 +62,18 @@ async fn list_below(
             let in_scope = objects.into_iter().filter(|object| glob.is_match(name(&object.location))).collect();
             Ok(Listing { in_scope, not_in_scope: Vec::new(), table_format })
         }
+    }
+}
+
+/// Whether a name means an object of the dataset; for what a listing of current objects does not show.
+pub fn is_in_scope(scope: &Scope, location: &Location, endings: &(dyn Fn(&str) -> bool + Sync)) -> bool {
+    match scope {
+        Scope::Object(wanted) => location == wanted,
+        Scope::Prefix(root) => {
+            let name = below(root, location);
+            !is_hidden(name) && !name.ends_with('/') && endings(location.file_name())
+        }
+        Scope::Glob { pattern, .. } => matcher(pattern).is_match(name(location)),
     }
 }
 
@@ -90,8 +101,10 @@ fn is_hidden(name: &str) -> bool {
     name.split('/').any(|segment| segment.starts_with(['_', '.']) && !segment.contains('='))
 }
 
-/// Where each table format keeps its log, below the table's folder.
-const TABLE_LOGS: [&str; 4] = ["_delta_log/", "metadata/", ".hoodie/", "_versions/"];
+/// Where each table format keeps its log below the table's folder, and the folder beside it that holds the data where all of them
+/// lie in one: `metadata/` alone is a name that many a large prefix has, which must not be listed for nothing.
+const TABLE_LOGS: [(&str, Option<&str>); 4] =
+    [("_delta_log/", None), (".hoodie/", None), ("metadata/", Some("data")), ("_versions/", Some("data"))];
 
 /// The table format of which `scope` is a part: one partition of a table, or one of its files, is under the log as well. A folder
 /// above that may not be listed shows no table.
@@ -101,7 +114,8 @@ async fn table_around(store: &dyn Store, scope: &Scope) -> Result<Option<&'stati
         Scope::Glob { root, .. } => root,
     };
     for folder in folders_above(root) {
-        for log in TABLE_LOGS {
+        let next = below(&folder, root).split('/').next();
+        for (log, _) in TABLE_LOGS.iter().filter(|(_, data)| data.is_none() || *data == next) {
             let listed = match store::list(store, &folder.join(log)).await {
                 Ok(listed) => listed,
                 // A log that cannot be looked for now may be there.

@@ -466,21 +466,24 @@ fn edit<T: DataType>(
     Ok(())
 }
 
-/// Reads of one chunk through a window, so that a page costs no request of its own and a large chunk is never held whole.
-struct Window<R> {
+/// Reads of one chunk's pages through a window, so that a page costs no request of its own and a large chunk is never held whole;
+/// each page's header is looked over before a decoder takes it at its word.
+pub struct Window<R> {
     source: R,
     end: u64,
     expansion: Expansion,
+    /// Where the content of the page begins whose header was read last.
+    content: Mutex<Option<u64>>,
     held: Mutex<(u64, Bytes)>,
 }
 
 const WINDOW_BYTES: u64 = 8 << 20;
 
 impl<R: ChunkReader> Window<R> {
-    fn new(source: R, column: &ColumnChunkMetaData) -> Self {
+    pub fn new(source: R, column: &ColumnChunkMetaData) -> Self {
         let (start, length) = column.byte_range();
         let (end, expansion) = (start.saturating_add(length), expansion(column.compression()));
-        Window { source, end, expansion, held: Mutex::new((0, Bytes::new())) }
+        Window { source, end, expansion, content: Mutex::new(None), held: Mutex::new((0, Bytes::new())) }
     }
 
     /// At least `least` bytes from `start` on, more when they are at hand.
@@ -521,8 +524,12 @@ impl<R: ChunkReader> ChunkReader for Window<R> {
     fn get_read(&self, start: u64) -> Result<Self::T> {
         let left = self.end.saturating_sub(start);
         let bytes = self.from(start, HEADER_BYTES.min(left))?;
-        // Read from here are page headers, nothing else.
-        parquet_bounds::check_page(&bytes, left, self.expansion).map_err(general)?;
+        // What is read from somewhere is a page header, or the content of the page whose header was read last.
+        let mut content = self.content.lock().map_err(|_| general("a reader panicked"))?;
+        if *content != Some(start) {
+            let page = parquet_bounds::check_page(&bytes, left, self.expansion).map_err(general)?;
+            *content = Some(start + page.header_bytes);
+        }
         Ok(Box::new(Cursor::new(bytes)))
     }
 

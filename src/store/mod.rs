@@ -5,6 +5,12 @@
 
 pub mod local;
 pub mod s3;
+mod s3_call;
+mod s3_open;
+mod s3_replace;
+mod s3_upload;
+mod s3_versions;
+mod s3_write;
 
 use std::fmt;
 use std::io;
@@ -14,6 +20,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use crate::error::{Error, Exit};
 
@@ -37,6 +44,14 @@ impl fmt::Display for Location {
 }
 
 impl Location {
+    /// The location that `Display` showed.
+    pub fn shown(text: &str) -> Location {
+        match text.strip_prefix("s3://").and_then(|rest| rest.split_once('/')) {
+            Some((bucket, key)) => Location::S3 { bucket: bucket.to_owned(), key: key.to_owned() },
+            None => Location::Local(PathBuf::from(text)),
+        }
+    }
+
     /// This prefix extended by `name`; `name` uses `/` on every store.
     pub fn join(&self, name: &str) -> Location {
         match self {
@@ -74,6 +89,23 @@ pub struct Object {
     pub storage_class: Option<String>,
 }
 
+/// One version of a key in a bucket that keeps them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// Its version id is always there. A delete marker has no bytes and an empty ETag.
+    pub object: Object,
+    pub is_current: bool,
+    pub is_delete_marker: bool,
+}
+
+/// A multipart upload that was begun and neither completed nor aborted: its parts are stored, and no listing of objects shows them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfinishedUpload {
+    pub location: Location,
+    pub upload_id: String,
+    pub begun_at: Option<Timestamp>,
+}
+
 /// What must hold for a write to happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Precondition {
@@ -89,6 +121,8 @@ pub enum Precondition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConditionalWrites {
     Honoured,
+    /// On single writes, but not on the completion of a multipart upload: no swap may be one.
+    SingleWritesOnly,
     Ignored,
 }
 
@@ -101,6 +135,9 @@ pub enum StoreError {
     Changed(Location),
     #[error("access to {location} is denied: {reason}")]
     Denied { location: Location, reason: String },
+    /// Its bytes cannot be removed before `until`, or for as long as a hold is on it.
+    #[error("{location} is locked: {reason}")]
+    Locked { location: Location, reason: String, until: Option<Timestamp> },
     #[error("{location} is archived in storage class {class}")]
     Archived { location: Location, class: String },
     #[error("{location} cannot be reached: {reason}")]
@@ -115,7 +152,7 @@ impl StoreError {
         match self {
             StoreError::NotFound(_) | StoreError::Archived { .. } | StoreError::Other { .. } => Exit::Incomplete,
             StoreError::Changed(_) => Exit::Conflict,
-            StoreError::Denied { .. } => Exit::Blocked,
+            StoreError::Denied { .. } | StoreError::Locked { .. } => Exit::Blocked,
             StoreError::Unavailable { .. } => Exit::Unavailable,
         }
     }
@@ -128,6 +165,9 @@ impl StoreError {
             StoreError::Denied { .. } => Some(
                 "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, profile or role) and the bucket's policy",
             ),
+            StoreError::Locked { .. } => {
+                Some("run again when the lock has ended, or have the hold lifted by who set it")
+            }
             StoreError::Archived { .. } => Some("restore the object to a readable storage class first"),
             StoreError::Unavailable { .. } => Some("check the endpoint and the network; it is safe to run again"),
             StoreError::Other { .. } => None,
@@ -180,6 +220,34 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Asks, with a probe object beside `prefix` that is removed again, whether conditional writes are honoured by the calls
     /// that [`Store::replace`] and [`Store::put`] use.
     async fn probe(&self, prefix: &Location) -> Result<ConditionalWrites, StoreError>;
+
+    /// Every version and delete marker of every key that starts with `prefix`, by key and then as the store orders them, newest
+    /// first. `None` where the store keeps no versions, as a local disk.
+    async fn list_versions(&self, _prefix: &Location) -> Result<Option<Vec<Version>>, StoreError> {
+        Ok(None)
+    }
+
+    /// Removes one version, or one delete marker, for good. One that is gone already is a success; [`StoreError::Locked`] when an
+    /// object lock or a legal hold protects it, which is never bypassed.
+    async fn delete_version(&self, version: &Object) -> Result<(), StoreError> {
+        Err(StoreError::Other { location: version.location.clone(), reason: "its store keeps no versions".to_owned() })
+    }
+
+    /// Every unfinished multipart upload to a key that starts with `prefix`.
+    async fn list_uploads(&self, _prefix: &Location) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// Aborts an upload and looks that no part of it is left; one that is gone already is a success.
+    async fn abort_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        Err(StoreError::Other { location: upload.location.clone(), reason: "its store has no uploads".to_owned() })
+    }
+
+    /// What the place of `prefix` does with objects by itself (replication, lifecycle), in plain sentences; what may not be read is
+    /// said, too.
+    async fn standing_rules(&self, _prefix: &Location) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// Bytes `range` of the object as it was listed, all of them: a body that ended early is a store that could not be reached, never
@@ -211,7 +279,7 @@ fn complete(location: &Location, arrived: u64, wanted: u64) -> Result<(), StoreE
     Err(StoreError::Unavailable { location: location.clone(), reason })
 }
 
-/// The stores of one run: the local disk, and S3 opened when a location first needs it.
+/// The stores of one run: the local disk, and S3 where a location of the job needs it.
 #[derive(Debug)]
 pub struct Stores {
     local: Arc<dyn Store>,
@@ -223,9 +291,14 @@ impl Stores {
         Stores { local, s3 }
     }
 
-    pub async fn open(_: &s3::S3Settings, _: bool) -> Result<Stores, Error> {
-        let l: Arc<dyn Store> = Arc::new(local::LocalStore);
-        Ok(Stores { local: l.clone(), s3: l })
+    /// Opens S3, which needs credentials, only when `needs_s3`.
+    pub async fn open(settings: &s3::S3Settings, requests_in_flight: usize, needs_s3: bool) -> Result<Stores, Error> {
+        let s3: Arc<dyn Store> = match needs_s3 {
+            true => Arc::new(s3::S3Store::open(settings, requests_in_flight).await?),
+            // The local disk's store says of each location on S3 that it is not its own.
+            false => Arc::new(local::LocalStore),
+        };
+        Ok(Stores { local: Arc::new(local::LocalStore), s3 })
     }
 
     pub fn of(&self, location: &Location) -> Arc<dyn Store> {
@@ -268,7 +341,12 @@ const READ_AHEAD_BYTES: u64 = 4 << 20;
 impl ObjectReader {
     /// Takes the current runtime; call it on a runtime thread and move the reader to a blocking one.
     pub fn new(store: Arc<dyn Store>, object: Object) -> Self {
-        ObjectReader { store, object, runtime: tokio::runtime::Handle::current() }
+        ObjectReader::on(tokio::runtime::Handle::current(), store, object)
+    }
+
+    /// A reader whose I/O runs on `runtime`.
+    pub fn on(runtime: tokio::runtime::Handle, store: Arc<dyn Store>, object: Object) -> Self {
+        ObjectReader { store, object, runtime }
     }
 
     pub fn object(&self) -> &Object {

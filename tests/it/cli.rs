@@ -195,18 +195,8 @@ fn exit_4_verify_finds_what_is_there_and_changes_nothing() {
     assert_eq!(lake.manifest()["verdict"], "residue");
 }
 
-#[test]
-fn exit_5_an_object_that_may_not_be_read_blocks() {
-    if rustix::process::geteuid().is_root() {
-        // Nothing is forbidden to root; the folder of an unwritable file system would be, where there is one.
-        return;
-    }
-    let lake = lake();
-    std::fs::set_permissions(lake.path().join("lake/a.csv"), PermissionsExt::from_mode(0)).unwrap();
-    lake.run(&["scrub", "job.toml"]).exits(5);
-}
-
-// Exit 6, a lock that is held: `crash`; an object that changed: `stages`. Exit 7, an endpoint nobody listens on: `s3_scrub`.
+// Exit 5 and an object that changed (6): `stages`. A lock that is held (6), signals (130, 143): `crash`.
+// An endpoint nobody listens on (7): `s3_scrub`.
 
 #[test]
 fn exit_8_a_flipped_byte_a_dropped_run_a_swapped_table() {
@@ -285,9 +275,9 @@ fn stdout_is_the_result_and_stderr_the_log() {
     let plan = lake.run(&["plan", "job.toml", "--now", NOW]).exits(0);
     assert_snapshot!(told(&lake, &plan.stdout), @r#"
     ─
-     dataset objects rewrite drop keep refuse rows matched
+     dataset objects rewrite drop keep refuse rows matched purge
     ═
-     customers 2 1 0 1 0 4 2
+     customers 2 1 0 1 0 4 2 -
     ─
     ─
      object step reason
@@ -302,9 +292,9 @@ fn stdout_is_the_result_and_stderr_the_log() {
     let without_run = shown.rsplit_once('/').unwrap().0;
     assert_snapshot!(without_run, @r#"
     ─
-     dataset objects rewritten dropped rows before removed redacted after verified
+     dataset objects rewritten dropped rows before removed redacted after verified purged
     ═
-     customers 2 1 0 4 2 0 2 2
+     customers 2 1 0 4 2 0 2 2 0
     ─
     lists 2 identifiers
     verified 2 rows of 2 objects with polars 0.55.2
@@ -340,7 +330,7 @@ fn every_command_prints_one_json_document() {
     let scrub = document(&["scrub", "job.toml", "--json"], 0);
     let stages: Vec<&str> =
         scrub["run"]["stages"].as_array().unwrap().iter().map(|stage| stage["name"].as_str().unwrap()).collect();
-    assert_eq!(stages, ["load", "find", "plan", "rewrite", "verify"]);
+    assert_eq!(stages, ["load", "find", "plan", "rewrite", "purge", "verify"]);
     assert!(scrub["run"]["stages"][0]["seconds"].is_number());
     document(&["manifest", "check", ".lakescrub", "--json"], 0);
     let runs = lake.runs();

@@ -80,8 +80,8 @@ fn pool() -> Pool {
         overwrite: vec![
             ("events/a.parquet", parquet(&[bob, "zoe@x.org"])),
             ("events/b.parquet", parquet(&["zoe@x.org", ada, "eve@x.org"])),
-            ("customers/a.csv", csv(&["zoe@x.org", ada])),
             ("customers/a.csv", csv(&["zoe@x.org"])),
+            ("customers/a.csv", csv(&["zoe@x.org", ada])),
             ("customers/d.csv", csv(&[ada, "zoe@x.org"])),
             ("clicks/a.ndjson", ndjson(&[bob, "zoe@x.org"])),
         ],
@@ -383,11 +383,13 @@ fn one_fault_ends_as_it_should() {
         // A page that came twice counts once; one that did not come is missed later.
         (List, "lake/customers", PageDoubled, Exit::Clean),
         (List, "lake/customers", PageLost, Exit::Clean),
-        // Other writers: their objects are looked at as well.
-        (Commit, "events/a.parquet", Overwritten, Exit::Clean),
+        // Other writers: what lands is looked at as well, what changes under the run is told.
         (Commit, "customers/a.csv", Landed, Exit::Clean),
-        (GetRange, "clicks/a.ndjson", Overwritten, Exit::Clean),
-        (Delete, "customers/d.csv", Overwritten, Exit::Clean),
+        (GetRange, "customers/c.csv", Landed, Exit::Clean),
+        (Commit, "customers/a.csv", Overwritten, Exit::Conflict),
+        (Commit, "events/a.parquet", Overwritten, Exit::Residue),
+        (GetRange, "clicks/a.ndjson", Overwritten, Exit::Residue),
+        (Delete, "customers/d.csv", Overwritten, Exit::Residue),
     ] {
         for flavour in [Flavour::S3, Flavour::Disk] {
             let when = format!("{flavour:?}: {fault:?} at {call:?} of {on}");

@@ -1,13 +1,17 @@
 //! One integration binary, so that DataFusion and Polars are linked once.
 
+mod architecture;
 mod cases;
 mod cli;
 mod crash;
 #[path = "../support/damage.rs"]
 mod damage;
+#[path = "../support/fault_proxy.rs"]
+mod fault_proxy;
 #[path = "../support/fault_store.rs"]
 mod fault_store;
 mod faults;
+mod find;
 mod fuzz;
 #[path = "../support/lakescrub.rs"]
 mod lakescrub_runner;
@@ -15,5 +19,13 @@ mod lists;
 mod manifest;
 #[path = "../support/memory_store.rs"]
 mod memory_store;
+mod privacy;
 mod rewrite_parquet;
+mod s3;
+mod s3_faults;
+mod s3_scrub;
+#[path = "../support/s3_server.rs"]
+mod s3_server;
+mod stages;
 mod verify;
+mod versions;

@@ -159,7 +159,7 @@ fn people(rows: usize, addresses: &dyn Fn(usize) -> String) -> RecordBatch {
     RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| (name, array, true))).unwrap()
 }
 
-fn written(batch: &RecordBatch, properties: WriterProperties) -> Bytes {
+pub fn written(batch: &RecordBatch, properties: WriterProperties) -> Bytes {
     let mut out = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut out, batch.schema(), Some(properties)).unwrap();
     writer.write(batch).unwrap();
@@ -172,7 +172,7 @@ fn groups_of(rows: usize) -> WriterPropertiesBuilder {
 }
 
 /// Every way of writing that a rewrite has to keep up.
-fn manners() -> Vec<(&'static str, WriterProperties)> {
+pub fn manners() -> Vec<(&'static str, WriterProperties)> {
     let sorting = vec![SortingColumn { column_idx: 0, descending: false, nulls_first: true }];
     let key_values = vec![KeyValue::new("pandas".to_owned(), "{}".to_owned()), KeyValue::new("empty".to_owned(), None)];
     vec![

@@ -1,0 +1,440 @@
+//! Asks every value of a Parquet column chunk whether it is listed, without making arrays of the values.
+//!
+//! Works on decompressed pages: an entry of a dictionary is asked once, a plain value where it stands in the page. Encodings
+//! that this does not know go through the crate's own column reader. Statistics are never looked at: every value of the chunk is
+//! asked, and the rows are counted.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parquet::basic::{Encoding, Type as PhysicalType};
+use parquet::column::page::{Page, PageReader};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
+use parquet::data_type::{AsBytes, DataType};
+use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::reader::ChunkReader;
+use parquet::file::serialized_reader::SerializedPageReader;
+use parquet::schema::types::ColumnDescPtr;
+
+use crate::format::parquet_chunk::Window;
+use crate::match_index::Check;
+
+/// What the rules that look at one column say of one value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Verdict {
+    pub is_listed: bool,
+    /// How many of the rules could not read it.
+    pub not_comparable: u32,
+}
+
+impl Verdict {
+    pub fn add(&mut self, check: Check) {
+        match check {
+            Check::Match => self.is_listed = true,
+            Check::NoMatch => {}
+            Check::NotComparable => self.not_comparable += 1,
+        }
+    }
+
+    fn is_remarkable(self) -> bool {
+        self != Verdict::default()
+    }
+}
+
+/// What a chunk answered.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Answer {
+    /// Rows of the row group that hold a listed value, in order; one that holds several may come several times.
+    pub matched: Vec<u64>,
+    pub not_comparable: u64,
+    pub rows: u64,
+}
+
+/// Asks each value of `column`, which `reader` holds; `rows` is what its row group claims.
+pub fn probe_chunk<R, F>(reader: R, column: &ColumnChunkMetaData, rows: u64, ask: F) -> Result<Answer>
+where
+    R: ChunkReader + 'static,
+    F: FnMut(&[u8]) -> Verdict,
+{
+    let pages = SerializedPageReader::new(Arc::new(Window::new(reader, column)), column, rows as usize, None)?;
+    let mut probe = Probe::new(column, ask);
+    if is_known(column) {
+        probe.pages(pages)?;
+    } else {
+        probe.values(Box::new(pages), column.column_descr_ptr())?;
+    }
+    let answer = probe.answer;
+    if answer.rows == rows { Ok(answer) } else { Err(corrupt("a column holds fewer or more rows than its row group")) }
+}
+
+/// Whether all pages can be walked without a decoder of values.
+fn is_known(column: &ColumnChunkMetaData) -> bool {
+    column.encodings().all(|encoding| match encoding {
+        Encoding::PLAIN | Encoding::RLE => true,
+        // Levels of encoding BIT_PACKED stand without their length; values of the others need a decoder.
+        other => is_dictionary(other),
+    })
+}
+
+#[allow(deprecated)]
+fn is_dictionary(encoding: Encoding) -> bool {
+    matches!(encoding, Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY)
+}
+
+fn corrupt(reason: &str) -> ParquetError {
+    ParquetError::General(reason.to_owned())
+}
+
+struct Probe<F> {
+    max_definition: u16,
+    max_repetition: u16,
+    /// Bytes of a value of fixed length; `None`: each value tells its own.
+    fixed_bytes: Option<usize>,
+    ask: F,
+    answer: Answer,
+    dictionary: Vec<Verdict>,
+    /// Whether any entry of the dictionary is worth a look at who uses it.
+    is_dictionary_remarkable: bool,
+    levels: Levels,
+}
+
+/// The levels of one page. Empty where the column has none of the kind.
+#[derive(Default)]
+struct Levels {
+    definition: Vec<u16>,
+    repetition: Vec<u16>,
+}
+
+impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
+    fn new(column: &ColumnChunkMetaData, ask: F) -> Self {
+        let descr = column.column_descr();
+        let is_fixed = descr.physical_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY;
+        Probe {
+            max_definition: descr.max_def_level().unsigned_abs(),
+            max_repetition: descr.max_rep_level().unsigned_abs(),
+            fixed_bytes: is_fixed.then(|| descr.type_length().max(0) as usize),
+            ask,
+            answer: Answer::default(),
+            dictionary: Vec::new(),
+            is_dictionary_remarkable: false,
+            levels: Levels::default(),
+        }
+    }
+
+    fn pages(&mut self, mut pages: impl PageReader) -> Result<()> {
+        while let Some(page) = pages.get_next_page()? {
+            match page {
+                Page::DictionaryPage { buf, num_values, .. } => self.take_dictionary(&buf, num_values as usize)?,
+                Page::DataPage { buf, num_values, encoding, .. } => {
+                    let mut at = 0;
+                    let repetition = length_prefixed(&buf, &mut at, self.max_repetition)?;
+                    let definition = length_prefixed(&buf, &mut at, self.max_definition)?;
+                    self.data_page(&buf, [repetition, definition, at..buf.len()], num_values as usize, encoding)?;
+                }
+                Page::DataPageV2 { buf, num_values, encoding, def_levels_byte_len, rep_levels_byte_len, .. } => {
+                    let repetition = rep_levels_byte_len as usize;
+                    let levels = repetition + def_levels_byte_len as usize;
+                    let parts = [0..repetition, repetition..levels, levels..buf.len()];
+                    self.data_page(&buf, parts, num_values as usize, encoding)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_dictionary(&mut self, buf: &Bytes, entries: usize) -> Result<()> {
+        let mut verdicts = Vec::new();
+        let mut plain = Plain::new(buf, self.fixed_bytes);
+        for _ in 0..entries {
+            verdicts.push((self.ask)(plain.next()?));
+        }
+        self.is_dictionary_remarkable = verdicts.iter().any(|verdict| verdict.is_remarkable());
+        self.dictionary = verdicts;
+        Ok(())
+    }
+
+    /// `parts` are the repetition levels, the definition levels and the values.
+    fn data_page(&mut self, buf: &Bytes, parts: [Range<usize>; 3], levels: usize, encoding: Encoding) -> Result<()> {
+        let part =
+            |range: &Range<usize>| buf.get(range.clone()).ok_or_else(|| corrupt("levels longer than their page"));
+        let [repetition, definition, data] = &parts;
+        decode_levels(part(repetition)?, self.max_repetition, levels, &mut self.levels.repetition)?;
+        decode_levels(part(definition)?, self.max_definition, levels, &mut self.levels.definition)?;
+        let data = part(data)?;
+        match encoding {
+            Encoding::PLAIN => {
+                let mut plain = Plain::new(data, self.fixed_bytes);
+                self.each_value(levels, |ask| Ok(ask(plain.next()?)))
+            }
+            coded if is_dictionary(coded) && !self.is_dictionary_remarkable => {
+                self.answer.rows += self.rows_begun(levels);
+                Ok(())
+            }
+            coded if is_dictionary(coded) => self.coded_page(data, levels),
+            _ => Err(corrupt("a page of an encoding that its chunk does not name")),
+        }
+    }
+
+    fn coded_page(&mut self, data: &[u8], levels: usize) -> Result<()> {
+        let (width, packed) = data.split_first().map_or((0, data), |(width, packed)| (*width, packed));
+        let mut indexes = Hybrid::new(packed, u32::from(width))?;
+        let dictionary = std::mem::take(&mut self.dictionary);
+        let outcome = self.each_value(levels, |_| {
+            let index = indexes.next()? as usize;
+            dictionary.get(index).copied().ok_or_else(|| corrupt("an index past its dictionary"))
+        });
+        self.dictionary = dictionary;
+        outcome
+    }
+
+    /// Rows that begin on the page: a value that repeats belongs to the row before.
+    fn rows_begun(&self, levels: usize) -> u64 {
+        if self.max_repetition == 0 {
+            return levels as u64;
+        }
+        self.levels.repetition.iter().filter(|level| **level == 0).count() as u64
+    }
+
+    /// Calls `next` for each value that is there, and notes what it says under the value's row.
+    fn each_value(&mut self, levels: usize, mut next: impl FnMut(&mut F) -> Result<Verdict>) -> Result<()> {
+        for i in 0..levels {
+            if self.levels.repetition.get(i).is_none_or(|level| *level == 0) {
+                self.answer.rows += 1;
+            }
+            if self.levels.definition.get(i).is_some_and(|level| *level != self.max_definition) {
+                continue;
+            }
+            let verdict = next(&mut self.ask)?;
+            if verdict.is_remarkable() {
+                let row = self.answer.rows.checked_sub(1).ok_or_else(|| corrupt("a value before the first row"))?;
+                self.answer.not_comparable += u64::from(verdict.not_comparable);
+                if verdict.is_listed {
+                    self.answer.matched.push(row);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The way of any encoding: through the crate's decoders.
+    fn values(&mut self, pages: Box<dyn PageReader>, descr: ColumnDescPtr) -> Result<()> {
+        match get_column_reader(descr, pages) {
+            ColumnReader::ByteArrayColumnReader(reader) => self.decoded(reader),
+            ColumnReader::FixedLenByteArrayColumnReader(reader) => self.decoded(reader),
+            _ => Err(corrupt("a column that holds no bytes")),
+        }
+    }
+
+    fn decoded<T: DataType>(&mut self, mut reader: ColumnReaderImpl<T>) -> Result<()> {
+        const RECORDS: usize = 8192;
+        let (mut definition, mut repetition, mut decoded) = (Vec::<i16>::new(), Vec::<i16>::new(), Vec::new());
+        loop {
+            definition.clear();
+            repetition.clear();
+            decoded.clear();
+            let (records, _, levels) = reader.read_records(
+                RECORDS,
+                (self.max_definition > 0).then_some(&mut definition),
+                (self.max_repetition > 0).then_some(&mut repetition),
+                &mut decoded,
+            )?;
+            if records == 0 {
+                return Ok(());
+            }
+            self.levels.definition = definition.iter().map(|level| level.unsigned_abs()).collect();
+            self.levels.repetition = repetition.iter().map(|level| level.unsigned_abs()).collect();
+            let mut values = decoded.iter();
+            self.each_value(levels, |ask| {
+                let value = values.next().ok_or_else(|| corrupt("fewer values than levels"))?;
+                Ok(ask(value.as_bytes()))
+            })?;
+        }
+    }
+}
+
+/// Values of encoding PLAIN: a length and so many bytes, or bytes of the column's own length.
+struct Plain<'a> {
+    rest: &'a [u8],
+    fixed_bytes: Option<usize>,
+}
+
+impl<'a> Plain<'a> {
+    fn new(rest: &'a [u8], fixed_bytes: Option<usize>) -> Self {
+        Plain { rest, fixed_bytes }
+    }
+
+    #[inline]
+    fn next(&mut self) -> Result<&'a [u8]> {
+        let length = match self.fixed_bytes {
+            Some(length) => length,
+            None => {
+                let (length, rest) = self.rest.split_first_chunk::<4>().ok_or_else(|| corrupt("a value cut short"))?;
+                self.rest = rest;
+                u32::from_le_bytes(*length) as usize
+            }
+        };
+        let (value, rest) = self.rest.split_at_checked(length).ok_or_else(|| corrupt("a value cut short"))?;
+        self.rest = rest;
+        Ok(value)
+    }
+}
+
+/// The span of levels that a page of the first version puts behind their length; empty for a column without such levels.
+fn length_prefixed(buf: &Bytes, at: &mut usize, max: u16) -> Result<Range<usize>> {
+    if max == 0 {
+        return Ok(0..0);
+    }
+    let length = buf.get(*at..*at + 4).ok_or_else(|| corrupt("levels longer than their page"))?;
+    let length = u32::from_le_bytes(length.try_into().expect("four bytes")) as usize;
+    let start = *at + 4;
+    *at = start
+        .checked_add(length)
+        .filter(|end| *end <= buf.len())
+        .ok_or_else(|| corrupt("levels longer than their page"))?;
+    Ok(start..*at)
+}
+
+fn decode_levels(packed: &[u8], max: u16, levels: usize, out: &mut Vec<u16>) -> Result<()> {
+    out.clear();
+    if max == 0 {
+        return Ok(());
+    }
+    let mut hybrid = Hybrid::new(packed, 16 - max.leading_zeros())?;
+    while out.len() < levels {
+        let left = levels - out.len();
+        match hybrid.run()? {
+            Run::Repeated(value, count) => out.resize(out.len() + count.min(left), value as u16),
+            Run::Packed(count) => {
+                for _ in 0..count.min(left) {
+                    out.push(hybrid.unpack() as u16);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The RLE / bit-packing hybrid of the Parquet format's Encodings.md.
+struct Hybrid<'a> {
+    rest: &'a [u8],
+    width: u32,
+    /// Values of the present run that are still to come.
+    left: usize,
+    /// Of a repeated run; `None` in a packed one.
+    repeated: Option<u32>,
+    packed: &'a [u8],
+    bit: usize,
+}
+
+enum Run {
+    Repeated(u32, usize),
+    Packed(usize),
+}
+
+impl<'a> Hybrid<'a> {
+    fn new(rest: &'a [u8], width: u32) -> Result<Self> {
+        if width > 32 {
+            return Err(corrupt("values of more than 32 bits"));
+        }
+        Ok(Hybrid { rest, width, left: 0, repeated: None, packed: &[], bit: 0 })
+    }
+
+    /// Begins the next run.
+    fn run(&mut self) -> Result<Run> {
+        let header = self.varint()?;
+        let count = (header >> 1) as usize;
+        if header & 1 == 0 {
+            let bytes = self.width.div_ceil(8) as usize;
+            let (value, rest) = self.rest.split_at_checked(bytes).ok_or_else(|| corrupt("a run cut short"))?;
+            self.rest = rest;
+            let mut whole = [0; 4];
+            whole[..bytes].copy_from_slice(value);
+            let value = u32::from_le_bytes(whole);
+            // A run of nothing would never end.
+            if count == 0 {
+                return Err(corrupt("an empty run"));
+            }
+            (self.repeated, self.left) = (Some(value), count);
+            return Ok(Run::Repeated(value, count));
+        }
+        // Groups of eight; the last one may be cut where the page ends.
+        let bytes = count.checked_mul(self.width as usize).ok_or_else(|| corrupt("a run too long"))?;
+        let (packed, rest) = self.rest.split_at(bytes.min(self.rest.len()));
+        let whole = if self.width == 0 { count * 8 } else { packed.len() * 8 / self.width as usize };
+        if whole == 0 {
+            return Err(corrupt("an empty run"));
+        }
+        (self.rest, self.packed, self.bit) = (rest, packed, 0);
+        (self.repeated, self.left) = (None, whole.min(count.saturating_mul(8)));
+        Ok(Run::Packed(self.left))
+    }
+
+    #[inline]
+    fn next(&mut self) -> Result<u32> {
+        if self.left == 0 {
+            self.run()?;
+        }
+        self.left -= 1;
+        Ok(match self.repeated {
+            Some(value) => value,
+            None => self.unpack(),
+        })
+    }
+
+    /// The next value of a packed run, which must have one.
+    #[inline]
+    fn unpack(&mut self) -> u32 {
+        let (byte, shift) = (self.bit / 8, self.bit % 8);
+        self.bit += self.width as usize;
+        let window = match self.packed.get(byte..byte + 8) {
+            Some(window) => u64::from_le_bytes(window.try_into().expect("eight bytes")),
+            None => {
+                let mut window = [0; 8];
+                let end = self.packed.len().min(byte + 8);
+                window[..end - byte].copy_from_slice(&self.packed[byte..end]);
+                u64::from_le_bytes(window)
+            }
+        };
+        ((window >> shift) & ((1 << self.width) - 1)) as u32
+    }
+
+    fn varint(&mut self) -> Result<u64> {
+        let mut value = 0u64;
+        for shift in (0..35).step_by(7) {
+            let (byte, rest) = self.rest.split_first().ok_or_else(|| corrupt("a run cut short"))?;
+            self.rest = rest;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(corrupt("a run too long"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_and_packed_groups_are_unpacked() {
+        // The example of Encodings.md: 0 to 7 in three bits; then five times 4; then a group of eight zeros.
+        let packed = [0x03, 0x88, 0xc6, 0xfa, 0x0a, 0x04, 0x03, 0, 0, 0];
+        let mut hybrid = Hybrid::new(&packed, 3).unwrap();
+        let values: Vec<u32> = (0..21).map(|_| hybrid.next().unwrap()).collect();
+        assert_eq!(values, [0, 1, 2, 3, 4, 5, 6, 7, 4, 4, 4, 4, 4, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(hybrid.next().is_err());
+    }
+
+    #[test]
+    fn broken_runs_are_errors_and_never_endless() {
+        for (packed, width) in [(&[0x00, 0x01][..], 3), (&[0x01], 3), (&[0xff; 9], 3), (&[0x02], 3), (&[], 3)] {
+            assert!(Hybrid::new(packed, width).unwrap().next().is_err(), "{packed:?}");
+        }
+        assert!(Hybrid::new(&[2, 0], 40).is_err());
+        let mut levels = Vec::new();
+        assert!(decode_levels(&[0x02, 0x01], 1, 5, &mut levels).is_err(), "fewer levels than values");
+    }
+}

@@ -1,0 +1,450 @@
+//! New content for an object of S3, with everything that belongs to the object carried over, as one conditional write.
+//!
+//! Content of one part or less is put in one piece; more is a multipart upload whose completion is the swap. On a server that
+//! ignores the condition of a completion, the content waits in a nameless temporary file and is put in one piece as well.
+//! Invariant: parts that were sent are completed or aborted, whatever becomes of the replacement.
+
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
+
+use async_trait::async_trait;
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
+use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{ServerSideEncryption, StorageClass, Tag, Tagging};
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWriteExt;
+
+use super::s3::{Place, S3Store, etag, place_of};
+use super::s3_call::{Fault, fault};
+use super::s3_upload::{PARTS_MAX, Upload, patience, set_expires};
+use super::s3_write::{Conditions, Told, WRITE_ID, Write};
+use super::{ConditionalWrites, Object, Precondition, Replacement, StoreError};
+
+/// The smallest part, and the largest content that is put in one piece.
+const PART_BYTES: u64 = 8 << 20;
+/// S3's largest single put.
+const SINGLE_PUT_BYTES_MAX: u64 = 5 << 30;
+
+/// What an object is beside its bytes.
+#[derive(Debug, Clone, Default)]
+struct Attributes {
+    content_type: Option<String>,
+    content_encoding: Option<String>,
+    content_language: Option<String>,
+    content_disposition: Option<String>,
+    cache_control: Option<String>,
+    /// As spelled, since S3 takes any text here.
+    expires: Option<String>,
+    website_redirect: Option<String>,
+    metadata: HashMap<String, String>,
+    tags: Vec<Tag>,
+    storage_class: Option<StorageClass>,
+    encryption: Option<ServerSideEncryption>,
+    kms_key_id: Option<String>,
+    bucket_key: Option<bool>,
+}
+
+impl Attributes {
+    fn of(head: &HeadObjectOutput, tags: Vec<Tag>, write_id: &str) -> Attributes {
+        let mut metadata = head.metadata().cloned().unwrap_or_default();
+        // The one thing of ours: it says afterwards whose write this was. An older write's id makes way.
+        metadata.insert(WRITE_ID.to_owned(), write_id.to_owned());
+        Attributes {
+            content_type: head.content_type().map(str::to_owned),
+            content_encoding: head.content_encoding().and_then(stored_encoding),
+            content_language: head.content_language().map(str::to_owned),
+            content_disposition: head.content_disposition().map(str::to_owned),
+            cache_control: head.cache_control().map(str::to_owned),
+            expires: head.expires_string().map(str::to_owned),
+            website_redirect: head.website_redirect_location().map(str::to_owned),
+            metadata,
+            tags,
+            storage_class: head.storage_class().cloned(),
+            encryption: head.server_side_encryption().cloned(),
+            kms_key_id: head.ssekms_key_id().map(str::to_owned),
+            bucket_key: head.bucket_key_enabled(),
+        }
+    }
+
+    /// As the header of a write wants them.
+    fn tagging(&self) -> Option<String> {
+        let pairs = self.tags.iter().map(|tag| format!("{}={}", encode(tag.key()), encode(tag.value())));
+        (!self.tags.is_empty()).then(|| pairs.collect::<Vec<_>>().join("&"))
+    }
+}
+
+/// The two builders have these setters in common but no trait.
+macro_rules! carry_over {
+    ($request:expr, $attributes:expr) => {
+        $request
+            .set_content_type($attributes.content_type.clone())
+            .set_content_encoding($attributes.content_encoding.clone())
+            .set_content_language($attributes.content_language.clone())
+            .set_content_disposition($attributes.content_disposition.clone())
+            .set_cache_control($attributes.cache_control.clone())
+            .set_website_redirect_location($attributes.website_redirect.clone())
+            .set_metadata(Some($attributes.metadata.clone()))
+            .set_tagging($attributes.tagging())
+            .set_storage_class($attributes.storage_class.clone())
+            .set_server_side_encryption($attributes.encryption.clone())
+            .set_ssekms_key_id($attributes.kms_key_id.clone())
+            .set_bucket_key_enabled($attributes.bucket_key)
+    };
+}
+
+/// `aws-chunked` is how bytes travelled, not what they are; some servers keep it all the same.
+fn stored_encoding(told: &str) -> Option<String> {
+    let kept: Vec<&str> =
+        told.split(',').map(str::trim).filter(|encoding| !encoding.is_empty() && *encoding != "aws-chunked").collect();
+    (!kept.is_empty()).then(|| kept.join(","))
+}
+
+fn encode(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
+}
+
+/// A class whose objects cannot be read at once, be this one restored for a while or not: what is written would be archived before
+/// it could be read back.
+fn archive_class(head: &HeadObjectOutput) -> Option<String> {
+    let class = head.storage_class().filter(|class| matches!(class, StorageClass::Glacier | StorageClass::DeepArchive));
+    class
+        .map(|class| class.as_str().to_owned())
+        .or_else(|| head.archive_status().map(|status| status.as_str().to_owned()))
+}
+
+/// Parts must suffice for the source's size and something more, should the new content be larger.
+fn part_bytes(source_bytes: u64) -> usize {
+    PART_BYTES.max(source_bytes.div_ceil(PARTS_MAX as u64 * 9 / 10).next_multiple_of(1 << 20)) as usize
+}
+
+/// What becomes of content that is larger than one part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Large {
+    Upload,
+    Spool,
+}
+
+// Neither this nor the replacement can be shown: they hold what is in the object.
+enum Content {
+    /// All of it is in the buffer.
+    Small,
+    Upload(Upload),
+    Spool(tokio::fs::File),
+}
+
+pub(super) struct S3Replacement {
+    store: S3Store,
+    object: Object,
+    write_id: String,
+    attributes: Attributes,
+    large: Large,
+    look_first: bool,
+    part_bytes: usize,
+    buffer: BytesMut,
+    size_bytes: u64,
+    content: Content,
+}
+
+impl S3Replacement {
+    pub(super) async fn begin(store: &S3Store, object: &Object, write_id: &str) -> Result<S3Replacement, StoreError> {
+        let place = place_of(&object.location)?;
+        let verdict = store.verdict(place).await?;
+        let (large, look_first) = way(verdict, store.0.unconditional_writes, object)?;
+        let head = match store.head_output(place, Some(&object.etag)).await {
+            // It was there when it was listed.
+            Err(Fault::Missing) => return Err(StoreError::Changed(object.location.clone())),
+            other => other.map_err(|fault| fault.error_on(object))?,
+        };
+        if head.e_tag().map(etag).as_ref() != Some(&object.etag) {
+            return Err(StoreError::Changed(object.location.clone()));
+        }
+        if let Some(class) = archive_class(&head) {
+            return Err(StoreError::Archived { location: object.location.clone(), class });
+        }
+        if head.missing_meta().is_some_and(|missing| missing > 0) {
+            return Err(other(object, "it has user metadata that the store cannot tell, so that it would be lost"));
+        }
+        let tags = store.tags(place).await.map_err(|fault| fault.error_on(object))?;
+        Ok(S3Replacement {
+            store: store.clone(),
+            object: object.clone(),
+            write_id: write_id.to_owned(),
+            attributes: Attributes::of(&head, tags, write_id),
+            large,
+            look_first,
+            part_bytes: part_bytes(object.size_bytes),
+            buffer: BytesMut::new(),
+            size_bytes: 0,
+            content: Content::Small,
+        })
+    }
+
+    fn place(&self) -> Result<Place<'_>, StoreError> {
+        place_of(&self.object.location)
+    }
+
+    /// More than one part came: the content needs another place than the buffer.
+    async fn grow(&self) -> Result<Content, StoreError> {
+        match self.large {
+            Large::Spool => {
+                let file = tempfile::tempfile().map_err(|error| spool_failed(&self.object, &error))?;
+                Ok(Content::Spool(tokio::fs::File::from_std(file)))
+            }
+            Large::Upload => {
+                let place = self.place()?;
+                let request = carry_over!(self.store.0.client.create_multipart_upload(), self.attributes);
+                let expires = self.attributes.expires.clone();
+                let upload = Upload::create(&self.store, place, &self.write_id, request, expires).await;
+                upload.map(Content::Upload).map_err(|fault| fault.error_on(&self.object))
+            }
+        }
+    }
+
+    async fn send(&mut self, part: Bytes) -> Result<(), StoreError> {
+        if matches!(self.content, Content::Small) {
+            self.content = self.grow().await?;
+        }
+        match &mut self.content {
+            Content::Small => Ok(()),
+            Content::Upload(upload) => upload.send(part).await,
+            Content::Spool(_) if self.size_bytes > SINGLE_PUT_BYTES_MAX => Err(too_large(&self.object)),
+            Content::Spool(file) => file.write_all(&part).await.map_err(|error| spool_failed(&self.object, &error)),
+        }
+    }
+
+    async fn put(&self, body: impl Fn() -> Body) -> Result<Object, StoreError> {
+        let place = self.place()?;
+        let when = Precondition::Unchanged(self.object.etag.clone());
+        let (id, size_bytes) = (self.write_id.as_str(), self.size_bytes);
+        let write = Write { place, when: &when, id, size_bytes, look_first: self.look_first };
+        self.store.write(write, |conditions| self.put_once(place, conditions, body())).await
+    }
+
+    async fn put_once(&self, place: Place<'_>, conditions: Conditions, body: Body) -> Result<Told, Fault> {
+        let body = match body {
+            Body::Bytes(bytes) => ByteStream::from(bytes),
+            // Opened anew for each attempt, so that none starts where another stopped reading.
+            Body::File(path) => ByteStream::from_path(path)
+                .await
+                .map_err(|_| Fault::Other("the temporary file cannot be read".to_owned()))?,
+        };
+        let request = carry_over!(self.store.0.client.put_object(), self.attributes).body(body);
+        let expires = self.attributes.expires.clone();
+        send_put(request, place, conditions, expires, self.size_bytes).await
+    }
+
+    async fn swap(&mut self) -> Result<Object, StoreError> {
+        let when = Precondition::Unchanged(self.object.etag.clone());
+        match &mut self.content {
+            Content::Upload(upload) => upload.complete(&when, self.look_first).await,
+            Content::Spool(file) => {
+                file.flush().await.map_err(|error| spool_failed(&self.object, &error))?;
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                self.put(|| Body::File(path.clone())).await
+            }
+            Content::Small => {
+                let bytes = std::mem::take(&mut self.buffer).freeze();
+                self.put(|| Body::Bytes(bytes.clone())).await
+            }
+        }
+    }
+
+    /// Some servers drop the tags that come with a write.
+    async fn keep_tags(&self, written: &Object) -> Result<(), StoreError> {
+        let place = self.place()?;
+        let failed = |fault: Fault| fault.error_on(written);
+        if self.attributes.tags.is_empty()
+            || same_tags(&self.store.tags(place).await.map_err(failed)?, &self.attributes.tags)
+        {
+            return Ok(());
+        }
+        // Tags have no condition of their own: at least look whose object it is.
+        self.store.head_output(place, Some(&written.etag)).await.map_err(failed)?;
+        self.store.put_tags(place, &self.attributes.tags).await.map_err(failed)?;
+        if same_tags(&self.store.tags(place).await.map_err(failed)?, &self.attributes.tags) {
+            Ok(())
+        } else {
+            Err(other(written, "its new content is written, but the store does not keep its tags"))
+        }
+    }
+}
+
+/// Where a put's body comes from.
+enum Body {
+    Bytes(Bytes),
+    File(String),
+}
+
+/// How content larger than one part goes to a server of this sort, and whether the object is looked at right before the swap
+/// because the server does not look itself.
+fn way(verdict: ConditionalWrites, allowed: bool, object: &Object) -> Result<(Large, bool), StoreError> {
+    match verdict {
+        ConditionalWrites::Honoured => Ok((Large::Upload, false)),
+        ConditionalWrites::SingleWritesOnly if object.size_bytes <= SINGLE_PUT_BYTES_MAX => Ok((Large::Spool, false)),
+        ConditionalWrites::SingleWritesOnly => Err(too_large(object)),
+        ConditionalWrites::Ignored if allowed => Ok((Large::Upload, true)),
+        ConditionalWrites::Ignored => Err(other(object, "its store ignores conditional writes")),
+    }
+}
+
+fn other(object: &Object, reason: &str) -> StoreError {
+    StoreError::Other { location: object.location.clone(), reason: reason.to_owned() }
+}
+
+fn too_large(object: &Object) -> StoreError {
+    other(object, "it is larger than 5 GiB and its store ignores conditions on multipart uploads")
+}
+
+fn spool_failed(object: &Object, error: &std::io::Error) -> StoreError {
+    other(object, &format!("the temporary file of its new content cannot be written: {}", error.kind()))
+}
+
+fn same_tags(a: &[Tag], b: &[Tag]) -> bool {
+    let pairs = |tags: &[Tag]| {
+        tags.iter().map(|tag| (tag.key().to_owned(), tag.value().to_owned())).collect::<std::collections::BTreeSet<_>>()
+    };
+    pairs(a) == pairs(b)
+}
+
+async fn send_put(
+    request: PutObjectFluentBuilder,
+    place: Place<'_>,
+    conditions: Conditions,
+    expires: Option<String>,
+    size_bytes: u64,
+) -> Result<Told, Fault> {
+    let request = request.bucket(place.bucket).key(place.key);
+    let request = request.set_if_match(conditions.if_match).set_if_none_match(conditions.if_none_match);
+    let request = request.customize().config_override(patience(size_bytes));
+    let request = request.mutate_request(move |request| set_expires(request, expires.as_deref()));
+    request.send().await.map(Told::from).map_err(fault)
+}
+
+impl S3Store {
+    async fn tags(&self, place: Place<'_>) -> Result<Vec<Tag>, Fault> {
+        let request = self.0.client.get_object_tagging().bucket(place.bucket).key(place.key);
+        match self.0.line.call(|| async { request.clone().send().await.map_err(fault) }).await {
+            Ok(reply) => Ok(reply.tag_set),
+            // A server without tags has none to lose.
+            Err(Fault::Unsupported) => Ok(Vec::new()),
+            Err(Fault::Other(told)) if told.ends_with("NoSuchTagSet") => Ok(Vec::new()),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    async fn put_tags(&self, place: Place<'_>, tags: &[Tag]) -> Result<(), Fault> {
+        let tagging = Tagging::builder().set_tag_set(Some(tags.to_vec())).build();
+        let tagging = tagging.map_err(|_| Fault::Other("the request cannot be built".to_owned()))?;
+        let request = self.0.client.put_object_tagging().bucket(place.bucket).key(place.key).tagging(tagging);
+        self.0.line.call(|| async { request.clone().send().await.map(|_| ()).map_err(fault) }).await
+    }
+}
+
+#[async_trait]
+impl Replacement for S3Replacement {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        self.size_bytes += bytes.len() as u64;
+        self.buffer.extend_from_slice(&bytes);
+        while self.buffer.len() > self.part_bytes {
+            let part = self.buffer.split_to(self.part_bytes).freeze();
+            self.send(part).await?;
+        }
+        Ok(())
+    }
+
+    /// S3 shows new content only once it has replaced the old.
+    async fn stage(&mut self) -> Result<Option<Object>, StoreError> {
+        if !matches!(self.content, Content::Small) && !self.buffer.is_empty() {
+            let last = std::mem::take(&mut self.buffer).freeze();
+            self.send(last).await?;
+        }
+        Ok(None)
+    }
+
+    async fn commit(mut self: Box<Self>) -> Result<Object, StoreError> {
+        self.stage().await?;
+        let swapped = self.swap().await;
+        if let (Err(StoreError::Changed(_)), Content::Upload(_)) = (&swapped, &self.content) {
+            // Certain not to be completed any more.
+            self.take_upload_and_abort().await;
+        }
+        let mut object = swapped?;
+        object.storage_class = self.object.storage_class.clone();
+        self.keep_tags(&object).await?;
+        Ok(object)
+    }
+
+    async fn abort(mut self: Box<Self>) -> Result<(), StoreError> {
+        match std::mem::replace(&mut self.content, Content::Small) {
+            Content::Upload(upload) => upload.abort().await,
+            Content::Small | Content::Spool(_) => Ok(()),
+        }
+    }
+}
+
+impl S3Replacement {
+    async fn take_upload_and_abort(&mut self) {
+        if let Content::Upload(upload) = std::mem::replace(&mut self.content, Content::Small)
+            && let Err(error) = upload.abort().await
+        {
+            tracing::warn!(object = %self.object.location, %error, "upload not aborted; its parts stay until it is");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_suffice_for_the_largest_object() {
+        for source_bytes in [0, 8 << 20, 1 << 30, 80 << 30, 5 << 40] {
+            let part_bytes = part_bytes(source_bytes) as u64;
+            assert!((PART_BYTES..=5 << 30).contains(&part_bytes));
+            assert!((source_bytes + source_bytes / 20).div_ceil(part_bytes) <= PARTS_MAX as u64, "{source_bytes}");
+        }
+        assert_eq!(part_bytes(1 << 30), 8 << 20);
+    }
+
+    #[test]
+    fn no_swap_goes_without_a_condition_that_holds_unless_allowed() {
+        use ConditionalWrites::*;
+        let way = |verdict, allowed, size_bytes| {
+            let location = crate::store::Location::S3 { bucket: "lake".into(), key: "a".into() };
+            let etag = crate::store::Etag("\"1\"".into());
+            way(verdict, allowed, &Object { location, size_bytes, etag, version_id: None, storage_class: None }).ok()
+        };
+        for (verdict, allowed, size_bytes, wanted) in [
+            (Honoured, false, 5 << 40, Some((Large::Upload, false))),
+            (Honoured, true, 1, Some((Large::Upload, false))),
+            (SingleWritesOnly, false, 5 << 30, Some((Large::Spool, false))),
+            (SingleWritesOnly, true, (5 << 30) + 1, None),
+            (Ignored, false, 1, None),
+            (Ignored, true, 1, Some((Large::Upload, true))),
+        ] {
+            assert_eq!(way(verdict, allowed, size_bytes), wanted, "{verdict:?} {allowed} {size_bytes}");
+        }
+    }
+
+    #[test]
+    fn tags_are_spelled_for_a_header() {
+        let tag = |key: &str, value: &str| Tag::builder().key(key).value(value).build().unwrap();
+        let attributes = Attributes { tags: vec![tag("a b", "c&d=e"), tag("ü", "")], ..Attributes::default() };
+        assert_eq!(attributes.tagging().as_deref(), Some("a%20b=c%26d%3De&%C3%BC="));
+        assert_eq!(Attributes::default().tagging(), None);
+    }
+
+    #[test]
+    fn the_encoding_of_the_transport_is_not_carried_over() {
+        assert_eq!(stored_encoding("gzip,aws-chunked").as_deref(), Some("gzip"));
+        assert_eq!(stored_encoding("aws-chunked"), None);
+    }
+}

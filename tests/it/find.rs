@@ -1,0 +1,228 @@
+//! Finding in Parquet: probing where values lie against its slow twin, the filter over arrays. A rule on a column of numbers, which
+//! matches nothing, sends the same job the slow way.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::*;
+use arrow::datatypes::{DataType, Field, Fields};
+use lakescrub::find::{Find, find};
+use lakescrub::identifier::HashFunction;
+use lakescrub::job::Job;
+use lakescrub::match_index::Builder;
+use lakescrub::meter::Meter;
+use lakescrub::plan::Seen;
+use lakescrub::request::Entry;
+use parquet::file::properties::WriterProperties;
+use proptest::prelude::*;
+use roaring::RoaringTreemap;
+
+use crate::memory_store::MemoryStore;
+use crate::rewrite_parquet::{manners, written};
+
+const COLUMNS: [(&str, &str, &str); 5] = [
+    ("email", "email", ""),
+    ("user.email", "email", ""),
+    ("tags", "text", ""),
+    ("uid", "uuid", ""),
+    ("hash", "email", "hashed = \"sha256-hex\""),
+];
+
+fn job(rules: &[(&str, &str, &str)]) -> Job {
+    let rule = |(column, kind, more): &(&str, &str, &str)| {
+        format!("[[dataset.match]]\ncolumn = \"{column}\"\nkind = \"{kind}\"\n{more}\n")
+    };
+    let rules: String = rules.iter().map(rule).collect();
+    let text = format!(
+        "version = 1\n[resources]\nthreads = 2\n[[list]]\nname = \"l\"\nuri = \"/l.csv\"\n\
+         [[list.column]]\ncolumn = \"e\"\nkind = \"email\"\n[[list.column]]\ncolumn = \"t\"\nkind = \"text\"\n\
+         [[list.column]]\ncolumn = \"u\"\nkind = \"uuid\"\n[[list.column]]\ncolumn = \"n\"\nkind = \"integer\"\n\
+         [[dataset]]\nname = \"d\"\nuri = \"/lake/\"\n{rules}"
+    );
+    Job::parse(&text, Path::new("/"), &[]).unwrap()
+}
+
+/// Matching rows by object, and values that could not be compared by column.
+type Found = (BTreeMap<String, Result<(u64, RoaringTreemap), String>>, BTreeMap<String, u64>);
+
+fn found(rules: &[(&str, &str, &str)], files: Vec<(&str, Vec<u8>)>) -> Found {
+    let job = job(rules);
+    let mut builder = Builder::new(&job.lists, &job.datasets, [7; 16]);
+    let uuid = "550e8400-e29b-41d4-a716-446655440000";
+    for (email, text) in [("ann@example.org", "tag 3"), ("bo@example.org", "a\u{df}")] {
+        let cells = [Some(email.as_bytes()), Some(text.as_bytes()), Some(uuid.as_bytes()), None];
+        builder.add(Entry { list: &job.lists[0], cells: &cells });
+    }
+    let index = Arc::new(builder.finish());
+    let store = MemoryStore::new(files);
+    let spec = &job.datasets[0];
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let find_it = Find {
+        spec,
+        store,
+        matcher: Arc::new(index.matcher(0, spec)),
+        resources: &job.resources,
+        meter: Arc::new(Meter::default()),
+        known: None,
+    };
+    let found = runtime.block_on(find(&find_it, jiff::Timestamp::UNIX_EPOCH)).unwrap();
+    let seen = |seen| match seen {
+        Seen::Rows { rows, matched } => Ok((rows, matched)),
+        Seen::Skipped { reason } | Seen::Failed { reason, .. } => Err(reason),
+    };
+    let findings = found.findings.into_iter();
+    let objects = findings.map(|finding| (finding.object.location.file_name().to_owned(), seen(finding.seen)));
+    (objects.collect(), found.not_comparable)
+}
+
+/// The same, both ways; they must agree.
+fn both_ways(rules: &[(&str, &str, &str)], files: Vec<(&str, Vec<u8>)>) -> Found {
+    let fast = found(rules, files.clone());
+    let slow = found(&[rules, &[("n", "integer", "")]].concat(), files);
+    assert_eq!(fast, slow);
+    fast
+}
+
+fn email(i: usize) -> Option<String> {
+    match i % 11 {
+        0 => Some(" ANN@example.org".to_owned()),
+        1 => Some("bo@example.org".to_owned()),
+        2 => None,
+        3 => Some(String::new()),
+        4 => Some("no address".to_owned()),
+        5 => Some("\u{e4}nn@example.org".to_owned()),
+        _ => Some(format!("person{}@example.org", i % 97)),
+    }
+}
+
+fn sha256_hex(text: &str) -> String {
+    let mut digest = Vec::new();
+    HashFunction::Sha256.digest(text.as_bytes(), &mut digest);
+    hex::encode(digest)
+}
+
+fn people(rows: usize) -> RecordBatch {
+    let emails: ArrayRef = Arc::new((0..rows).map(email).collect::<StringArray>());
+    let inner: ArrayRef = Arc::new((0..rows).map(|i| email(i / 3)).collect::<LargeStringArray>());
+    let user = StructArray::new(
+        Fields::from(vec![Field::new("email", DataType::LargeUtf8, true)]),
+        vec![inner],
+        Some((0..rows).map(|i| i % 5 > 0).collect::<Vec<_>>().into()),
+    );
+    let mut tags = ListBuilder::new(StringBuilder::new());
+    for i in 0..rows {
+        (0..i % 4).for_each(|tag| tags.values().append_option((tag < 2).then(|| format!("tag {}", i % 7))));
+        tags.append(i % 6 > 0);
+    }
+    let id = |i: usize| {
+        let listed = hex::decode("550e8400e29b41d4a716446655440000").unwrap();
+        if i.is_multiple_of(13) { listed } else { vec![i as u8; 16] }
+    };
+    let ids = FixedSizeBinaryArray::try_from_sparse_iter_with_size((0..rows).map(|i| (i % 9 > 0).then(|| id(i))), 16);
+    let hashes: ArrayRef = Arc::new(
+        (0..rows)
+            .map(|i| Some(sha256_hex(&format!("{}@example.org", ["ann", "x", "bo"][i % 3]))))
+            .collect::<StringArray>(),
+    );
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("n", Arc::new(Int64Array::from_iter_values(0..rows as i64))),
+        ("email", emails),
+        ("user", Arc::new(user)),
+        ("tags", Arc::new(tags.finish())),
+        ("uid", Arc::new(ids.unwrap())),
+        ("hash", hashes),
+    ];
+    RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| (name, array, true))).unwrap()
+}
+
+#[test]
+fn probing_finds_what_the_filter_finds_in_every_manner_of_writing() {
+    let batch = people(1000);
+    for (name, properties) in manners() {
+        let (objects, not_comparable) =
+            both_ways(&COLUMNS, vec![("/lake/a.parquet", written(&batch, properties).to_vec())]);
+        let (rows, matched) = objects["a.parquet"].as_ref().unwrap_or_else(|reason| panic!("{name}: {reason}"));
+        assert_eq!(*rows, 1000, "{name}");
+        // By the hash alone two of three rows match.
+        assert!(matched.len() > 700 && matched.len() < 1000, "{name}: {}", matched.len());
+        assert_eq!(not_comparable["email"], 91, "{name}");
+    }
+}
+
+#[test]
+fn each_column_is_probed_alone_and_with_others() {
+    let file = || vec![("/lake/a.parquet", written(&people(500), WriterProperties::default()).to_vec())];
+    let of = |rules: &[(&str, &str, &str)]| both_ways(rules, file()).0["a.parquet"].clone().unwrap().1;
+    let mut all = RoaringTreemap::new();
+    for rule in COLUMNS {
+        let matched = of(&[rule]);
+        assert!(!matched.is_empty() && matched.len() < 500, "{rule:?}");
+        all |= matched;
+    }
+    assert_eq!(of(&COLUMNS), all);
+    let by_hand: RoaringTreemap = (0..500u64).filter(|i| matches!(i % 11, 0 | 1)).collect();
+    assert_eq!(of(&COLUMNS[..1]), by_hand);
+}
+
+#[test]
+fn many_objects_of_many_shapes_keep_their_rows() {
+    let whole = people(400);
+    let only = |names: &[&str]| {
+        let columns = names.iter().map(|name| (*name, whole.column_by_name(name).unwrap().clone(), true));
+        RecordBatch::try_from_iter_with_nullable(columns).unwrap()
+    };
+    let turned = only(&["email", "n"]);
+    let files = vec![
+        ("/lake/a.parquet", written(&whole, WriterProperties::default()).to_vec()),
+        ("/lake/b.parquet", written(&turned, manners().swap_remove(15).1).to_vec()),
+        ("/lake/c.parquet", b"PAR1 no such thing".to_vec()),
+        ("/lake/d.parquet", written(&only(&["n"]), WriterProperties::default()).to_vec()),
+    ];
+    let (objects, _) = both_ways(&COLUMNS[..1], files);
+    assert_eq!(objects["a.parquet"], objects["b.parquet"]);
+    assert!(objects["a.parquet"].is_ok() && objects["c.parquet"].is_err());
+    assert_eq!(objects["d.parquet"], Err("has no column email".to_owned()));
+}
+
+#[test]
+fn a_chunk_that_is_broken_fails_its_object_alone() {
+    let file = written(&people(300), WriterProperties::default()).to_vec();
+    let broken = [&file[..1500], &[0xee; 1500], &file[3000..]].concat();
+    let (objects, _) = found(&COLUMNS, vec![("/lake/a.parquet", file), ("/lake/b.parquet", broken)]);
+    assert!(objects["a.parquet"].is_ok());
+    let reason = objects["b.parquet"].as_ref().unwrap_err();
+    assert!(reason.starts_with("cannot be decoded"), "{reason}");
+}
+
+fn cells() -> impl Strategy<Value = Vec<Option<String>>> {
+    let cell = prop_oneof![
+        3 => Just(Some("ann@example.org".to_owned())),
+        1 => Just(Some("ANN@example.org ".to_owned())),
+        2 => Just(None),
+        1 => Just(Some("none".to_owned())),
+        4 => "[a-c]{1,3}@[d-e]{1,2}".prop_map(Some),
+    ];
+    proptest::collection::vec(cell, 1..200)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn probing_any_file_finds_what_the_filter_finds(cells in cells(), manner in 0..17usize, group in 1..60usize) {
+        let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..cells.len() as i64));
+        let mut lists = ListBuilder::new(StringBuilder::new());
+        for (i, cell) in cells.iter().enumerate() {
+            (0..i % 3).for_each(|_| lists.values().append_option(cell.as_deref()));
+            lists.append(i % 4 > 0);
+        }
+        let columns: Vec<(&str, ArrayRef)> =
+            vec![("n", numbers), ("email", Arc::new(StringArray::from(cells))), ("tags", Arc::new(lists.finish()))];
+        let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true))).unwrap();
+        let properties = manners().swap_remove(manner).1.into_builder().set_max_row_group_row_count(Some(group))
+            .set_data_page_row_count_limit(7).set_write_batch_size(3).set_sorting_columns(None).build();
+        let rules = [("email", "email", ""), ("tags", "email", "")];
+        both_ways(&rules, vec![("/lake/a.parquet", written(&batch, properties).to_vec())]);
+    }
+}
