@@ -18,7 +18,7 @@ use crate::identifier::ColumnPath;
 use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, Stray};
 use crate::meter::Meter;
 use crate::residue::{Named, Residues};
-use crate::store::{Location, Object, ObjectReader, Store, StoreError, Stores};
+use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
 use crate::verify_list::{Asked, Rules, Suppressed, add};
 use crate::verify_names;
 use crate::verify_normalise;
@@ -282,7 +282,7 @@ async fn stored_digest(store: &Arc<dyn Store>, file: &Object) -> Result<String, 
     let (mut digest, mut at) = (Sha256::new(), 0);
     while at < file.size_bytes {
         let end = file.size_bytes.min(at + PIECE_BYTES);
-        digest.update(store.get_range(file, at..end).await?);
+        digest.update(store::read(store.as_ref(), file, at..end).await?);
         at = end;
     }
     Ok(hex::encode(digest.finalize()))

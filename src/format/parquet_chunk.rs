@@ -8,7 +8,7 @@ use std::io::{Cursor, Read, Write};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use parquet::basic::{Encoding, PageType, Type as PhysicalType};
+use parquet::basic::{Compression, Encoding, PageType, Type as PhysicalType};
 use parquet::bloom_filter::Sbbf;
 use parquet::column::page::{Page, PageReader};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
@@ -24,6 +24,8 @@ use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::ColumnDescPtr;
 use roaring::RoaringTreemap;
 use xxhash_rust::xxh3::Xxh3;
+
+use crate::parquet_bounds::{self, Expansion};
 
 /// Records decoded at a time.
 const BATCH_RECORDS: usize = 8192;
@@ -485,19 +487,24 @@ fn edit<T: DataType>(
     Ok(())
 }
 
-/// Reads of one chunk through a window, so that a page costs no request of its own and a large chunk is never held whole.
-struct Window<R> {
+/// Reads of one chunk's pages through a window, so that a page costs no request of its own and a large chunk is never held whole;
+/// each page's header is looked over before a decoder takes it at its word.
+pub struct Window<R> {
     source: R,
     end: u64,
+    expansion: Expansion,
+    /// Where the content of the page begins whose header was read last.
+    content: Mutex<Option<u64>>,
     held: Mutex<(u64, Bytes)>,
 }
 
 const WINDOW_BYTES: u64 = 8 << 20;
 
 impl<R: ChunkReader> Window<R> {
-    fn new(source: R, column: &ColumnChunkMetaData) -> Self {
+    pub fn new(source: R, column: &ColumnChunkMetaData) -> Self {
         let (start, length) = column.byte_range();
-        Window { source, end: start.saturating_add(length), held: Mutex::new((0, Bytes::new())) }
+        let (end, expansion) = (start.saturating_add(length), expansion(column.compression()));
+        Window { source, end, expansion, content: Mutex::new(None), held: Mutex::new((0, Bytes::new())) }
     }
 
     /// At least `least` bytes from `start` on, more when they are at hand.
@@ -518,6 +525,17 @@ impl<R: ChunkReader> Length for Window<R> {
     }
 }
 
+/// How far the pages of a codec can expand.
+pub fn expansion(compression: Compression) -> Expansion {
+    match compression {
+        Compression::UNCOMPRESSED => Expansion::NONE,
+        Compression::SNAPPY => Expansion::SNAPPY,
+        Compression::LZ4 | Compression::LZ4_RAW => Expansion::LZ4,
+        Compression::GZIP(_) => Expansion::GZIP,
+        Compression::BROTLI(_) | Compression::ZSTD(_) | Compression::LZO => Expansion::OTHER,
+    }
+}
+
 /// Enough for any page header.
 const HEADER_BYTES: u64 = 64 << 10;
 
@@ -525,8 +543,15 @@ impl<R: ChunkReader> ChunkReader for Window<R> {
     type T = Box<dyn Read>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        let least = HEADER_BYTES.min(self.end.saturating_sub(start));
-        Ok(Box::new(Cursor::new(self.from(start, least)?)))
+        let left = self.end.saturating_sub(start);
+        let bytes = self.from(start, HEADER_BYTES.min(left))?;
+        // What is read from somewhere is a page header, or the content of the page whose header was read last.
+        let mut content = self.content.lock().map_err(|_| general("a reader panicked"))?;
+        if *content != Some(start) {
+            let page = parquet_bounds::check_page(&bytes, left, self.expansion).map_err(general)?;
+            *content = Some(start + page.header_bytes);
+        }
+        Ok(Box::new(Cursor::new(bytes)))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {

@@ -294,6 +294,24 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_ends_inside_quotes_is_cut_off() {
+        for (source, whole) in [
+            ("id,note\n1,\"a", false),
+            ("id,note\n1,\"a\n2,b\n", false),
+            ("id,note\n1,\"a\"\"", false),
+            ("id,note\n1,\"a\"", true),
+            ("id,note\n1,\"\"\"a\"", true),
+            ("id,note\n1,a\"", true),
+            ("id,note\n1,", true),
+            ("id,note\n1,\"a\"\r", true),
+            ("\"id\"", true),
+        ] {
+            let read = edit_file(Format::Csv, source.as_bytes(), &[], &Action::Delete);
+            assert_eq!(read.is_ok(), whole, "{source:?}: {read:?}");
+        }
+    }
+
+    #[test]
     fn removed_csv_records_leave_no_byte_and_kept_ones_all() {
         for (source, rows, wanted) in [
             ("id,note\n7,\"a\nb\"\n8,c\n", &[1][..], "id,note\n7,\"a\nb\"\n"),
