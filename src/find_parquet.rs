@@ -277,6 +277,14 @@ async fn filter(
     threads: usize,
     meter: &Arc<Meter>,
 ) -> Result<Scanned, FormatError> {
+    // The reader's row numbers go by the ordinals that a file tells; two alike would give one row group the rows of another.
+    let in_order = |opened: &&Opened| {
+        let groups = opened.footer.row_groups().iter().enumerate();
+        groups.filter_map(|(i, group)| Some((i, group.ordinal()?))).all(|(i, told)| i64::from(told) == i as i64)
+    };
+    if !objects.iter().all(in_order) {
+        return Err(FormatError::Unsupported("row groups that are not numbered in order".to_owned()));
+    }
     let filter = Arc::new(Filter::new(matcher.clone(), shape.routes.clone(), meter.clone()));
     let plan = plan(store, shape, objects, filter.clone(), threads).map_err(|error| datafusion_error(&error))?;
     let matched = run(plan, objects.len()).await?;

@@ -123,6 +123,8 @@ pub struct Journal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfinished {
     pub run_id: String,
+    /// The name of the job that it ran.
+    pub job: String,
     pub started_at: Timestamp,
     /// Swaps by sequence number, with the ETag after it where the swap was confirmed.
     pub swaps: Vec<(u64, Swap, Option<String>)>,
@@ -250,6 +252,7 @@ pub async fn unfinished(
         })?;
         if found.last().is_none_or(|last| last.run_id != run_id) {
             found.push(Unfinished {
+                job: String::new(),
                 run_id,
                 started_at: Timestamp::UNIX_EPOCH,
                 swaps: Vec::new(),
@@ -281,7 +284,7 @@ impl Unfinished {
     fn take(&mut self, sequence: u64, event: Event) {
         self.next = self.next.max(sequence + 1);
         match event {
-            Event::Begun { started_at, .. } => self.started_at = started_at,
+            Event::Begun { started_at, job } => (self.started_at, self.job) = (started_at, job),
             Event::Swapping(swap) => self.swaps.push((sequence, swap, None)),
             Event::Swapped { sequence, etag } => {
                 if let Some(swap) = self.swaps.iter_mut().find(|swap| swap.0 == sequence) {

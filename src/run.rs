@@ -486,6 +486,8 @@ async fn locked(
     let state = session.job.state.location.clone();
     let store = session.stores.of(&state);
     let id = run_id(session.now())?;
+    // First: the lock itself is a conditional write.
+    session.probe().await?;
     let lock = Lock::take(store.clone(), &state, &id).await?;
     let outcome = async {
         // A chain that cannot be continued stops the run before it changes anything.
@@ -494,6 +496,14 @@ async fn locked(
         let has_manifest = async |id: &str| chain::has_manifest(store.as_ref(), &state, id).await;
         let unfinished = journal::unfinished(&store, &state, has_manifest).await?;
         let run = match unfinished {
+            Some(unfinished) if unfinished.job != session.job.name => {
+                let (id, job) = (&unfinished.run_id, &unfinished.job);
+                return Err(Error::new(
+                    Exit::Conflict,
+                    format!("run {id} of job \"{job}\" never ended, and this job shares its state"),
+                )
+                .hint("run that job again first, or give each job a [state] uri of its own"));
+            }
             Some(unfinished) => {
                 tracing::warn!(run = unfinished.run_id, "going on with a run that never ended");
                 let journal = Journal::resume(store.clone(), &state, &unfinished);
@@ -551,6 +561,14 @@ async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
         match rewrite::settle(&session.stores.of(&location), &location, swap).await? {
             Settled::Swapped { object } => {
                 let etag = object.map_or_else(String::new, |object| object.etag.0);
+                if let (Location::S3 { .. }, false) = (&location, swap.dropped) {
+                    // The attempt died between the swap and the read-back: nobody has compared the new content yet, so a
+                    // person does before the old version goes.
+                    let reason = "the run was killed before the new content was read back".to_owned();
+                    let held =
+                        journal::Held { location: swap.location.clone(), etag: swap.etag_before.clone(), reason };
+                    run.journal.hold(*sequence, &held).await?;
+                }
                 run.journal.write(&journal::Event::Swapped { sequence: *sequence, etag: etag.clone() }).await?;
                 recovered.push(Recovered { swap: swap.clone(), etag });
             }

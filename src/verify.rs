@@ -117,7 +117,7 @@ impl Lists {
     pub fn named(&self, dataset: &DatasetSpec, location: &Location) -> Vec<Named> {
         let rules = Arc::new(self.suppressed.rules(dataset));
         let asked = Asked { suppressed: self.suppressed.clone(), rules };
-        let whole = || Named { range: 0..location.to_string().len(), kind: "text", digest: [0; 32] };
+        let whole = || Named { range: 0..location.to_string().len(), kind: "text", digest: [0; 32], is_certain: false };
         verify_names::named(dataset.scope.root(), location, &asked).unwrap_or_else(|_| vec![whole()])
     }
 }
@@ -216,7 +216,8 @@ async fn names(dataset: &DatasetSpec, object: &Object, asked: &Arc<Asked>) -> Re
     let (root, location, asked) = (dataset.scope.root().clone(), object.location.clone(), asked.clone());
     let named = tokio::task::spawn_blocking(move || verify_names::named(&root, &location, &asked)).await;
     let named = named.map_err(|error| Fault::from_join(&error))??;
-    Ok(Residues::of_name(named))
+    // The others are hidden where the name is shown, and no reason to act.
+    Ok(Residues::of_name(named.into_iter().filter(|named| named.is_certain).collect()))
 }
 
 /// The footers of other objects, gathered in one file by some writers.

@@ -141,7 +141,9 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<(), E> {
-        self.leaf(Value::Float(number))
+        // Beyond it a number has lost digits, and would be taken for its neighbour.
+        let is_exact = number.abs() < FLOAT_IS_EXACT_BELOW;
+        self.leaf(if is_exact { Value::Float(number) } else { Value::Other })
     }
 
     fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
@@ -152,6 +154,9 @@ impl<'de> Visitor<'de> for Walk<'_> {
         if self.top { Err(E::custom("no object")) } else { Ok(()) }
     }
 }
+
+/// 2 to the 53: every whole number below is one that a float can hold.
+const FLOAT_IS_EXACT_BELOW: f64 = 9_007_199_254_740_992.0;
 
 /// Where the values that `path` reaches stand in the line, ready to be replaced from the last to the first.
 pub fn spans(line: &Line<'_>, path: &ColumnPath) -> Result<Vec<Range<usize>>, FormatError> {
