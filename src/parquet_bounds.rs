@@ -139,6 +139,12 @@ pub fn check_page(bytes: &[u8], left: u64, expansion: Expansion) -> Result<PageB
     Ok(PageBounds { header_bytes, bytes: whole, values })
 }
 
+/// How many values a block of encoding DELTA_BINARY_PACKED claims: block size, mini-blocks, values.
+pub fn delta_values(block: &[u8]) -> Option<u64> {
+    let mut walk = Walk { bytes: block, at: 0 };
+    walk.varint().and_then(|_| walk.varint()).and_then(|_| walk.varint()).ok()
+}
+
 /// `FileMetaData.schema` and `SchemaElement.num_children`.
 const SCHEMA: i16 = 2;
 const NUM_CHILDREN: i16 = 5;

@@ -18,7 +18,7 @@ use parquet::file::reader::ChunkReader;
 use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescPtr;
 
-use crate::format::parquet_chunk::Window;
+use crate::format::parquet_chunk::{CheckedPages, Window};
 use crate::match_index::Check;
 
 /// What the rules that look at one column say of one value.
@@ -63,7 +63,7 @@ where
     if is_known(column) {
         probe.pages(pages)?;
     } else {
-        probe.values(Box::new(pages), column.column_descr_ptr())?;
+        probe.values(Box::new(CheckedPages::new(pages, column)), column.column_descr_ptr())?;
     }
     let answer = probe.answer;
     if answer.rows == rows { Ok(answer) } else { Err(corrupt("a column holds fewer or more rows than its row group")) }

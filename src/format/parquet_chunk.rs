@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use parquet::basic::{Compression, Encoding, PageType, Type as PhysicalType};
 use parquet::bloom_filter::Sbbf;
-use parquet::column::page::{Page, PageReader};
+use parquet::column::page::{Page, PageMetadata, PageReader};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
 use parquet::column::writer::{ColumnCloseResult, ColumnWriter, ColumnWriterImpl, get_column_writer};
 use parquet::data_type::{AsBytes, ByteArray, DataType, FixedLenByteArray};
@@ -172,7 +172,8 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
 
     fn pages(&self) -> Result<Box<dyn PageReader>> {
         let window = Arc::new(Window::new(self.source.clone(), self.column));
-        Ok(Box::new(SerializedPageReader::new(window, self.column, self.rows as usize, None)?))
+        let pages = SerializedPageReader::new(window, self.column, self.rows as usize, None)?;
+        Ok(Box::new(CheckedPages::new(pages, self.column)))
     }
 }
 
@@ -533,6 +534,77 @@ pub fn expansion(compression: Compression) -> Expansion {
         Compression::LZ4 | Compression::LZ4_RAW => Expansion::LZ4,
         Compression::GZIP(_) => Expansion::GZIP,
         Compression::BROTLI(_) | Compression::ZSTD(_) | Compression::LZO => Expansion::OTHER,
+    }
+}
+
+/// Pages whose lengths are no more than their values: the crate's decoder makes room for as many as the encoded lengths claim.
+pub struct CheckedPages<P> {
+    pages: P,
+    max_definition: i16,
+    max_repetition: i16,
+}
+
+impl<P: PageReader> CheckedPages<P> {
+    pub fn new(pages: P, column: &ColumnChunkMetaData) -> Self {
+        let descr = column.column_descr();
+        CheckedPages { pages, max_definition: descr.max_def_level(), max_repetition: descr.max_rep_level() }
+    }
+
+    fn check(&self, page: &Page) -> Result<()> {
+        let (buffer, encoding, values, levels) = match page {
+            Page::DataPage { buf, num_values, encoding, .. } => (buf, *encoding, *num_values, None),
+            Page::DataPageV2 { buf, num_values, encoding, def_levels_byte_len, rep_levels_byte_len, .. } => {
+                (buf, *encoding, *num_values, Some(*def_levels_byte_len as usize + *rep_levels_byte_len as usize))
+            }
+            Page::DictionaryPage { .. } => return Ok(()),
+        };
+        if !matches!(encoding, Encoding::DELTA_LENGTH_BYTE_ARRAY | Encoding::DELTA_BYTE_ARRAY) {
+            return Ok(());
+        }
+        let start = levels.or_else(|| self.levels_bytes(buffer)).unwrap_or(usize::MAX);
+        let claimed = buffer.get(start..).and_then(parquet_bounds::delta_values);
+        if claimed.is_some_and(|claimed| claimed <= u64::from(values)) {
+            return Ok(());
+        }
+        Err(general("a page claims more lengths than it has values"))
+    }
+
+    /// How long the levels of a first-version page are: each sort stands with its length before it.
+    fn levels_bytes(&self, buffer: &[u8]) -> Option<usize> {
+        let mut at = 0usize;
+        for _ in [self.max_repetition, self.max_definition].iter().filter(|max| **max > 0) {
+            let length = buffer.get(at..at.checked_add(4)?)?;
+            at = at.checked_add(4 + u32::from_le_bytes(length.try_into().ok()?) as usize)?;
+        }
+        Some(at)
+    }
+}
+
+impl<P: PageReader> Iterator for CheckedPages<P> {
+    type Item = Result<Page>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.get_next_page().transpose()
+    }
+}
+
+impl<P: PageReader> PageReader for CheckedPages<P> {
+    fn get_next_page(&mut self) -> Result<Option<Page>> {
+        let page = self.pages.get_next_page()?;
+        page.iter().try_for_each(|page| self.check(page))?;
+        Ok(page)
+    }
+
+    fn peek_next_page(&mut self) -> Result<Option<PageMetadata>> {
+        self.pages.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> Result<()> {
+        self.pages.skip_next_page()
+    }
+
+    fn at_record_boundary(&mut self) -> Result<bool> {
+        self.pages.at_record_boundary()
     }
 }
 
