@@ -139,10 +139,29 @@ pub fn check_page(bytes: &[u8], left: u64, expansion: Expansion) -> Result<PageB
     Ok(PageBounds { header_bytes, bytes: whole, values })
 }
 
-/// How many values a block of encoding DELTA_BINARY_PACKED claims: block size, mini-blocks, values.
-pub fn delta_values(block: &[u8]) -> Option<u64> {
-    let mut walk = Walk { bytes: block, at: 0 };
-    walk.varint().and_then(|_| walk.varint()).and_then(|_| walk.varint()).ok()
+/// Whether a sequence of encoding DELTA_BINARY_PACKED is whole and claims no more than `values_max` values; where it ends.
+pub fn delta_end(bytes: &[u8], values_max: u64) -> Result<usize, OutOfBounds> {
+    let mut walk = Walk { bytes, at: 0 };
+    let (block_values, miniblocks, values) = (walk.varint()?, walk.varint()?, walk.varint()?);
+    if values > values_max {
+        return Err("a page claims more lengths than it has values");
+    }
+    // The first value, and then blocks: the least delta, a bit width for each mini-block, the mini-blocks.
+    walk.number()?;
+    let per_miniblock = block_values.checked_div(miniblocks).filter(|count| *count > 0).ok_or("an empty block")?;
+    let mut left = values.saturating_sub(1);
+    while left > 0 {
+        walk.number()?;
+        let widths = walk.at;
+        walk.past(miniblocks)?;
+        for width in &bytes[widths..walk.at] {
+            if left > 0 {
+                walk.past(per_miniblock.saturating_mul(u64::from(*width)) / 8)?;
+                left = left.saturating_sub(per_miniblock);
+            }
+        }
+    }
+    Ok(walk.at)
 }
 
 /// `FileMetaData.schema` and `SchemaElement.num_children`.
@@ -293,6 +312,22 @@ mod tests {
             (vec![0x15, 0x00, 0x15, 0x01, 0x15, 0x01, 0x00], Expansion::NONE, Err("a page without a size")),
         ] {
             assert_eq!(check_pages(&chunk, expansion), wish, "{chunk:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_sequence_of_deltas_ends_where_its_blocks_do() {
+        // 128 values a block in 4 mini-blocks: the counts, the first value, a least delta, four widths, 8 bytes of width 2.
+        let packed = |values: u8| [vec![0x80, 0x01, 4, values, 0, 0, 2, 0, 0, 0], vec![0; 8], vec![9, 9]].concat();
+        for (bytes, values_max, wish) in [
+            (packed(1), 5, Ok(5)),
+            (packed(20), 20, Ok(18)),
+            (packed(100), 100, Ok(18)),
+            (packed(21), 20, Err("a page claims more lengths than it has values")),
+            (packed(20)[..12].to_vec(), 20, Err("a length reaches past its end")),
+            (vec![0x80, 0x01, 0, 20, 0], 20, Err("an empty block")),
+        ] {
+            assert_eq!(delta_end(&bytes, values_max), wish, "{bytes:?}");
         }
     }
 

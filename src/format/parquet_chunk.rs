@@ -537,20 +537,23 @@ pub fn expansion(compression: Compression) -> Expansion {
     }
 }
 
-/// Pages whose lengths are no more than their values: the crate's decoder makes room for as many as the encoded lengths claim.
+/// Pages whose values are no more than their chunk's, and whose lengths are no more than their values: the crate's decoder makes
+/// room for as many as the encoded lengths claim.
 pub struct CheckedPages<P> {
     pages: P,
     max_definition: i16,
     max_repetition: i16,
+    values_left: i64,
 }
 
 impl<P: PageReader> CheckedPages<P> {
     pub fn new(pages: P, column: &ColumnChunkMetaData) -> Self {
         let descr = column.column_descr();
-        CheckedPages { pages, max_definition: descr.max_def_level(), max_repetition: descr.max_rep_level() }
+        let (max_definition, max_repetition) = (descr.max_def_level(), descr.max_rep_level());
+        CheckedPages { pages, max_definition, max_repetition, values_left: column.num_values() }
     }
 
-    fn check(&self, page: &Page) -> Result<()> {
+    fn check(&mut self, page: &Page) -> Result<()> {
         let (buffer, encoding, values, levels) = match page {
             Page::DataPage { buf, num_values, encoding, .. } => (buf, *encoding, *num_values, None),
             Page::DataPageV2 { buf, num_values, encoding, def_levels_byte_len, rep_levels_byte_len, .. } => {
@@ -558,15 +561,21 @@ impl<P: PageReader> CheckedPages<P> {
             }
             Page::DictionaryPage { .. } => return Ok(()),
         };
+        self.values_left -= i64::from(values);
+        if self.values_left < 0 {
+            return Err(general("a page claims more values than its column chunk has"));
+        }
         if !matches!(encoding, Encoding::DELTA_LENGTH_BYTE_ARRAY | Encoding::DELTA_BYTE_ARRAY) {
             return Ok(());
         }
         let start = levels.or_else(|| self.levels_bytes(buffer)).unwrap_or(usize::MAX);
-        let claimed = buffer.get(start..).and_then(parquet_bounds::delta_values);
-        if claimed.is_some_and(|claimed| claimed <= u64::from(values)) {
-            return Ok(());
+        let lengths = buffer.get(start..).ok_or_else(|| general("levels past the end of a page"))?;
+        let end = parquet_bounds::delta_end(lengths, values.into()).map_err(general)?;
+        if encoding == Encoding::DELTA_BYTE_ARRAY {
+            // Lengths of prefixes came first; those of suffixes follow.
+            parquet_bounds::delta_end(&lengths[end..], values.into()).map_err(general)?;
         }
-        Err(general("a page claims more lengths than it has values"))
+        Ok(())
     }
 
     /// How long the levels of a first-version page are: each sort stands with its length before it.
