@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint tools venv install bench clean-demo
+.PHONY: help demo test faults lint tools venv install bench clean-demo
 
 CARGO ?= cargo
 PREFIX ?= $(HOME)/.local
@@ -36,6 +36,10 @@ demo: ## cleans a copy of sample_data/ in .demo/ and proves it; needs no server
 
 test: lint venv ## everything: format, clippy, unit and integration tests, S3 included
 	@$(CARGO) test --locked
+
+faults: ## 2,000 seeded fault schedules, a death at every call, 20,000 damaged files; SCHEDULES=n, CASES=n
+	@LAKESCRUB_FAULT_SCHEDULES=$${SCHEDULES:-2000} LAKESCRUB_FUZZ_CASES=$${CASES:-20000} \
+	  $(CARGO) test --locked --test it -- faults:: fuzz:: --skip s3_faults
 
 lint: ## formatting and clippy, warnings denied
 	@$(CARGO) fmt --check

@@ -448,6 +448,11 @@ impl DatasetRows<'_> {
             Ended::Failed { exit, reason } => {
                 row.outcome = if *exit == Exit::Incomplete { RowOutcome::Failed } else { failed(*exit) };
                 row.reason = Some(reason.clone());
+                if let Some(object) = &outcome.object {
+                    // Swapped, but not as it should be.
+                    row.etag = Some(object.etag.0.clone());
+                    row.version_id = object.version_id.clone();
+                }
                 self.exits.push(*exit);
             }
             Ended::NotBegun => {
@@ -470,8 +475,11 @@ impl DatasetRows<'_> {
             counts(&mut row, swap.rows_after, 0, swap.rows_after);
             row
         });
-        let (Some(before), Some(removed), Some(after)) = (row.rows_before, row.rows_removed, row.rows_after) else {
-            return;
+        let (before, removed, after) = match (row.rows_before, row.rows_removed, row.rows_after) {
+            (Some(before), Some(removed), Some(after)) => (before, removed, after),
+            // Not counted by this attempt, but still as that one left it: then its counts stand.
+            _ if row.etag.as_ref() == Some(&recovered.etag) => (swap.rows_after, 0, swap.rows_after),
+            _ => return,
         };
         if before != swap.rows_after {
             return;
@@ -484,7 +492,9 @@ impl DatasetRows<'_> {
             row.outcome = if swap.dropped { RowOutcome::Dropped } else { RowOutcome::Rewritten };
             row.sha256 = (!swap.dropped).then(|| swap.sha256.clone());
         }
-        row.reason = Some(format!("{} of {} rows matched", swap.rows_matched, swap.rows_before));
+        if row.outcome.is_clean() {
+            row.reason = Some(format!("{} of {} rows matched", swap.rows_matched, swap.rows_before));
+        }
     }
 
     fn take_verified(&mut self, verified: &VerifiedDataset) {

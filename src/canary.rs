@@ -105,7 +105,8 @@ async fn through_the_run(
     let mut found = Vec::new();
     for (number, spec) in job.datasets.iter().enumerate() {
         let matcher = Arc::new(index.matcher(number, spec));
-        let find = Find { spec, store: store.clone(), matcher, resources: &job.resources, meter: meter.clone() };
+        let (store, resources, meter) = (store.clone(), &job.resources, meter.clone());
+        let find = Find { spec, store, matcher, resources, meter, known: None };
         found.push(find::find(&find, now).await?);
     }
     let plan = plan::build(&job.datasets, found, &|_, location| location.to_string());

@@ -19,7 +19,7 @@ use crate::error::{Error, Exit, Result};
 use crate::manifest::{self, OBJECTS_FILE, Observations, PAYLOAD_TYPE, Previous, Statement, sha256_hex};
 use crate::object_table::ObjectRow;
 use crate::signature::{Envelope, PublicKey, SigningKey};
-use crate::store::{Location, Object, Precondition, Store, StoreError};
+use crate::store::{self, Location, Object, Precondition, Store, StoreError};
 
 pub const STATEMENT_FILE: &str = "manifest.json";
 pub const ENVELOPE_FILE: &str = "manifest.dsse.json";
@@ -104,7 +104,7 @@ pub async fn latest(store: &dyn Store, state: &Location) -> Result<Option<Previo
 pub async fn run_files(store: &dyn Store, state: &Location) -> Result<BTreeMap<String, Vec<String>>> {
     let prefix = manifests(state);
     let mut runs: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for object in store.list(&prefix).await? {
+    for object in store::list(store, &prefix).await? {
         if let Some((run_id, file)) = below(&prefix, &object.location).and_then(|name| name.split_once('/')) {
             runs.entry(run_id.to_owned()).or_default().push(file.to_owned());
         }
@@ -118,7 +118,7 @@ pub fn head_location(state: &Location) -> Location {
 
 /// The object, or `None` where there is none.
 pub async fn get_if_there(store: &dyn Store, location: &Location) -> Result<Option<(Object, Bytes)>, StoreError> {
-    match store.get(location).await {
+    match store::read_whole(store, location).await {
         Ok(found) => Ok(Some(found)),
         Err(StoreError::NotFound(_)) => Ok(None),
         Err(other) => Err(other),

@@ -2,7 +2,7 @@
 //!
 //! An object that cannot be read is a finding of its own, never a silence (invariant 9). Nothing is written here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::job::{DatasetSpec, MissingColumn, Resources};
 use crate::match_index::{Check, Matcher, Rule, Scratch};
 use crate::meter::Meter;
 use crate::plan::{Finding, Found, Seen};
-use crate::store::{Object, ObjectReader, Store, StoreError};
+use crate::store::{Location, Object, ObjectReader, Store, StoreError};
 
 /// How many objects have their footers open at a time.
 const WAVE_OBJECTS: usize = 128;
@@ -31,12 +31,15 @@ pub struct Find<'a> {
     pub matcher: Arc<Matcher>,
     pub resources: &'a Resources,
     pub meter: Arc<Meter>,
+    /// When the run looks again: what it has looked at already and now passes over. Noncurrent versions are looked at the first
+    /// time only.
+    pub known: Option<HashSet<Location>>,
 }
 
 /// Lists and scans one dataset. An `Err` is about the dataset as a whole: it could not be listed.
 pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
     let belongs = |name: &str| listing::belongs(name, find.spec.format);
-    let listing = match listing::list_dataset(find.store.as_ref(), &find.spec.scope, &belongs).await {
+    let mut listing = match listing::list_dataset(find.store.as_ref(), &find.spec.scope, &belongs).await {
         Ok(listing) => listing,
         Err(StoreError::NotFound(_)) => listing::Listing::default(),
         Err(error) => {
@@ -45,6 +48,9 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
             return Err(error);
         }
     };
+    if let Some(known) = &find.known {
+        listing.in_scope.retain(|object| !known.contains(&object.location));
+    }
     let mut found = Found { listed_at: now, not_in_scope: listing.not_in_scope, ..Found::default() };
     if let Some(table) = listing.table_format {
         let reason = listing::table_reason(table);
@@ -53,7 +59,9 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
         return Ok(found);
     }
     scan(find, listing.in_scope, &mut found).await;
-    found.versions = find_versions(find).await?;
+    if find.known.is_none() {
+        found.versions = find_versions(find).await?;
+    }
     Ok(found)
 }
 
@@ -185,7 +193,7 @@ async fn find_wave(find: &Find<'_>, wave: Vec<Object>, found: &mut Found) {
     for (column, objects) in without {
         let matcher = Arc::new(find.matcher.without(&column));
         let (store, meter) = (find.store.clone(), find.meter.clone());
-        let rest = Find { spec: find.spec, store, matcher, resources: find.resources, meter };
+        let rest = Find { spec: find.spec, store, matcher, resources: find.resources, meter, known: None };
         Box::pin(find_wave(&rest, objects, found)).await;
     }
 }

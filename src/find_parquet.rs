@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,17 +36,19 @@ use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::basic::Type as PhysicalType;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use roaring::RoaringTreemap;
 
 use crate::column_values::{Leaf, NoRoute, Route, route};
 use crate::find_probe::{ProbeExec, ProbedColumn, ProbedObject};
+use crate::format::parquet_chunk::expansion;
 use crate::format::{FormatError, parquet_column, scrubbed};
 use crate::identifier::ColumnPath;
 use crate::job::Resources;
 use crate::match_index::{Check, Matcher, Rule, Scratch};
 use crate::meter::Meter;
-use crate::store::{Object, Store, StoreError, store_error};
+use crate::parquet_bounds::{self, Expansion};
+use crate::store::{self, Object, Store, StoreError, store_error};
 
 /// Objects of one shape: the same root columns of the same types under the same routes.
 pub struct Shape {
@@ -58,6 +61,7 @@ pub struct Opened {
     pub object: Object,
     pub rows: u64,
     footer: Arc<ParquetMetaData>,
+    expansion: Expansion,
 }
 
 /// What a scan of some objects saw.
@@ -78,7 +82,7 @@ pub enum CannotOpen {
 }
 
 /// Bytes of the first read from the end: one request for most footers.
-const FOOTER_GUESS_BYTES: usize = 64 << 10;
+const FOOTER_GUESS_BYTES: u64 = 64 << 10;
 
 /// Reads the footer of `object` and finds the matcher's columns in it.
 pub async fn open(
@@ -86,23 +90,56 @@ pub async fn open(
     object: Object,
     columns: &[ColumnPath],
 ) -> Result<(Opened, Shape), CannotOpen> {
-    let mut reader = PinnedReader::new(store.clone(), object.clone(), None);
-    let footer = ParquetMetaDataReader::new()
-        .with_prefetch_hint(Some(FOOTER_GUESS_BYTES))
-        .with_page_index_policy(PageIndexPolicy::Skip)
-        .load_and_finish(&mut reader, object.size_bytes)
-        .await
-        .map_err(|error| parquet_error(&error))?;
+    let footer = fetch_footer(store.as_ref(), &object).await?;
+    // A decoder that panics on odd bytes has not decoded them.
+    let understood = std::panic::catch_unwind(AssertUnwindSafe(|| understand(&footer, columns)));
+    let (footer, rows, shape) = understood.map_err(|_| corrupt("the decoder panicked"))??;
+    let chunks = footer.row_groups().iter().flat_map(RowGroupMetaData::columns);
+    let expansion = chunks.map(|chunk| expansion(chunk.compression())).max().unwrap_or(Expansion::NONE);
+    Ok((Opened { object, rows, footer: Arc::new(footer), expansion }, shape))
+}
+
+/// The footer, which keeps within its bounds.
+async fn fetch_footer(store: &dyn Store, object: &Object) -> Result<Bytes, FormatError> {
+    let size = object.size_bytes;
+    if size < 12 {
+        return Err(corrupt("too short for a Parquet file"));
+    }
+    let mut tail = store::read(store, object, size.saturating_sub(FOOTER_GUESS_BYTES)..size).await?;
+    match &tail[tail.len() - 4..] {
+        b"PAR1" => {}
+        b"PARE" => return Err(FormatError::Unsupported("an encrypted footer".to_owned())),
+        _ => return Err(corrupt("it does not end like a Parquet file")),
+    }
+    let length = parquet_bounds::footer_bytes(&tail[tail.len() - 8..]);
+    if length > size {
+        return Err(corrupt("the footer is longer than the file"));
+    }
+    if length > tail.len() as u64 {
+        tail = store::read(store, object, size - length..size).await?;
+    }
+    let footer = tail.slice(tail.len() - length as usize..tail.len() - 8);
+    parquet_bounds::check_footer(&footer).map_err(|why| corrupt(&format!("the footer: {why}")))?;
+    Ok(footer)
+}
+
+fn understand(footer: &[u8], columns: &[ColumnPath]) -> Result<(ParquetMetaData, u64, Shape), CannotOpen> {
+    let footer = ParquetMetaDataReader::decode_metadata(footer).map_err(|error| parquet_error(&error))?;
     let file = footer.file_metadata();
     let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
         .map_err(|error| parquet_error(&error))?;
     let shape = shape(&schema, columns)?;
-    let rows = u64::try_from(file.num_rows()).map_err(|_| FormatError::Corrupt("a negative row count".to_owned()))?;
-    let in_groups: i64 = footer.row_groups().iter().map(|group| group.num_rows()).sum();
-    if in_groups != file.num_rows() {
-        return Err(FormatError::Corrupt("the row groups do not add up to the file's row count".to_owned()).into());
+    let rows = u64::try_from(file.num_rows()).map_err(|_| corrupt("a negative row count"))?;
+    let in_groups =
+        footer.row_groups().iter().try_fold(0u64, |sum, group| sum.checked_add(group.num_rows().try_into().ok()?));
+    if in_groups != Some(rows) {
+        return Err(corrupt("the row groups do not add up to the file's row count").into());
     }
-    Ok((Opened { object, rows, footer: Arc::new(footer) }, shape))
+    Ok((footer, rows, shape))
+}
+
+fn corrupt(reason: &str) -> FormatError {
+    FormatError::Corrupt(reason.to_owned())
 }
 
 /// Keeps the root columns that the paths need; strings and binaries are read as views, which copies no long value.
@@ -240,6 +277,14 @@ async fn filter(
     threads: usize,
     meter: &Arc<Meter>,
 ) -> Result<Scanned, FormatError> {
+    // The reader's row numbers go by the ordinals that a file tells; two alike would give one row group the rows of another.
+    let in_order = |opened: &&Opened| {
+        let groups = opened.footer.row_groups().iter().enumerate();
+        groups.filter_map(|(i, group)| Some((i, group.ordinal()?))).all(|(i, told)| i64::from(told) == i as i64)
+    };
+    if !objects.iter().all(in_order) {
+        return Err(FormatError::Unsupported("row groups that are not numbered in order".to_owned()));
+    }
     let filter = Arc::new(Filter::new(matcher.clone(), shape.routes.clone(), meter.clone()));
     let plan = plan(store, shape, objects, filter.clone(), threads).map_err(|error| datafusion_error(&error))?;
     let matched = run(plan, objects.len()).await?;
@@ -289,10 +334,8 @@ fn plan(
         .with_virtual_columns(vec![Arc::new(row_number)])
         .build();
     let (columns, schema) = (shape.schema.fields().len(), table.table_schema().clone());
-    let readers = PinnedReaders {
-        store: store.clone(),
-        opened: objects.iter().map(|opened| (opened.object.clone(), opened.footer.clone())).collect(),
-    };
+    let readers =
+        PinnedReaders { opened: objects.iter().map(|opened| PinnedReader::new(store.clone(), opened)).collect() };
     let source = ParquetSource::new(table)
         .with_parquet_file_reader_factory(Arc::new(readers))
         .with_pushdown_filters(false)
@@ -475,8 +518,7 @@ impl ScalarUDFImpl for IsSuppressed {
 
 /// Gives the scan its objects by number, with the footer that is read already.
 struct PinnedReaders {
-    store: Arc<dyn Store>,
-    opened: Vec<(Object, Arc<ParquetMetaData>)>,
+    opened: Vec<PinnedReader>,
 }
 
 impl std::fmt::Debug for PinnedReaders {
@@ -494,39 +536,42 @@ impl ParquetFileReaderFactory for PinnedReaders {
         _: &ExecutionPlanMetricsSet,
     ) -> Result<Box<dyn AsyncFileReader + Send>, DataFusionError> {
         let number: Option<usize> = file.path().as_ref().parse().ok();
-        let (object, footer) = number
+        let reader = number
             .and_then(|number| self.opened.get(number))
             .ok_or_else(|| DataFusionError::Internal("a scan asked for an object it was not given".to_owned()))?;
-        Ok(Box::new(PinnedReader::new(self.store.clone(), object.clone(), Some(footer.clone()))))
+        Ok(Box::new(reader.clone()))
     }
 }
 
-/// Reads of one object at the ETag that was listed.
+/// Reads of one object at the ETag that was listed. A scan asks for whole column chunks, whose pages are looked over here.
+#[derive(Clone)]
 struct PinnedReader {
     store: Arc<dyn Store>,
     object: Object,
-    footer: Option<Arc<ParquetMetaData>>,
+    footer: Arc<ParquetMetaData>,
+    expansion: Expansion,
 }
 
 /// Ranges closer than this are fetched as one: a request costs more than these bytes.
 const COALESCE_BYTES: u64 = 512 << 10;
 
 impl PinnedReader {
-    fn new(store: Arc<dyn Store>, object: Object, footer: Option<Arc<ParquetMetaData>>) -> Self {
-        PinnedReader { store, object, footer }
+    fn new(store: Arc<dyn Store>, opened: &Opened) -> Self {
+        let Opened { object, footer, expansion, .. } = opened;
+        PinnedReader { store, object: object.clone(), footer: footer.clone(), expansion: *expansion }
     }
 }
 
 impl AsyncFileReader for PinnedReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, parquet::errors::Result<Bytes>> {
-        async move { self.store.get_range(&self.object, range).await.map_err(external) }.boxed()
+        async move { store::read(self.store.as_ref(), &self.object, range).await.map_err(external) }.boxed()
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, parquet::errors::Result<Vec<Bytes>>> {
         async move {
             let spans = coalesce(&ranges);
             let fetched: Vec<Bytes> = futures::stream::iter(spans.iter().cloned())
-                .map(|span| self.store.get_range(&self.object, span))
+                .map(|span| store::read(self.store.as_ref(), &self.object, span))
                 .buffered(4)
                 .try_collect()
                 .await
@@ -534,9 +579,12 @@ impl AsyncFileReader for PinnedReader {
             let cut = |range: &Range<u64>| {
                 let at = spans.partition_point(|span| span.start <= range.start) - 1;
                 let start = (range.start - spans[at].start) as usize;
-                fetched[at].slice(start..start + (range.end - range.start) as usize)
+                let chunk = fetched[at].slice(start..start + (range.end - range.start) as usize);
+                parquet_bounds::check_pages(&chunk, self.expansion)
+                    .map(|_| chunk)
+                    .map_err(|why| ParquetError::General(why.to_owned()))
             };
-            Ok(ranges.iter().map(cut).collect())
+            ranges.iter().map(cut).collect()
         }
         .boxed()
     }
@@ -545,8 +593,8 @@ impl AsyncFileReader for PinnedReader {
         &'a mut self,
         _: Option<&'a ArrowReaderOptions>,
     ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
-        let footer = self.footer.clone().ok_or_else(|| ParquetError::General("no footer was read".to_owned()));
-        async move { footer }.boxed()
+        let footer = self.footer.clone();
+        async move { Ok(footer) }.boxed()
     }
 }
 

@@ -28,7 +28,7 @@ use crate::identifier::Value;
 use crate::match_index::{Matcher, Rule, Scratch};
 use crate::meter::Meter;
 use crate::probe_chunk::{Answer, Verdict, probe_chunk};
-use crate::store::{Object, ObjectReader, Store, StoreError};
+use crate::store::{self, Object, ObjectReader, Store, StoreError};
 
 type Result<T, E = DataFusionError> = std::result::Result<T, E>;
 
@@ -236,7 +236,7 @@ impl Work {
     }
 
     fn task_bytes(&self, task: Task) -> u64 {
-        self.columns(task).map(|column| column.compressed_size().max(0) as u64).sum()
+        self.columns(task).fold(0, |sum, column| sum.saturating_add(column.compressed_size().max(0) as u64))
     }
 
     async fn fetch(&self, task: Task) -> Result<Vec<Chunk>, StoreError> {
@@ -244,7 +244,7 @@ impl Work {
         let is_small = self.task_bytes(task) <= self.ahead_bytes.max(8 << 20);
         let fetching = self.columns(task).map(|column| async move {
             match range(column, object.size_bytes) {
-                Some(range) if is_small => self.store.get_range(object, range).await.map(Chunk::Held),
+                Some(range) if is_small => store::read(self.store.as_ref(), object, range).await.map(Chunk::Held),
                 // A range outside the object is told by whoever reads it.
                 Some(_) | None => {
                     let runtime = self.runtime.clone();

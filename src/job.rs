@@ -299,6 +299,7 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
         check_names(&top, "dataset", datasets.iter().map(|dataset| dataset.name.as_str()));
         check_comparable(&top, lists, datasets);
         datasets.iter().for_each(|dataset| check_redaction(&top, dataset));
+        check_apart(&top, lists, datasets, state.as_ref());
     }
     top.finish();
     Some(Job { name, digest, state: state?, s3, guard, resources, canaries, lists: lists?, datasets: datasets? })
@@ -348,6 +349,25 @@ fn check_comparable(top: &Table<'_>, lists: &[ListSpec], datasets: &[DatasetSpec
                     );
                 }
             }
+        }
+    }
+}
+
+/// A list inside a dataset would be scrubbed empty, and a state inside one would be scanned as data; what is hidden by its name
+/// (`.lakescrub/`) is no part of a dataset.
+fn check_apart(top: &Table<'_>, lists: &[ListSpec], datasets: &[DatasetSpec], state: Option<&State>) {
+    let is_inside = |dataset: &DatasetSpec, inner: &Location| {
+        let Scope::Prefix(root) = &dataset.scope else { return dataset.scope == Scope::Object(inner.clone()) };
+        let (root, inner) = (root.to_string(), inner.to_string());
+        let below = inner.strip_prefix(root.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/'));
+        below.is_some_and(|below| !below.split('/').any(|segment| segment.starts_with(['_', '.'])))
+    };
+    for dataset in datasets {
+        for list in lists.iter().filter(|list| is_inside(dataset, list.scope.root())) {
+            top.fault("list", format!("{} lies in dataset {}, which would be scrubbed of it", list.name, dataset.name));
+        }
+        if state.is_some_and(|state| is_inside(dataset, &state.location)) {
+            top.fault("state.uri", format!("lies in dataset {}, where it would be read as data", dataset.name));
         }
     }
 }
@@ -825,6 +845,18 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
         assert!(faults(&lost)[0].contains("no list has a column \"plz\" of kind zip"), "{:?}", faults(&lost));
         let kept = DEMO.replace("format = \"parquet\"", "action = \"redact\"\nredact = { name = \"null\" }");
         assert!(faults(&kept)[0].contains("user.email is matched but not redacted"), "{:?}", faults(&kept));
+    }
+
+    #[test]
+    fn lists_and_state_lie_apart_from_the_data() {
+        for (from, to, wanted) in [
+            ("s3://privacy/optouts/*.csv", "lake/events/optouts.csv", "crm lies in dataset events"),
+            ("uri = \"state/\"", "uri = \"lake/events/state/\"", "lies in dataset events, where it would be read"),
+        ] {
+            let found = faults(&DEMO.replace(from, to));
+            assert!(found.iter().any(|fault| fault.contains(wanted)), "{found:?}");
+        }
+        assert!(faults(&DEMO.replace("uri = \"state/\"", "uri = \"lake/events/.lakescrub/\"")).is_empty());
     }
 
     #[test]

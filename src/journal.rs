@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Exit, Result};
-use crate::store::{Etag, Location, Object, Precondition, Store, StoreError};
+use crate::store::{self, Etag, Location, Object, Precondition, Store, StoreError};
 
 /// What a journal entry says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,8 +97,8 @@ fn holds(state: &Location) -> Location {
 /// What earlier runs hold back from purging.
 pub async fn held(store: &Arc<dyn Store>, state: &Location) -> Result<Vec<Held>> {
     let mut held = Vec::new();
-    for entry in store.list(&holds(state).join("")).await? {
-        let (_, bytes) = store.get(&entry.location).await?;
+    for entry in store::list(store.as_ref(), &holds(state).join("")).await? {
+        let (_, bytes) = store::read_whole(store.as_ref(), &entry.location).await?;
         held.push(serde_json::from_slice(&bytes).map_err(|_| {
             Error::new(Exit::Untrusted, format!("{} is no note of a held version", entry.location))
                 .hint("it kept an old object version from being purged: find out which before you remove it")
@@ -115,12 +115,16 @@ pub struct Journal {
     root: Location,
     pub run_id: String,
     next: AtomicU64,
+    /// Swaps that were announced and neither confirmed nor given up.
+    open: AtomicU64,
 }
 
 /// What a run that never ended left behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfinished {
     pub run_id: String,
+    /// The name of the job that it ran.
+    pub job: String,
     pub started_at: Timestamp,
     /// Swaps by sequence number, with the ETag after it where the swap was confirmed.
     pub swaps: Vec<(u64, Swap, Option<String>)>,
@@ -141,8 +145,8 @@ impl Journal {
         job: &str,
     ) -> Result<Journal> {
         let root = journals(state).join(run_id);
-        let state = state.clone();
-        let journal = Journal { store, state, root, run_id: run_id.to_owned(), next: AtomicU64::new(0) };
+        let (next, open) = (AtomicU64::new(0), AtomicU64::new(0));
+        let journal = Journal { store, state: state.clone(), root, run_id: run_id.to_owned(), next, open };
         journal.write(&Event::Begun { started_at, job: job.to_owned() }).await?;
         Ok(journal)
     }
@@ -150,19 +154,30 @@ impl Journal {
     /// Goes on with the journal of a run that never ended.
     pub fn resume(store: Arc<dyn Store>, state: &Location, unfinished: &Unfinished) -> Journal {
         let root = journals(state).join(&unfinished.run_id);
-        let state = state.clone();
-        Journal { store, state, root, run_id: unfinished.run_id.clone(), next: AtomicU64::new(unfinished.next) }
+        let open = unfinished.swaps.iter().filter(|(_, _, confirmed)| confirmed.is_none()).count() as u64;
+        let (next, open) = (AtomicU64::new(unfinished.next), AtomicU64::new(open));
+        Journal { store, state: state.clone(), root, run_id: unfinished.run_id.clone(), next, open }
     }
 
     /// Writes one entry durably and returns its sequence number.
     pub async fn write(&self, event: &Event) -> Result<u64, StoreError> {
         let sequence = self.next.fetch_add(1, Ordering::SeqCst);
         let bytes = serde_json::to_vec(event).expect("a journal entry is plain JSON");
-        self.store
-            .put(&self.root.join(&format!("{sequence:08}.json")), Bytes::from(bytes), Precondition::Absent)
-            .await?;
+        let location = self.root.join(&format!("{sequence:08}.json"));
+        put_or_own(self.store.as_ref(), &location, Bytes::from(bytes), Precondition::Absent).await?;
+        match event {
+            Event::Begun { .. } | Event::Purging { .. } => {}
+            Event::Swapping(_) => drop(self.open.fetch_add(1, Ordering::SeqCst)),
+            Event::Swapped { .. } | Event::GivenUp { .. } => drop(self.open.fetch_sub(1, Ordering::SeqCst)),
+        }
         stop_for_tests(sequence);
         Ok(sequence)
+    }
+
+    /// How many announced swaps nobody can tell the end of. Such a run must not end with a manifest: the next one goes on with
+    /// its journal and looks.
+    pub fn swaps_in_doubt(&self) -> u64 {
+        self.open.load(Ordering::SeqCst)
     }
 
     /// Notes durably that an old version must not be purged.
@@ -184,9 +199,26 @@ impl Journal {
     }
 }
 
+/// One conditional write. A conflict with the very same bytes is our own write, whose reply was lost.
+async fn put_or_own(
+    store: &dyn Store,
+    location: &Location,
+    bytes: Bytes,
+    when: Precondition,
+) -> Result<Object, StoreError> {
+    match store.put(location, bytes.clone(), when).await {
+        Err(StoreError::Changed(changed)) => match store::read_whole(store, location).await {
+            Ok((object, there)) if there == bytes => Ok(object),
+            Ok(_) | Err(StoreError::NotFound(_)) => Err(StoreError::Changed(changed)),
+            Err(error) => Err(error),
+        },
+        other => other,
+    }
+}
+
 async fn remove(store: &Arc<dyn Store>, root: &Location) -> Result<(), StoreError> {
     let prefix = root.join("");
-    for entry in store.list(&prefix).await?.iter().rev() {
+    for entry in store::list(store.as_ref(), &prefix).await?.iter().rev() {
         store.delete(entry).await?;
     }
     Ok(())
@@ -210,16 +242,17 @@ pub async fn unfinished(
     has_manifest: impl AsyncFn(&str) -> Result<bool>,
 ) -> Result<Option<Unfinished>> {
     let mut found: Vec<Unfinished> = Vec::new();
-    let entries = store.list(&journals(state).join("")).await?;
+    let entries = store::list(store.as_ref(), &journals(state).join("")).await?;
     for entry in &entries {
         let Some((run_id, sequence)) = entry_name(entry) else { continue };
-        let (_, bytes) = store.get(&entry.location).await?;
+        let (_, bytes) = store::read_whole(store.as_ref(), &entry.location).await?;
         let event: Event = serde_json::from_slice(&bytes).map_err(|_| {
             Error::new(Exit::Untrusted, format!("the journal entry {} is no journal entry", entry.location))
                 .hint("move the folder journal/ of the state away and run again")
         })?;
         if found.last().is_none_or(|last| last.run_id != run_id) {
             found.push(Unfinished {
+                job: String::new(),
                 run_id,
                 started_at: Timestamp::UNIX_EPOCH,
                 swaps: Vec::new(),
@@ -251,7 +284,7 @@ impl Unfinished {
     fn take(&mut self, sequence: u64, event: Event) {
         self.next = self.next.max(sequence + 1);
         match event {
-            Event::Begun { started_at, .. } => self.started_at = started_at,
+            Event::Begun { started_at, job } => (self.started_at, self.job) = (started_at, job),
             Event::Swapping(swap) => self.swaps.push((sequence, swap, None)),
             Event::Swapped { sequence, etag } => {
                 if let Some(swap) = self.swaps.iter_mut().find(|swap| swap.0 == sequence) {
@@ -297,12 +330,12 @@ impl Lock {
         let ours = Holder::this(run_id);
         let mut precondition = Precondition::Absent;
         for _ in 0..5 {
-            match store.put(&location, ours.bytes(), precondition).await {
+            match put_or_own(store.as_ref(), &location, ours.bytes(), precondition).await {
                 Ok(object) => return Ok(Lock::hold(store, location, object, ours)),
                 Err(StoreError::Changed(_)) => {}
                 Err(error) => return Err(error.into()),
             }
-            precondition = match store.get(&location).await {
+            precondition = match store::read_whole(store.as_ref(), &location).await {
                 Err(StoreError::NotFound(_)) => Precondition::Absent,
                 Err(error) => return Err(error.into()),
                 Ok((object, bytes)) => match serde_json::from_slice::<Holder>(&bytes) {
@@ -356,7 +389,8 @@ async fn renew(
         tokio::time::sleep(RENEW_EVERY).await;
         holder.expires_at = Timestamp::now() + LOCK_TTL;
         let mut object = current.lock().await;
-        match store.put(&location, holder.bytes(), Precondition::Unchanged(object.etag.clone())).await {
+        let when = Precondition::Unchanged(object.etag.clone());
+        match put_or_own(store.as_ref(), &location, holder.bytes(), when).await {
             Ok(renewed) => *object = renewed,
             Err(StoreError::Changed(_) | StoreError::NotFound(_)) => return lost.store(true, Ordering::SeqCst),
             // The store may come back before the lock expires; if not, the swaps fail as well.

@@ -77,6 +77,7 @@ pub mod identifier;
 pub mod action;
 pub mod residue;
 pub mod meter;
+pub mod parquet_bounds;
 // where
 pub mod toml_reader;
 pub mod job;

@@ -18,7 +18,7 @@ use crate::manifest::{self, OBJECTS_FILE, ObjectsFile, PAYLOAD_TYPE, Previous, S
 use crate::merkle;
 use crate::object_table::{self, ObjectRow};
 use crate::signature::{Envelope, PublicKey, SignatureError};
-use crate::store::{Location, Store, StoreError, Stores};
+use crate::store::{self, Location, Store, StoreError, Stores};
 
 /// What was checked and held; what does not hold is an error with exit 8.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -371,13 +371,13 @@ async fn trusted_keys(store: &dyn Store, state: Option<&Location>, public_key: O
 async fn keys_in_state(store: &dyn Store, state: &Location) -> Result<Vec<PublicKey>> {
     let prefix = state.join("keys/");
     let mut keys = Vec::new();
-    for object in store.list(&prefix).await? {
+    for object in store::list(store, &prefix).await? {
         let name = chain::below(&prefix, &object.location).unwrap_or_default();
         let keyid = name.strip_suffix(".pub").filter(|keyid| keyid.len() == 64);
         if name != FIRST_KEY_FILE && keyid.is_none() {
             continue;
         }
-        let (_, pem) = store.get(&object.location).await?;
+        let (_, pem) = store::read_whole(store, &object.location).await?;
         let key = std::str::from_utf8(&pem).ok().and_then(|pem| PublicKey::from_pem(pem).ok());
         match key.filter(|key| key.to_pem() == pem && keyid.is_none_or(|keyid| keyid == key.keyid())) {
             Some(key) => keys.push(key),

@@ -170,6 +170,15 @@ impl Step {
     }
 }
 
+impl Plan {
+    /// Takes in objects that were found later; their steps follow the others.
+    pub fn take_late(&mut self, late: Plan) {
+        for (dataset, late) in self.datasets.iter_mut().zip(late.datasets) {
+            dataset.steps.extend(late.steps);
+        }
+    }
+}
+
 impl DatasetPlan {
     pub fn rows(&self) -> u64 {
         self.steps.iter().map(|step| step.rows).sum()

@@ -18,6 +18,7 @@ use parquet::file::reader::ChunkReader;
 use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescPtr;
 
+use crate::format::parquet_chunk::{CheckedPages, Window};
 use crate::match_index::Check;
 
 /// What the rules that look at one column say of one value.
@@ -57,12 +58,12 @@ where
     R: ChunkReader + 'static,
     F: FnMut(&[u8]) -> Verdict,
 {
-    let pages = SerializedPageReader::new(Arc::new(reader), column, rows as usize, None)?;
+    let pages = SerializedPageReader::new(Arc::new(Window::new(reader, column)), column, rows as usize, None)?;
     let mut probe = Probe::new(column, ask);
     if is_known(column) {
         probe.pages(pages)?;
     } else {
-        probe.values(Box::new(pages), column.column_descr_ptr())?;
+        probe.values(Box::new(CheckedPages::new(pages, column)), column.column_descr_ptr())?;
     }
     let answer = probe.answer;
     if answer.rows == rows { Ok(answer) } else { Err(corrupt("a column holds fewer or more rows than its row group")) }

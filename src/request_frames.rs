@@ -3,8 +3,10 @@
 //! Polars decodes from an unnamed temporary file, batch by batch and only the columns that are needed. Its messages may quote
 //! cells, so none is passed on. Invariant: as many rows leave as the file has.
 
+use std::fs::File;
 use std::io::Read;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -15,10 +17,13 @@ use polars::prelude::{
     Column, CsvEncoding, DataFrame, DataType, Engine, LazyCsvReader, LazyFileListReader, LazyFrame, PlanCallback,
     PolarsResult, ScanArgsParquet, Schema, Series, by_name,
 };
+use polars_parquet::parquet::read::deserialize_metadata;
+use polars_parquet::read::ColumnChunkMetadata;
 use rayon::prelude::*;
 
 use crate::identifier::Value;
 use crate::job::ListSpec;
+use crate::parquet_bounds;
 use crate::request_bytes::{PIECE_BYTES, Scratch, Unusable, read_piece};
 use crate::request_cells::{Cell, Cells, CellsBuilder, resolve};
 use crate::request_lines::{BadRecord, Record, RecordScanner, fields};
@@ -198,6 +203,7 @@ pub fn read_parquet(list: &ListSpec, scratch: &Scratch, sink: Sink<'_>) -> Resul
         let args = ScanArgsParquet { hive_options, use_statistics: false, cache: false, ..Default::default() };
         LazyFrame::scan_parquet_sources(ScanSources::Files(Arc::new([source])), args)
     };
+    check_bounds(&scratch.handle()?)?;
     let source = scratch.handle()?;
     let schema = guarded(|| frame(source)?.collect_schema())?;
     let there: Vec<String> = schema.iter_names().map(|name| name.to_string()).collect();
@@ -208,6 +214,53 @@ pub fn read_parquet(list: &ListSpec, scratch: &Scratch, sink: Sink<'_>) -> Resul
         .collect::<Result<_, _>>()?;
     let source = scratch.handle()?;
     scan(|| frame(source), &names, list, Origin::Typed, sink)
+}
+
+/// Polars takes a footer and page headers at their word: it reserves memory by their counts, and reads past the file where a chunk
+/// is said to be. Neither could be caught.
+fn check_bounds(file: &File) -> Result<(), Unusable> {
+    let size = file.metadata().map_err(|_| undecodable())?.len();
+    let end = size.checked_sub(8).ok_or_else(undecodable)?;
+    let length = parquet_bounds::footer_bytes(&bytes_at(file, end, 8)?);
+    let start = size.checked_sub(length).ok_or_else(undecodable)?;
+    let footer = bytes_at(file, start, end - start)?;
+    parquet_bounds::check_footer(&footer).map_err(|why| Unusable::corrupt(format!("its footer: {why}")))?;
+    let whole = bytes_at(file, start, length)?;
+    let metadata = guarded(|| Ok(deserialize_metadata(whole.into())?))?;
+    for group in &metadata.row_groups {
+        for chunk in group.parquet_columns() {
+            check_chunk(file, start, chunk, group.num_rows() as u64)?;
+        }
+    }
+    Ok(())
+}
+
+/// Enough for any page header.
+const HEADER_BYTES: u64 = 16 << 10;
+
+/// A chunk and its pages lie before the footer, and hold as many values as they are said to.
+fn check_chunk(file: &File, footer: u64, chunk: &ColumnChunkMetadata, rows: u64) -> Result<(), Unusable> {
+    let start = chunk.dictionary_page_offset().unwrap_or_else(|| chunk.data_page_offset());
+    let (start, length) = (u64::try_from(start), u64::try_from(chunk.compressed_size()));
+    let (Ok(mut at), Ok(length)) = (start, length) else { return Err(undecodable()) };
+    let end = at.checked_add(length).filter(|end| *end <= footer).ok_or_else(undecodable)?;
+    let mut values = 0u64;
+    while at < end {
+        let bytes = bytes_at(file, at, HEADER_BYTES.min(end - at))?;
+        let page = parquet_bounds::check_page(&bytes, end - at, chunk.compression().into())
+            .map_err(|why| Unusable::corrupt(format!("one of its pages: {why}")))?;
+        at += page.bytes;
+        values = values.saturating_add(page.values);
+    }
+    let flat = chunk.descriptor().descriptor.max_rep_level == 0;
+    let as_told = u64::try_from(chunk.num_values()) == Ok(values) && (!flat || values == rows);
+    if as_told { Ok(()) } else { Err(undecodable()) }
+}
+
+fn bytes_at(file: &File, at: u64, length: u64) -> Result<Vec<u8>, Unusable> {
+    let mut bytes = vec![0; usize::try_from(length).map_err(|_| undecodable())?];
+    file.read_exact_at(&mut bytes, at).map_err(|_| undecodable())?;
+    Ok(bytes)
 }
 
 /// Whether a cell's text was made by Polars out of delimited bytes or stored as such.

@@ -54,6 +54,8 @@ pub struct Named {
     pub kind: &'static str,
     /// SHA-256 of the canonical form: what the tag is made of. Never leaves the process.
     pub digest: [u8; 32],
+    /// The name means this person: an uncertain identifier is hidden where the name is shown, and no reason to act.
+    pub is_certain: bool,
 }
 
 /// A column chunk: the row group's number and the column.

@@ -4,6 +4,7 @@
 //! ones were read back and compared: before the swap where the store can show them (a local disk), right after it otherwise.
 
 use std::io::{self, Write};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -17,7 +18,7 @@ use crate::journal::{Event, Held, Journal, Lock, Swap};
 use crate::meter::Meter;
 use crate::plan::{DatasetPlan, Decision, Step};
 use crate::residue::Cleanse;
-use crate::store::{Object, ObjectReader, Replacement, ReplacementWriter, Store, StoreError, store_error};
+use crate::store::{self, Object, ObjectReader, Replacement, ReplacementWriter, Store, StoreError, store_error};
 
 /// Everything the rewrite of one dataset needs.
 pub struct Rewrite<'a> {
@@ -35,7 +36,7 @@ pub struct Rewrite<'a> {
 /// What became of one planned step.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// The object as it now is; `None` when it was dropped or never swapped.
+    /// The object as it now is; `None` when it was dropped or not swapped.
     pub object: Option<Object>,
     pub sha256: Option<String>,
     pub rows_removed: u64,
@@ -120,6 +121,7 @@ fn in_flight(resources: &Resources) -> usize {
 fn ended(rewrite: &Rewrite<'_>, step: &Step, outcome: Result<Outcome, Failure>) -> Outcome {
     rewrite.meter.add(1, step.rows, step.object.size_bytes);
     match outcome {
+        Ok(outcome) if matches!(outcome.ended, Ended::Failed { .. }) => outcome,
         Ok(outcome) => {
             match &outcome.ended {
                 Ended::Dropped => {
@@ -146,9 +148,10 @@ async fn swap_rows(
     rows: &roaring::RoaringTreemap,
     cleanse: &Cleanse,
 ) -> Result<Outcome, Failure> {
+    let encoded = format_of(step)?;
     let write_id = format!("{}-{}", rewrite.journal.run_id, random_hex()?);
     let replacement = rewrite.store.replace(&step.object, &write_id).await?;
-    let written = write_replacement(rewrite, step, rows, cleanse, replacement).await?;
+    let written = write_replacement(rewrite, step, encoded, rows, cleanse, replacement).await?;
     let Written { mut replacement, proof, size_bytes, sha256 } = written;
     let receipt = proof.receipt().clone();
     let staged = match check_counts(step, &rewrite.spec.action, &receipt) {
@@ -163,7 +166,7 @@ async fn swap_rows(
     let proven = match staged.and_then(|proven| rewrite.lock.check().map_err(Failure::from).map(|()| proven)) {
         Ok(proven) => proven,
         Err(failure) => {
-            replacement.abort().await?;
+            abort(rewrite, step, replacement).await;
             return Err(failure);
         }
     };
@@ -180,24 +183,40 @@ async fn swap_rows(
         size_bytes,
         sha256: sha256.clone(),
     };
-    let sequence = rewrite.journal.write(&Event::Swapping(swap)).await?;
-    let object = match replacement.commit().await {
-        Ok(object) => object,
+    let sequence = match rewrite.journal.write(&Event::Swapping(swap.clone())).await {
+        Ok(sequence) => sequence,
         Err(error) => {
-            if let StoreError::Changed(_) = &error {
-                // Certain not to be ours: a swap in doubt (lost connection) stays in the journal for the next run to settle.
-                rewrite.journal.write(&Event::GivenUp { sequence }).await?;
-            }
+            abort(rewrite, step, replacement).await;
             return Err(error.into());
         }
     };
-    if !proven && let Err(failure) = read_back(rewrite, step, object.clone(), proof).await {
-        // Nothing is restored silently: the old version stays, and a person decides.
-        let (location, etag) = (step.shown.clone(), step.object.etag.0.clone());
-        rewrite.journal.hold(sequence, &Held { location, etag, reason: failure.reason.clone() }).await?;
-        return Err(failure);
-    }
+    let object = match replacement.commit().await {
+        Ok(object) => object,
+        Err(error) => match after_failed_swap(rewrite, step, &swap, sequence, &error).await? {
+            Settled::Swapped { object: Some(object) } => object,
+            Settled::Swapped { object: None } | Settled::NotSwapped => return Err(error.into()),
+        },
+    };
+    let differs = match proven {
+        true => None,
+        false => match read_back(rewrite, step, object.clone(), proof).await {
+            Ok(()) => None,
+            // What could not be read is not yet known to be right: the swap stays in doubt.
+            Err(failure) if failure.exit == Exit::Unavailable => return Err(failure),
+            Err(failure) => {
+                // Nothing is restored silently: the old version stays, and a person decides.
+                let (location, etag) = (step.shown.clone(), step.object.etag.0.clone());
+                rewrite.journal.hold(sequence, &Held { location, etag, reason: failure.reason.clone() }).await?;
+                Some(failure)
+            }
+        },
+    };
     rewrite.journal.write(&Event::Swapped { sequence, etag: object.etag.0.clone() }).await?;
+    if let Some(Failure { exit, reason }) = differs {
+        tracing::error!(object = step.shown, reason, "object rewritten, but not as it should be");
+        // With the object as it now is: it must not be taken for another writer's.
+        return Ok(Outcome { object: Some(object), ..Outcome::nothing(Ended::Failed { exit, reason }) });
+    }
     Ok(Outcome {
         object: Some(object),
         sha256: Some(sha256),
@@ -206,6 +225,38 @@ async fn swap_rows(
         rows_after: Some(receipt.rows_after),
         ended: Ended::Rewritten,
     })
+}
+
+/// Gives up what was begun. What stays behind is no object and holds kept rows only; why it was given up is what is to be told.
+async fn abort(rewrite: &Rewrite<'_>, step: &Step, replacement: Box<dyn Replacement>) {
+    if let Err(error) = replacement.abort().await {
+        tracing::warn!(run = rewrite.journal.run_id, object = step.shown, %error, "replacement not removed");
+    }
+}
+
+/// What a swap that ended in an error came to: the reply alone may be lost. While the store cannot tell, the swap stays open in
+/// the journal, for the next run to settle.
+async fn after_failed_swap(
+    rewrite: &Rewrite<'_>,
+    step: &Step,
+    swap: &Swap,
+    sequence: u64,
+    error: &StoreError,
+) -> Result<Settled, Failure> {
+    let settled = match error {
+        StoreError::Changed(_)
+        | StoreError::NotFound(_)
+        | StoreError::Denied { .. }
+        | StoreError::Locked { .. }
+        | StoreError::Archived { .. } => Settled::NotSwapped,
+        StoreError::Unavailable { .. } | StoreError::Other { .. } => {
+            settle(&rewrite.store, &step.object.location, swap).await?
+        }
+    };
+    if settled == Settled::NotSwapped {
+        rewrite.journal.write(&Event::GivenUp { sequence }).await?;
+    }
+    Ok(settled)
 }
 
 async fn drop_object(rewrite: &Rewrite<'_>, step: &Step) -> Result<Outcome, Failure> {
@@ -223,8 +274,12 @@ async fn drop_object(rewrite: &Rewrite<'_>, step: &Step) -> Result<Outcome, Fail
         size_bytes: 0,
         sha256: String::new(),
     };
-    let sequence = rewrite.journal.write(&Event::Swapping(swap)).await?;
-    rewrite.store.delete(&step.object).await?;
+    let sequence = rewrite.journal.write(&Event::Swapping(swap.clone())).await?;
+    if let Err(error) = rewrite.store.delete(&step.object).await
+        && after_failed_swap(rewrite, step, &swap, sequence, &error).await? == Settled::NotSwapped
+    {
+        return Err(error.into());
+    }
     rewrite.journal.write(&Event::Swapped { sequence, etag: String::new() }).await?;
     Ok(Outcome { rows_removed: step.rows, rows_after: Some(0), ..Outcome::nothing(Ended::Dropped) })
 }
@@ -264,6 +319,7 @@ struct Written {
 async fn write_replacement(
     rewrite: &Rewrite<'_>,
     step: &Step,
+    encoded: format::Encoded,
     rows: &roaring::RoaringTreemap,
     cleanse: &Cleanse,
     replacement: Box<dyn Replacement>,
@@ -272,29 +328,28 @@ async fn write_replacement(
     let mut out = Hashing { inner: ReplacementWriter::new(replacement), sha256: Sha256::new(), size_bytes: 0 };
     let (rows, cleanse) = (rows.clone(), cleanse.clone());
     let (action, tagger) = (rewrite.spec.action.clone(), rewrite.tagger.clone());
-    let (kind, dialect) = (format_of(step)?, rewrite.spec.csv.clone());
+    let dialect = rewrite.spec.csv.clone();
     let work = tokio::task::spawn_blocking(move || {
         let edit = Edit { rows: &rows, action: &action, tagger: tagger.as_ref(), cleanse: &cleanse };
-        let outcome = format::rewrite(kind, &dialect, &reader, &edit, &mut out);
-        (outcome, out)
+        // A decoder that panics on odd bytes must not take the replacement with it, which is to be aborted.
+        let work = AssertUnwindSafe(|| format::rewrite(encoded, &dialect, &reader, &edit, &mut out));
+        let outcome = std::panic::catch_unwind(work)
+            .unwrap_or_else(|_| Err(FormatError::Corrupt("the decoder panicked".to_owned())));
+        let Hashing { inner, sha256, size_bytes } = out;
+        let (replacement, sent) = inner.finish();
+        let written = outcome.map_err(Failure::from).and_then(|proof| match sent {
+            Ok(()) => Ok((proof, size_bytes, hex::encode(sha256.finalize()))),
+            Err(error) => Err(io_failure(&error)),
+        });
+        (replacement, written)
     });
-    let (outcome, out) = work.await.map_err(|_| Failure {
-        exit: Exit::Incomplete,
-        reason: "cannot be decoded: the decoder panicked".to_owned(),
-    })?;
-    let Hashing { inner, sha256, size_bytes } = out;
-    // The last flush blocks on the store as well, so it must not run on a runtime thread.
-    let finished = tokio::task::spawn_blocking(move || inner.finish()).await;
-    let replacement = match finished {
-        Ok(Ok(replacement)) => replacement,
-        Ok(Err(error)) => return Err(io_failure(&error)),
-        Err(_) => return Err(Failure { exit: Exit::Internal, reason: "the last write panicked".to_owned() }),
-    };
-    match outcome {
-        Ok(proof) => Ok(Written { replacement, proof, size_bytes, sha256: hex::encode(sha256.finalize()) }),
-        Err(error) => {
-            replacement.abort().await?;
-            Err(error.into())
+    let stopped = |_| Failure { exit: Exit::Internal, reason: "the writing thread ended".to_owned() };
+    let (replacement, written) = work.await.map_err(stopped)?;
+    match written {
+        Ok((proof, size_bytes, sha256)) => Ok(Written { replacement, proof, size_bytes, sha256 }),
+        Err(failure) => {
+            abort(rewrite, step, replacement).await;
+            Err(failure)
         }
     }
 }
@@ -355,8 +410,8 @@ fn random_hex() -> Result<String> {
 /// What a swap that a dead run announced came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
-    /// The object is ours, with this ETag.
-    Swapped { etag: String },
+    /// The object is ours; `None` when it was dropped.
+    Swapped { object: Option<Object> },
     /// It is as it was, or someone else's by now: this run looks at it afresh.
     NotSwapped,
 }
@@ -369,7 +424,7 @@ pub async fn settle(store: &Arc<dyn Store>, location: &crate::store::Location, s
             return Ok(Settled::NotSwapped);
         }
         Ok(object) => object,
-        Err(StoreError::NotFound(_)) if swap.dropped => return Ok(Settled::Swapped { etag: String::new() }),
+        Err(StoreError::NotFound(_)) if swap.dropped => return Ok(Settled::Swapped { object: None }),
         Err(StoreError::NotFound(_)) => return Ok(Settled::NotSwapped),
         Err(error) => return Err(error.into()),
     };
@@ -377,11 +432,16 @@ pub async fn settle(store: &Arc<dyn Store>, location: &crate::store::Location, s
     let mut at = 0;
     while at < object.size_bytes {
         let end = object.size_bytes.min(at + (4 << 20));
-        sha256.update(store.get_range(&object, at..end).await?);
+        match store::read(store.as_ref(), &object, at..end).await {
+            Ok(bytes) => sha256.update(bytes),
+            // Someone else's already.
+            Err(StoreError::Changed(_) | StoreError::NotFound(_)) => return Ok(Settled::NotSwapped),
+            Err(error) => return Err(error.into()),
+        }
         at = end;
     }
     if hex::encode(sha256.finalize()) == swap.sha256 {
-        Ok(Settled::Swapped { etag: object.etag.0 })
+        Ok(Settled::Swapped { object: Some(object) })
     } else {
         Ok(Settled::NotSwapped)
     }

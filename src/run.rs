@@ -1,9 +1,10 @@
 //! One function per command, and the only place that knows the order of the stages.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use clap::CommandFactory;
 use jiff::Timestamp;
@@ -34,7 +35,7 @@ use crate::rewrite::{self, Ended, Outcome, Rewrite, Settled};
 use crate::show;
 use crate::signature::{SigningKey, TagKey};
 use crate::store::s3::REQUESTS_IN_FLIGHT;
-use crate::store::{ConditionalWrites, Etag, Location, Stores};
+use crate::store::{self, ConditionalWrites, Etag, Location, Stores};
 use crate::tag::{self, DatasetTagger};
 use crate::verify::{self, Verified};
 use crate::verify_read::Fault;
@@ -73,17 +74,35 @@ async fn run_command(cli: &Cli) -> Result<Exit> {
     }
 }
 
+/// What the time is: the system's, the one `--now` names, or a test's.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// How a run ended, and the result to print.
+#[derive(Debug)]
+pub struct RunResult {
+    pub exit: Exit,
+    pub result: String,
+}
+
+impl RunResult {
+    fn print(self) -> Exit {
+        print_result(&self.result);
+        self.exit
+    }
+}
+
 /// What every command on a job starts from.
 struct Session {
     job: Job,
     stores: Stores,
     common: Common,
+    clock: Clock,
     progress: Progress,
     stop: Stop,
 }
 
 /// Which signal asked the run to stop: 0, or the exit code it means.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Stop {
     asked: Arc<AtomicU8>,
     bell: Arc<tokio::sync::Notify>,
@@ -93,7 +112,7 @@ impl Stop {
     /// Listens for SIGINT and SIGTERM; the second one ends the process at once.
     fn listen() -> Result<Stop> {
         use tokio::signal::unix::{SignalKind, signal};
-        let stop = Stop { asked: Arc::default(), bell: Arc::default() };
+        let stop = Stop::default();
         for (kind, exit) in [(SignalKind::interrupt(), Exit::Interrupted), (SignalKind::terminate(), Exit::Terminated)]
         {
             let mut signals =
@@ -146,15 +165,20 @@ impl Session {
         for key in [&job.state.signing_key, &job.state.tag_key] {
             keys::open_to_others(key).into_iter().for_each(|warning| tracing::warn!("{warning}"));
         }
-        self_test()?;
         let stop = Stop::listen()?;
         let stores = Stores::open(&job.s3, job.resources.requests_in_flight, uses_s3(&job)).await?;
+        let now = common.now;
+        Session::with(common, job, stores, Arc::new(move || now.unwrap_or_else(Timestamp::now)), stop)
+    }
+
+    fn with(common: &Common, job: Job, stores: Stores, clock: Clock, stop: Stop) -> Result<Session> {
+        self_test()?;
         let progress = Progress::new(common.shows_progress());
-        Ok(Session { job, stores, common: common.clone(), progress, stop })
+        Ok(Session { job, stores, common: common.clone(), clock, progress, stop })
     }
 
     fn now(&self) -> Timestamp {
-        self.common.now.unwrap_or_else(Timestamp::now)
+        (self.clock)()
     }
 
     /// The list's identifiers and what was read of each list.
@@ -177,7 +201,9 @@ impl Session {
         Ok((index, reports.into_iter().zip(added).collect()))
     }
 
-    async fn find(&mut self, index: &Arc<MatchIndex>) -> Result<Vec<Found>> {
+    /// Scans the objects of every dataset, but for those that are `known` by dataset.
+    async fn find(&mut self, index: &Arc<MatchIndex>, known: Vec<HashSet<Location>>) -> Result<Vec<Found>> {
+        let mut known = known.into_iter();
         let mut found = Vec::new();
         for (number, spec) in self.job.datasets.iter().enumerate() {
             let stage = self.progress.begin(StageName::Find);
@@ -187,6 +213,7 @@ impl Session {
                 matcher: Arc::new(index.matcher(number, spec)),
                 resources: &self.job.resources,
                 meter: stage.meter.clone(),
+                known: known.next(),
             };
             found.push(self.stop.unless(find::find(&find, self.now())).await?);
             self.progress.end(stage);
@@ -323,7 +350,7 @@ async fn plan(common: &Common, path: &Path) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
     let (index, lists) = session.load().await?;
     let verifier_lists = session.verifier_lists().await?;
-    let mut found = session.find(&index).await?;
+    let mut found = session.find(&index, Vec::new()).await?;
     session.inspect(&verifier_lists, &mut found).await?;
     let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
     let shown = |spec: &DatasetSpec, location: &Location| {
@@ -360,7 +387,15 @@ fn stages(session: &Session) -> Vec<Stage> {
 }
 
 async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
-    let mut session = Session::open(common, path).await?;
+    Ok(scrub_session(Session::open(common, path).await?).await?.print())
+}
+
+/// The scheduled job on given stores and by a given clock; prints nothing and hears no signal.
+pub async fn scrub_with(common: &Common, job: Job, stores: Stores, clock: Clock) -> Result<RunResult> {
+    scrub_session(Session::with(common, job, stores, clock, Stop::default())?).await
+}
+
+async fn scrub_session(mut session: Session) -> Result<RunResult> {
     let signing_key = session.signing_key()?;
     let tag_key = Arc::new(keys::load_tag_key(&session.job.state.tag_key)?);
     locked(&mut session, "scrub", async |session, run, lock| {
@@ -372,7 +407,7 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
         let canaries = canaries(session, run, lock).await?;
         let (index, lists) = session.load().await?;
         let verifier_lists = session.verifier_lists().await?;
-        let mut found = session.find(&index).await?;
+        let mut found = session.find(&index, Vec::new()).await?;
         session.inspect(&verifier_lists, &mut found).await?;
         let shown = |spec: &DatasetSpec, location: &Location| {
             tag::shown(Some(&tag_key), &location.to_string(), &verifier_lists.named(spec, location))
@@ -380,6 +415,8 @@ async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
         let plan = session.plan(found, &shown);
         plan::check_guard(&plan, &session.job.guard)?;
         let outcomes = rewrite(session, run, lock, &plan, tag_key.clone(), &verifier_lists).await?;
+        let late = Late { index: &index, lists: &verifier_lists, tag_key: tag_key.clone(), shown: &shown };
+        let (plan, outcomes) = rewrite_late(session, run, lock, &late, plan, outcomes).await?;
         let purged = purge(session, run, lock, (&plan, &outcomes), &recovered, &shown).await?;
         let verified = session.verify(&verifier_lists).await?;
         let account = Account {
@@ -430,6 +467,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
         publish(session, &account, &signing_key, run).await
     })
     .await
+    .map(RunResult::print)
 }
 
 /// One run: its name and its journal.
@@ -447,11 +485,13 @@ pub struct Run {
 async fn locked(
     session: &mut Session,
     command: &'static str,
-    work: impl AsyncFnOnce(&mut Session, &Run, &Lock) -> Result<Exit>,
-) -> Result<Exit> {
+    work: impl AsyncFnOnce(&mut Session, &Run, &Lock) -> Result<RunResult>,
+) -> Result<RunResult> {
     let state = session.job.state.location.clone();
     let store = session.stores.of(&state);
     let id = run_id(session.now())?;
+    // First: the lock itself is a conditional write.
+    session.probe().await?;
     let lock = Lock::take(store.clone(), &state, &id).await?;
     let outcome = async {
         // A chain that cannot be continued stops the run before it changes anything.
@@ -460,6 +500,14 @@ async fn locked(
         let has_manifest = async |id: &str| chain::has_manifest(store.as_ref(), &state, id).await;
         let unfinished = journal::unfinished(&store, &state, has_manifest).await?;
         let run = match unfinished {
+            Some(unfinished) if unfinished.job != session.job.name => {
+                let (id, job) = (&unfinished.run_id, &unfinished.job);
+                return Err(Error::new(
+                    Exit::Conflict,
+                    format!("run {id} of job \"{job}\" never ended, and this job shares its state"),
+                )
+                .hint("run that job again first, or give each job a [state] uri of its own"));
+            }
             Some(unfinished) => {
                 tracing::warn!(run = unfinished.run_id, "going on with a run that never ended");
                 let journal = Journal::resume(store.clone(), &state, &unfinished);
@@ -497,7 +545,7 @@ async fn sweep(session: &Session, prefix: &Location) -> Result<()> {
 }
 
 /// Whether the journal tells nothing more: the manifest is written, or nothing was begun that a later run must know of.
-fn may_forget(outcome: &Result<Exit>, run: &Run) -> bool {
+fn may_forget(outcome: &Result<RunResult>, run: &Run) -> bool {
     outcome.is_ok() || (!run.resumed && !run.journal.has_swaps())
 }
 
@@ -532,7 +580,16 @@ async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
         }
         let location = Location::shown(&swap.location);
         match rewrite::settle(&session.stores.of(&location), &location, swap).await? {
-            Settled::Swapped { etag } => {
+            Settled::Swapped { object } => {
+                let etag = object.map_or_else(String::new, |object| object.etag.0);
+                if let (Location::S3 { .. }, false) = (&location, swap.dropped) {
+                    // The attempt died between the swap and the read-back: nobody has compared the new content yet, so a
+                    // person does before the old version goes.
+                    let reason = "the run was killed before the new content was read back".to_owned();
+                    let held =
+                        journal::Held { location: swap.location.clone(), etag: swap.etag_before.clone(), reason };
+                    run.journal.hold(*sequence, &held).await?;
+                }
                 run.journal.write(&journal::Event::Swapped { sequence: *sequence, etag: etag.clone() }).await?;
                 recovered.push(Recovered { swap: swap.clone(), etag });
             }
@@ -577,7 +634,70 @@ async fn rewrite(
     }
     session.progress.end(stage);
     lock.check()?;
-    if session.stop.is_asked() { Err(session.stop.error()) } else { Ok(outcomes) }
+    if session.stop.is_asked() {
+        return Err(session.stop.error());
+    }
+    match run.journal.swaps_in_doubt() {
+        0 => Ok(outcomes),
+        objects => Err(Error::new(
+            Exit::Unavailable,
+            format!("the store could not tell whether {objects} objects were replaced; the journal is whole"),
+        )
+        .hint("run again to resume")),
+    }
+}
+
+/// How often a run looks for what other writers put into its datasets while it was at work.
+const LATE_ROUNDS_MAX: usize = 3;
+
+/// What is needed to treat an object that landed late like any other.
+struct Late<'a> {
+    index: &'a Arc<MatchIndex>,
+    lists: &'a verify::Lists,
+    tag_key: Arc<TagKey>,
+    shown: plan::Shown<'a>,
+}
+
+/// Finds and rewrites objects that landed since the datasets were listed, until a listing shows no new one. What lands after the
+/// last round, or would be more than the guard allows, is left to the verifying scan, which tells of it; so is an object that
+/// changed under the run: its writer may not be done.
+async fn rewrite_late(
+    session: &mut Session,
+    run: &Run,
+    lock: &Lock,
+    with: &Late<'_>,
+    mut plan: Plan,
+    mut outcomes: Vec<Vec<Option<Outcome>>>,
+) -> Result<(Plan, Vec<Vec<Option<Outcome>>>)> {
+    for _ in 0..LATE_ROUNDS_MAX {
+        let known: Vec<HashSet<Location>> = plan.datasets.iter().map(locations).collect();
+        let mut found = session.find(with.index, known.clone()).await?;
+        session.inspect(with.lists, &mut found).await?;
+        for (found, known) in found.iter_mut().zip(&known) {
+            // A summary file is listed each time.
+            found.findings.retain(|finding| !known.contains(&finding.object.location));
+        }
+        let late = plan::build(&session.job.datasets, found, with.shown);
+        let objects: usize = late.datasets.iter().map(|dataset| dataset.steps.len()).sum();
+        if objects == 0 {
+            break;
+        }
+        tracing::info!(objects, "objects landed while the run was at work");
+        let mut whole = plan.clone();
+        whole.take_late(late.clone());
+        if plan::check_guard(&whole, &session.job.guard).is_err() {
+            tracing::warn!(objects, "with these the plan would be more than [guard] allows; they are left alone");
+            break;
+        }
+        let more = rewrite(session, run, lock, &late, with.tag_key.clone(), with.lists).await?;
+        outcomes.iter_mut().zip(more).for_each(|(outcomes, more)| outcomes.extend(more));
+        plan = whole;
+    }
+    Ok((plan, outcomes))
+}
+
+fn locations(dataset: &DatasetPlan) -> HashSet<Location> {
+    dataset.steps.iter().map(|step| step.object.location.clone()).collect()
 }
 
 /// Removes what the rewrite left behind the current objects.
@@ -637,8 +757,8 @@ fn replaced(plan: &DatasetPlan, outcomes: &[Option<Outcome>], recovered: &[Recov
     swapped.chain(earlier).collect()
 }
 
-/// Writes the manifest and prints the result.
-async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run: &Run) -> Result<Exit> {
+/// Writes the manifest; the result is what it says, for people or as JSON.
+async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run: &Run) -> Result<RunResult> {
     let state = &session.job.state.location;
     let store = session.stores.of(state);
     let facts = RunFacts {
@@ -654,22 +774,22 @@ async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run
     let shown = show::result(&observations, &rows, exit);
     let published = chain::publish(store.as_ref(), state, observations, rows, key).await?;
     if session.common.json {
-        let (_, bytes) = store.get(&published.location.join("manifest.json")).await?;
+        let (_, bytes) = store::read_whole(store.as_ref(), &published.location.join("manifest.json")).await?;
         let statement: Value =
             serde_json::from_slice(&bytes).map_err(|_| Error::internal("the manifest is no JSON"))?;
         let mut document = statement["predicate"].clone();
         document["command"] = json!(run.command);
         document["exit"] = exit_json(exit);
         document["manifest"] = json!({ "location": published.location.to_string(), "digest": published.digest });
-        print_json(&document);
+        Ok(RunResult { exit, result: json_text(&document) })
     } else {
-        print_result(&format!("{shown}manifest  {}\n", published.location));
+        Ok(RunResult { exit, result: format!("{shown}manifest  {}\n", published.location) })
     }
-    Ok(exit)
 }
 
 /// SHA-256 of the program that runs, so that an auditor can tell which one it was.
 fn tool_digest() -> Observed<String> {
+    static DIGEST: OnceLock<Option<String>> = OnceLock::new();
     let hash = || {
         let mut program = std::fs::File::open(std::env::current_exe().ok()?).ok()?;
         let (mut sha256, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
@@ -680,7 +800,7 @@ fn tool_digest() -> Observed<String> {
             }
         }
     };
-    hash().map_or(Observed::NotChecked, Observed::Seen)
+    DIGEST.get_or_init(hash).clone().map_or(Observed::NotChecked, Observed::Seen)
 }
 
 async fn check(common: &Common, path: &Path) -> Result<Exit> {
@@ -783,7 +903,11 @@ fn error_json(error: &Error) -> Value {
 }
 
 fn print_json(document: &Value) {
-    print_result(&format!("{document:#}\n"));
+    print_result(&json_text(document));
+}
+
+fn json_text(document: &Value) -> String {
+    format!("{document:#}\n")
 }
 
 fn print_lines(lines: &[String]) {

@@ -18,7 +18,7 @@ use crate::identifier::{ColumnPath, Kind};
 use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, Stray};
 use crate::meter::Meter;
 use crate::residue::{ChunkId, Named, Place, Residues};
-use crate::store::{Location, Object, ObjectReader, Store, StoreError, Stores};
+use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
 use crate::verify_bytes::Heads;
 use crate::verify_list::{Asked, Rules, Suppressed, add};
 use crate::verify_names;
@@ -118,7 +118,7 @@ impl Lists {
     pub fn named(&self, dataset: &DatasetSpec, location: &Location) -> Vec<Named> {
         let rules = Arc::new(self.suppressed.rules(dataset));
         let asked = Asked { suppressed: self.suppressed.clone(), rules };
-        let whole = || Named { range: 0..location.to_string().len(), kind: "text", digest: [0; 32] };
+        let whole = || Named { range: 0..location.to_string().len(), kind: "text", digest: [0; 32], is_certain: false };
         verify_names::named(dataset.scope.root(), location, &asked).unwrap_or_else(|_| vec![whole()])
     }
 }
@@ -233,7 +233,8 @@ async fn names(dataset: &DatasetSpec, object: &Object, asked: &Arc<Asked>) -> Re
     let (root, location, asked) = (dataset.scope.root().clone(), object.location.clone(), asked.clone());
     let named = tokio::task::spawn_blocking(move || verify_names::named(&root, &location, &asked)).await;
     let named = named.map_err(|error| Fault::from_join(&error))??;
-    Ok(Residues::of_name(named))
+    // The others are hidden where the name is shown, and no reason to act.
+    Ok(Residues::of_name(named.into_iter().filter(|named| named.is_certain).collect()))
 }
 
 /// The footers of other objects, gathered in one file by some writers.
@@ -382,7 +383,7 @@ async fn stored_digest(store: &Arc<dyn Store>, file: &Object) -> Result<String, 
     let (mut digest, mut at) = (Sha256::new(), 0);
     while at < file.size_bytes {
         let end = file.size_bytes.min(at + PIECE_BYTES);
-        digest.update(store.get_range(file, at..end).await?);
+        digest.update(store::read(store.as_ref(), file, at..end).await?);
         at = end;
     }
     Ok(hex::encode(digest.finalize()))

@@ -19,7 +19,7 @@ use crate::residue::{Place, Residues, STRAY};
 use crate::verify_bytes::Listed;
 use crate::verify_normalise::{Fingerprints, Form, canonicals, digest_of, digests, function_of, plain_numbers};
 use crate::verify_read::{Batch, Leaf, Tally};
-use crate::verify_tokens::{Around, Look, Token, tokens};
+use crate::verify_tokens::{Around, Look, Token, stands_alone, tokens};
 
 /// All lists of a job, ready to be asked.
 pub struct Suppressed {
@@ -43,11 +43,19 @@ pub struct Hit {
     pub kind: Kind,
     pub hashed: Option<Hashed>,
     pub token: String,
+    pub look: Look,
 }
 
 impl Hit {
     fn of((text, token): &(usize, Token), kind: &Kind, hashed: Option<Hashed>) -> Hit {
-        Hit { text: *text, range: token.range.clone(), kind: kind.clone(), hashed, token: token.text.clone() }
+        Hit {
+            text: *text,
+            range: token.range.clone(),
+            kind: kind.clone(),
+            hashed,
+            token: token.text.clone(),
+            look: token.look,
+        }
     }
 }
 
@@ -293,8 +301,13 @@ impl Suppressed {
 
     /// The text with [`STRAY`] in place of every listed identifier; `None`: it holds none.
     pub fn without_strays(&self, text: &[u8]) -> PolarsResult<Option<Vec<u8>>> {
-        let mut ranges: Vec<Range<usize>> =
-            self.tokens(&[text], Around::Text)?.into_iter().map(|hit| hit.range).collect();
+        let mut ranges: Vec<Range<usize>> = self
+            .tokens(&[text], Around::Text)?
+            .into_iter()
+            // Inside a longer word it may be part of another person's: the verifying scan tells of it.
+            .filter(|hit| stands_alone(text, &hit.range, hit.look))
+            .map(|hit| hit.range)
+            .collect();
         if ranges.is_empty() {
             return Ok(None);
         }

@@ -13,7 +13,7 @@ use crate::residue::Named;
 use crate::store::Location;
 use crate::verify_list::Asked;
 use crate::verify_normalise::{canonicals, digests};
-use crate::verify_tokens::{Around, percent_decoded};
+use crate::verify_tokens::{Around, Look, percent_decoded, stands_alone};
 
 /// The part of the name below the root, and where in the whole name it starts.
 fn below(root: &Location, location: &Location) -> (usize, String) {
@@ -63,12 +63,13 @@ pub fn names(names: &[String], column: &ColumnPath) -> bool {
     }
 }
 
-/// The listed identifiers in an object's name. Ranges are of the parts to hide: a partition's value, or a whole segment.
+/// The listed identifiers in an object's name; those that are not certain stand inside a longer word that may be another
+/// person's. Ranges are of the parts to hide: a partition's value, or a whole segment.
 pub fn named(root: &Location, location: &Location, asked: &Asked) -> PolarsResult<Vec<Named>> {
     let (start, text) = below(root, location);
     let mut found = Vec::new();
-    let mut add = |range: Range<usize>, kind: &'static str, digest: [u8; 32]| {
-        found.push(Named { range: start + range.start..start + range.end, kind, digest });
+    let mut add = |range: Range<usize>, kind: &'static str, digest: [u8; 32], is_certain: bool| {
+        found.push(Named { range: start + range.start..start + range.end, kind, digest, is_certain });
     };
     let partitions = partitions(&text);
     for (name, range) in &partitions {
@@ -82,7 +83,7 @@ pub fn named(root: &Location, location: &Location, asked: &Asked) -> PolarsResul
             }
             let kind = asked.rules.kinds(number).next();
             let (kind, hashed) = kind.map_or((&Kind::Text, None), |(kind, hashed)| (kind, hashed));
-            add(range.clone(), kind.name(), digest(kind, hashed, &value)?);
+            add(range.clone(), kind.name(), digest(kind, hashed, &value)?, true);
         }
     }
     let parts: Vec<Range<usize>> = segments(&text).collect();
@@ -93,11 +94,29 @@ pub fn named(root: &Location, location: &Location, asked: &Asked) -> PolarsResul
         let folder = partitions.iter().find(|(_, value)| value.end == segment.end && value.start >= segment.start);
         let hidden = folder.filter(|(_, value)| value.start <= segment.start + hit.range.start);
         let hidden = hidden.map_or(segment, |(_, value)| value.clone());
-        add(hidden, hit.kind.name(), digest(&hit.kind, hit.hashed, &value)?);
+        // Ten digits in a name are more often a moment or a number of the writer's than a phone.
+        let stem = without_endings(texts[hit.text]);
+        let is_certain = hit.look != Look::Phone
+            && (hit.range.end >= stem.len() || stands_alone(stem, &hit.range, hit.look))
+            && stands_alone(&texts[hit.text][..hit.range.end], &hit.range, hit.look);
+        add(hidden, hit.kind.name(), digest(&hit.kind, hit.hashed, &value)?, is_certain);
     }
-    found.sort_by_key(|named| (named.range.start, named.range.end));
+    found.sort_by_key(|named| (named.range.start, named.range.end, !named.is_certain));
     found.dedup_by(|a, b| a.range == b.range);
     Ok(found)
+}
+
+/// A file name without the endings that tell format and compression.
+fn without_endings(segment: &[u8]) -> &[u8] {
+    const ENDINGS: [&str; 14] = [
+        "gz", "gzip", "zst", "zstd", "snappy", "parquet", "parq", "pq", "csv", "tsv", "tab", "ndjson", "jsonl", "json",
+    ];
+    let dot = segment.iter().rposition(|byte| *byte == b'.');
+    let known = |dot: &usize| {
+        let ending = String::from_utf8_lossy(&segment[dot + 1..]).to_ascii_lowercase();
+        ENDINGS.contains(&ending.as_str())
+    };
+    dot.filter(known).map_or(segment, |dot| without_endings(&segment[..dot]))
 }
 
 /// What the tag is made of: SHA-256 of the canonical form, or the digest itself where that is what the name holds.

@@ -95,7 +95,8 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
-        Ok(Node::Float(value))
+        // 2 to the 53: larger numbers have lost digits and would be taken for their neighbours. Not comparable, as a truth value.
+        Ok(if value.abs() < 9_007_199_254_740_992.0 { Node::Float(value) } else { Node::Boolean })
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Node, E> {

@@ -20,8 +20,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::error::Exit;
 use crate::identifier::ColumnPath;
 use crate::job::Resources;
+use crate::parquet_bounds;
 use crate::residue::{ChunkId, Residues};
-use crate::store::{Object, Store, StoreError};
+use crate::store::{self, Object, Store, StoreError};
 use crate::verify_bytes::{Bound, ChunkBytes, FooterNotes, Gap, GapLeaves, LeafType, Listed, Suspicions};
 use crate::verify_filter::filter_length;
 
@@ -198,7 +199,7 @@ impl Gates {
 
     async fn get_range(&self, store: &dyn Store, object: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
         let _one = self.requests.acquire().await.expect("the gates are never closed");
-        store.get_range(object, range).await
+        store::read(store, object, range).await
     }
 
     /// What one of the tasks that run side by side should hold at most.
@@ -420,7 +421,10 @@ async fn fetch_footer(store: &dyn Store, object: &Object, gates: &Gates) -> Resu
     if length > tail.len() as u64 {
         tail = gates.get_range(store, object, size - length..size).await?;
     }
-    Ok((tail.slice(tail.len() - length as usize..), tail))
+    let footer = tail.slice(tail.len() - length as usize..);
+    parquet_bounds::check_footer(&footer[..footer.len() - TAIL_BYTES as usize])
+        .map_err(|why| Fault::unreadable(format!("its footer cannot be decoded: {why}")))?;
+    Ok((footer, tail))
 }
 
 fn understand(footer: Vec<u8>, columns: &[ColumnPath]) -> Result<(FileMetadata, Vec<Option<Source>>), Fault> {
@@ -767,6 +771,18 @@ fn decode_row_group(
     suspicions: &mut [(usize, Suspicions)],
 ) -> Result<Tally, Fault> {
     let rows = file.metadata.row_groups[group].num_rows();
+    let mut numbered = bytes.iter();
+    for source in file.sources.iter().flatten() {
+        for (chunk, bytes) in chunks(file, group, source)?.into_iter().zip(&mut numbered) {
+            let values = parquet_bounds::check_pages(bytes, chunk.compression().into())
+                .map_err(|why| Fault::unreadable(format!("cannot be decoded: {why}")))?;
+            // Polars reserves memory by this number.
+            let flat = chunk.descriptor().descriptor.max_rep_level == 0;
+            if u64::try_from(chunk.num_values()) != Ok(values) || (flat && values != rows as u64) {
+                return Err(Fault::unreadable("a column chunk does not have the values its footer tells"));
+            }
+        }
+    }
     let buffers: Vec<_> = bytes.into_iter().map(|bytes| Cursor::new(bytes.into())).collect();
     let mut sum = Tally::default();
     for start in (0..rows).step_by(slice_rows.max(1)) {

@@ -85,6 +85,59 @@ pub fn percent_decoded(text: &[u8]) -> Option<(Vec<u8>, Vec<usize>)> {
     Some((out, starts))
 }
 
+/// Whether a token stands alone, and not inside a longer word that may be another person's: `anna@x.y` in `mary-anna@x.y` and in
+/// `anna@x.y.z`, ten digits of a longer number. Only such a token may be acted on; the others may only be told and hidden.
+pub fn stands_alone(text: &[u8], range: &Range<usize>, look: Look) -> bool {
+    let (before, after) = (&text[..range.start], &text[range.end..]);
+    match look {
+        Look::Email => begins_alone(before) && ends_alone(after),
+        Look::Phone => {
+            let is_sign = |byte: &&u8| matches!(**byte, b' ' | b'-' | b'.' | b'(' | b')' | b'/' | b'+');
+            // A letter right beside it, or a digit behind signs, makes it a part of something longer.
+            let is_free = |beside: Option<&u8>, behind_signs: Option<&u8>| {
+                !beside.is_some_and(u8::is_ascii_alphanumeric) && !behind_signs.is_some_and(u8::is_ascii_digit)
+            };
+            let token = &text[range.clone()];
+            let groups = token.split(|byte| !byte.is_ascii_digit()).map(<[u8]>::len).filter(|length| *length > 0);
+            let groups: Vec<usize> = groups.collect();
+            // Ten bare digits may be a moment or an order, and four groups a date: only what people write for phones alone.
+            let is_phone = token[0] == b'+' || groups == [3, 3, 4] || groups == [1, 3, 3, 4] && token[0] == b'1';
+            is_phone
+                && is_free(before.last(), before.iter().rev().find(|byte| !is_sign(byte)))
+                && is_free(after.first(), after.iter().find(|byte| !is_sign(byte)))
+        }
+        // Taken as whole words already.
+        Look::Hex32 | Look::Hex40 | Look::Hex64 | Look::Base64 | Look::Vin => true,
+    }
+}
+
+/// Whether an address can begin here: nothing before belongs to its local part.
+fn begins_alone(before: &[u8]) -> bool {
+    let joined = before.iter().rev().take_while(|byte| matches!(**byte, b'.' | b'-' | b'_' | b'+')).count();
+    let before = &before[..before.len() - joined];
+    let is_word = |byte: &u8| usual(*byte);
+    match before.split_last() {
+        None => true,
+        Some((last, _)) if is_word(last) => false,
+        // A quotation mark or an ampersand is part of a local part only inside one: `o'anna`, but not `'anna`.
+        Some((b'!' | b'#' | b'$' | b'&' | b'\'' | b'*' | b'^' | b'~' | b'%', rest)) => {
+            !rest.last().is_some_and(is_word)
+        }
+        Some(_) => true,
+    }
+}
+
+/// Whether an address can end here: nothing after belongs to its domain.
+fn ends_alone(after: &[u8]) -> bool {
+    let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte >= 0x80;
+    match after {
+        [] => true,
+        [b'.' | b'-' | b'_', rest @ ..] => !rest.first().is_some_and(is_word),
+        [b'@', ..] => false,
+        [next, ..] => !is_word(next),
+    }
+}
+
 fn plain_tokens(text: &[u8], around: Around, each: &mut dyn FnMut(Token)) {
     let mut at = 0;
     while at < text.len() {
@@ -290,6 +343,46 @@ mod tests {
         has("anna+news@example.com", Look::Email, "anna+news@example.com");
         has("j\u{fc}rgen@b\u{fc}ro.de", Look::Email, "j\u{fc}rgen@b\u{fc}ro.de");
         assert!(found(b"@ a@ @b 100% sure", Around::Text).is_empty());
+    }
+
+    #[test]
+    fn a_token_inside_a_longer_word_does_not_stand_alone() {
+        let alone = |text: &str, token: &str, look| {
+            let start = text.find(token).unwrap();
+            stands_alone(text.as_bytes(), &(start..start + token.len()), look)
+        };
+        for (text, wanted) in [
+            ("anna@x.y", true),
+            ("write anna@x.y.", true),
+            ("<anna@x.y>", true),
+            ("?email=anna@x.y&b=1", true),
+            ("'anna@x.y'", true),
+            ("-anna@x.y", true),
+            ("a=1&anna@x.y", false),
+            ("mary_anna@x.y", false),
+            ("mary-anna@x.y", false),
+            ("mary+anna@x.y", false),
+            ("mary%2Banna@x.y", false),
+            ("o'anna@x.y", false),
+            ("anna@x.y.z", false),
+            ("anna@x.y-z", false),
+            ("anna@x.y_z", false),
+            ("anna@x.yz", false),
+        ] {
+            assert_eq!(alone(text, "anna@x.y", Look::Email), wanted, "{text}");
+        }
+        for (text, token, wanted) in [
+            ("call 415-555-9317 now", "415-555-9317", true),
+            ("+84901234567", "+84901234567", true),
+            ("14155559317", "14155559317", false),
+            ("2024-01-15-09", "2024-01-15-09", false),
+            ("1754155559317", "1754155559317", false),
+            ("part-00000-4155559317", "4155559317", false),
+            ("2024-415-555-9317", "415-555-9317", false),
+            ("12345 4155559317", "4155559317", false),
+        ] {
+            assert_eq!(alone(text, token, Look::Phone), wanted, "{text}");
+        }
     }
 
     #[test]

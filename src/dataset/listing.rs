@@ -5,7 +5,7 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use crate::format::{Compression, Format};
 use crate::job::Scope;
-use crate::store::{Location, Object, Store, StoreError};
+use crate::store::{self, Location, Object, Store, StoreError};
 
 /// What a listing showed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub async fn list_dataset(
 ) -> Result<Listing, StoreError> {
     let mut listing = list(store, scope, endings).await?;
     if listing.table_format.is_none() && !listing.in_scope.is_empty() {
-        listing.table_format = table_around(store, scope).await;
+        listing.table_format = table_around(store, scope).await?;
     }
     Ok(listing)
 }
@@ -49,7 +49,7 @@ pub async fn list(
     match scope {
         Scope::Object(location) => Ok(Listing { in_scope: vec![store.head(location).await?], ..Listing::default() }),
         Scope::Prefix(root) => {
-            let objects = store.list(root).await?;
+            let objects = store::list(store, root).await?;
             let table_format = objects.iter().find_map(|object| table_format(below(root, &object.location)));
             let (in_scope, not_in_scope) =
                 objects.into_iter().partition(|object| is_in_scope(scope, &object.location, endings));
@@ -57,7 +57,7 @@ pub async fn list(
         }
         Scope::Glob { root, pattern } => {
             let glob = matcher(pattern);
-            let objects = store.list(root).await?;
+            let objects = store::list(store, root).await?;
             let table_format = objects.iter().find_map(|object| table_format(below(root, &object.location)));
             let in_scope = objects.into_iter().filter(|object| glob.is_match(name(&object.location))).collect();
             Ok(Listing { in_scope, not_in_scope: Vec::new(), table_format })
@@ -136,7 +136,7 @@ const TABLE_LOGS: [(&str, Option<&str>); 4] =
 
 /// The table format of which `scope` is a part: one partition of a table, or one of its files, is under the log as well. A folder
 /// above that may not be listed shows no table.
-async fn table_around(store: &dyn Store, scope: &Scope) -> Option<&'static str> {
+async fn table_around(store: &dyn Store, scope: &Scope) -> Result<Option<&'static str>, StoreError> {
     let root = match scope {
         Scope::Object(location) | Scope::Prefix(location) => location,
         Scope::Glob { root, .. } => root,
@@ -144,14 +144,20 @@ async fn table_around(store: &dyn Store, scope: &Scope) -> Option<&'static str> 
     for folder in folders_above(root) {
         let next = below(&folder, root).split('/').next();
         for (log, _) in TABLE_LOGS.iter().filter(|(_, data)| data.is_none() || *data == next) {
-            let listed = store.list(&folder.join(log)).await.unwrap_or_default();
+            let listed = match store::list(store, &folder.join(log)).await {
+                Ok(listed) => listed,
+                // A log that cannot be looked for now may be there.
+                Err(error @ StoreError::Unavailable { .. }) => return Err(error),
+                // Who may list the dataset often may not list what is around it.
+                Err(_) => Vec::new(),
+            };
             let found = listed.iter().find_map(|object| table_format(below(&folder, &object.location)));
             if found.is_some() {
-                return found;
+                return Ok(found);
             }
         }
     }
-    None
+    Ok(None)
 }
 
 /// The folders that `root` lies in, the nearest first.

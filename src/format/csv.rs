@@ -13,6 +13,8 @@ use crate::identifier::ColumnPath;
 
 /// A record longer than this is a broken file (an unclosed quote), not a record.
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
+/// And one of more fields than this is no record of a table.
+const RECORD_FIELDS_MAX: usize = 1 << 20;
 const PIECE_BYTES: usize = 256 << 10;
 const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 
@@ -82,15 +84,24 @@ impl<R: Read> Records<R> {
             if used == self.buffer.len() && !self.source_ended {
                 self.fill()?;
             }
+            // At the end `csv-core` would take an open quote for a closed one; a line feed more tells them apart.
+            let cut = used > gap && used == self.buffer.len();
+            let input = if cut { b"\n" } else { &self.buffer[used..] };
             let (result, read, wrote, ended) =
-                self.core.read_record(&self.buffer[used..], &mut self.fields[in_fields..], &mut self.ends[in_ends..]);
-            (used, in_fields, in_ends) = (used + read, in_fields + wrote, in_ends + ended);
+                self.core.read_record(input, &mut self.fields[in_fields..], &mut self.ends[in_ends..]);
+            (used, in_fields, in_ends) = (if cut { used } else { used + read }, in_fields + wrote, in_ends + ended);
             if used - gap > RECORD_BYTES_MAX {
                 return Err(FormatError::Corrupt(format!("the record at line {} does not end", self.line)));
             }
             match result {
+                ReadRecordResult::InputEmpty if cut => {
+                    return Err(FormatError::Corrupt(format!("the record at line {} ends inside quotes", self.line)));
+                }
                 ReadRecordResult::InputEmpty => {}
                 ReadRecordResult::OutputFull => self.fields.resize(self.fields.len() * 2, 0),
+                ReadRecordResult::OutputEndsFull if self.ends.len() >= RECORD_FIELDS_MAX => {
+                    return Err(FormatError::Corrupt(format!("the record at line {} has too many fields", self.line)));
+                }
                 ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
                 ReadRecordResult::Record => break,
                 ReadRecordResult::End => {

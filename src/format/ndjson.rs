@@ -8,6 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 
 use super::FormatError;
 use super::csv::RECORD_BYTES_MAX;
+use crate::column_values::NoRoute;
 use crate::identifier::{ColumnPath, Value};
 
 /// A stream of lines.
@@ -57,22 +58,45 @@ impl<R: Read> Lines<R> {
 }
 
 /// Calls `each` with every value that `path` reaches in the object: through objects, any element of arrays, all values of a
-/// repeated key. Returns whether the path's first name was there at all.
+/// repeated key. In each object the exact name is meant, else the only one that differs in case alone. Returns whether the
+/// path's first name was there at all.
 pub fn values(line: &Line<'_>, path: &ColumnPath, each: &mut dyn FnMut(Value<'_>)) -> Result<bool, FormatError> {
-    let mut there = false;
-    let seed = Walk { path: &path.0, top: true, there: &mut there, each };
+    let mut seen = Seen::default();
     let mut json = serde_json::Deserializer::from_slice(line.json());
     let corrupt = |_| FormatError::Corrupt(format!("line {} is no JSON object", line.number));
-    seed.deserialize(&mut json).map_err(corrupt)?;
+    Walk { path: &path.0, top: true, seen: &mut seen, each }.deserialize(&mut json).map_err(corrupt)?;
     json.end().map_err(corrupt)?;
-    Ok(there)
+    if !seen.misspelt {
+        return Ok(seen.first_name);
+    }
+    // Rare, so the common walk does not look ahead for it; what that one gave already is given again, which changes no match.
+    let mut scanner = Scanner::of(line, path);
+    scanner.scan(line, path)?;
+    for span in &scanner.found {
+        let mut json = serde_json::Deserializer::from_slice(&line.raw[span.clone()]);
+        Walk { path: &[], top: false, seen: &mut seen, each }.deserialize(&mut json).map_err(corrupt)?;
+    }
+    Ok(scanner.first_name)
+}
+
+/// What a walk came across besides values.
+#[derive(Default)]
+struct Seen {
+    first_name: bool,
+    /// An object lacks a name of the path and has one that differs in case alone.
+    misspelt: bool,
 }
 
 struct Walk<'a> {
     path: &'a [String],
     top: bool,
-    there: &'a mut bool,
+    seen: &'a mut Seen,
     each: &'a mut dyn FnMut(Value<'_>),
+}
+
+/// Whether two names differ in nothing but case.
+fn same_but_for_case(a: &str, b: &str) -> bool {
+    a.eq_ignore_ascii_case(b) || (!(a.is_ascii() && b.is_ascii()) && a.to_lowercase() == b.to_lowercase())
 }
 
 impl<'de> DeserializeSeed<'de> for Walk<'_> {
@@ -103,17 +127,24 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let (mut exact, mut misspelt) = (false, false);
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             match self.path.split_first() {
                 Some((name, rest)) if *name == key => {
-                    *self.there |= self.top;
-                    map.next_value_seed(Walk { path: rest, top: false, there: self.there, each: self.each })?;
+                    exact = true;
+                    self.seen.first_name |= self.top;
+                    map.next_value_seed(Walk { path: rest, top: false, seen: self.seen, each: self.each })?;
                 }
-                _ => {
+                Some((name, _)) => {
+                    misspelt |= same_but_for_case(name, &key);
+                    map.next_value::<IgnoredAny>()?;
+                }
+                None => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
         }
+        self.seen.misspelt |= misspelt && !exact;
         Ok(())
     }
 
@@ -122,7 +153,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
             return Err(A::Error::custom("no object"));
         }
         while elements
-            .next_element_seed(Walk { path: self.path, top: false, there: self.there, each: self.each })?
+            .next_element_seed(Walk { path: self.path, top: false, seen: self.seen, each: self.each })?
             .is_some()
         {}
         Ok(())
@@ -141,7 +172,9 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<(), E> {
-        self.leaf(Value::Float(number))
+        // Beyond it a number has lost digits, and would be taken for its neighbour.
+        let is_exact = number.abs() < FLOAT_IS_EXACT_BELOW;
+        self.leaf(if is_exact { Value::Float(number) } else { Value::Other })
     }
 
     fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
@@ -153,13 +186,14 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 }
 
+/// 2 to the 53: every whole number below is one that a float can hold.
+const FLOAT_IS_EXACT_BELOW: f64 = 9_007_199_254_740_992.0;
+
 /// Where the values that `path` reaches stand in the line, ready to be replaced from the last to the first.
 pub fn spans(line: &Line<'_>, path: &ColumnPath) -> Result<Vec<Range<usize>>, FormatError> {
-    let mut scanner = Scanner { bytes: line.raw, at: line.raw.len() - line.json().len(), found: Vec::new() };
-    scanner
-        .value(&path.0)
-        .map(|()| scanner.found)
-        .ok_or_else(|| FormatError::Corrupt(format!("line {} is no JSON object", line.number)))
+    let mut scanner = Scanner::of(line, path);
+    scanner.scan(line, path)?;
+    Ok(scanner.found)
 }
 
 /// Walks JSON that was parsed before, only to learn where values stand.
@@ -167,9 +201,26 @@ struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
     found: Vec<Range<usize>>,
+    /// How many names the whole path has.
+    names: usize,
+    first_name: bool,
+    ambiguous: bool,
 }
 
-impl Scanner<'_> {
+impl<'a> Scanner<'a> {
+    fn of(line: &Line<'a>, path: &ColumnPath) -> Self {
+        let (at, names) = (line.raw.len() - line.json().len(), path.0.len());
+        Scanner { bytes: line.raw, at, found: Vec::new(), names, first_name: false, ambiguous: false }
+    }
+
+    fn scan(&mut self, line: &Line<'_>, path: &ColumnPath) -> Result<(), FormatError> {
+        let walked = self.value(&path.0);
+        if self.ambiguous {
+            return Err(FormatError::Unsupported(NoRoute::Ambiguous(path.clone()).to_string()));
+        }
+        walked.ok_or_else(|| FormatError::Corrupt(format!("line {} is no JSON object", line.number)))
+    }
+
     fn peek(&mut self) -> Option<u8> {
         while self.bytes.get(self.at)?.is_ascii_whitespace() {
             self.at += 1;
@@ -200,17 +251,51 @@ impl Scanner<'_> {
         Some(())
     }
 
+    /// The key and the colon.
+    fn key(&mut self) -> Option<String> {
+        let key = self.string()?;
+        let key = serde_json::from_slice(&self.bytes[key]).ok()?;
+        if self.peek()? != b':' {
+            return None;
+        }
+        self.at += 1;
+        Some(key)
+    }
+
+    /// The key of the object that begins here which `name` means: the exact one, else the only one that differs in case alone.
+    fn meant(&mut self, name: &str) -> Option<Option<String>> {
+        let start = self.at;
+        let mut misspelt: Vec<String> = Vec::new();
+        while self.peek()? != b'}' {
+            let key = self.key()?;
+            if key == name {
+                self.at = start;
+                return Some(Some(key));
+            }
+            if same_but_for_case(name, &key) && !misspelt.contains(&key) {
+                misspelt.push(key);
+            }
+            self.skip()?;
+            if self.peek()? == b',' {
+                self.at += 1;
+            }
+        }
+        self.at = start;
+        self.ambiguous |= misspelt.len() > 1;
+        Some(misspelt.pop())
+    }
+
     fn object(&mut self, path: &[String]) -> Option<()> {
         self.at += 1;
+        let meant = match path.first() {
+            Some(name) => self.meant(name)?,
+            None => None,
+        };
+        self.first_name |= meant.is_some() && path.len() == self.names;
         while self.peek()? != b'}' {
-            let key = self.string()?;
-            let key: String = serde_json::from_slice(&self.bytes[key]).ok()?;
-            if self.peek()? != b':' {
-                return None;
-            }
-            self.at += 1;
+            let key = self.key()?;
             match path.split_first() {
-                Some((name, rest)) if *name == key => self.value(rest)?,
+                Some((_, rest)) if meant.as_ref() == Some(&key) => self.value(rest)?,
                 // A path that no key below can continue.
                 _ => self.skip()?,
             }
@@ -257,5 +342,41 @@ impl Scanner<'_> {
         }
         self.at += 1;
         Some(start..self.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_meant_exactly_or_by_case_when_alone() {
+        for (line, path, wish) in [
+            (r#"{"email": "a", "EMAIL": "b"}"#, "email", Some("a")),
+            (r#"{"EMAIL": "b", "id": 1}"#, "email", Some("b")),
+            (r#"{"eMail": "b", "eMail": "c"}"#, "email", Some("b c")),
+            (r#"{"EMAIL": "a", "eMail": "b"}"#, "email", None),
+            (r#"{"User": {"Email": "a"}}"#, "user.email", Some("a")),
+            (r#"{"user": [{"Email": "a"}, {"x": {"email": "b"}}]}"#, "user.email", Some("a")),
+            (r#"{"ÉMAIL": "a"}"#, "émail", Some("a")),
+            (r#"{"mail": "a"}"#, "email", Some("")),
+        ] {
+            let (path, line) = (ColumnPath::parse(path).unwrap(), Line { raw: line.as_bytes(), number: 1 });
+            let mut found: Vec<String> = Vec::new();
+            let walked = values(&line, &path, &mut |value| match value {
+                Value::Text(text) => found.push(text.to_owned()),
+                _ => panic!("no text in {path}"),
+            });
+            let text = String::from_utf8_lossy(line.raw);
+            assert_eq!(walked.ok().map(|_| found.join(" ")).as_deref(), wish, "{text}");
+            let texts = |spans: Vec<Range<usize>>| -> String {
+                spans
+                    .iter()
+                    .map(|span| String::from_utf8_lossy(&line.raw[span.start + 1..span.end - 1]))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            };
+            assert_eq!(spans(&line, &path).ok().map(texts).as_deref(), wish, "{text}");
+        }
     }
 }

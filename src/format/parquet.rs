@@ -30,6 +30,7 @@ use super::parquet_chunk::{Change, Chunk, Clean, Encoded};
 use super::parquet_column::resolve;
 use super::{Edit, FormatError, Receipt, scrubbed};
 use crate::action::{Action, Redact, Redaction};
+use crate::parquet_bounds;
 use crate::store::store_error;
 
 /// What a rewrite counted, and what the file that it wrote must hold.
@@ -180,6 +181,7 @@ fn corrupt(reason: &str) -> FormatError {
 
 /// The footer with page indexes and full encoding statistics, checked against the size of the object.
 fn read_footer<R: ChunkReader>(source: &R) -> Result<ParquetMetaData, FormatError> {
+    check_bounds(source)?;
     let metadata = ParquetMetaDataReader::new()
         .with_metadata_options(Some(ParquetMetaDataOptions::new().with_encoding_stats_as_mask(false)))
         .with_page_index_policy(PageIndexPolicy::Optional)
@@ -199,6 +201,15 @@ fn read_footer<R: ChunkReader>(source: &R) -> Result<ParquetMetaData, FormatErro
         return Err(corrupt("the row groups do not add up to the file's row count"));
     }
     Ok(metadata)
+}
+
+fn check_bounds<R: ChunkReader>(source: &R) -> Result<(), FormatError> {
+    let too_short = || corrupt("a footer longer than the file");
+    let end = source.len().checked_sub(8).ok_or_else(too_short)?;
+    let length = parquet_bounds::footer_bytes(&source.get_bytes(end, 8).map_err(parquet_error)?);
+    let start = source.len().checked_sub(length).ok_or_else(too_short)?;
+    let footer = source.get_bytes(start, (end - start) as usize).map_err(parquet_error)?;
+    parquet_bounds::check_footer(&footer).map_err(|why| corrupt(&format!("the footer: {why}")))
 }
 
 fn check_column(column: &ColumnChunkMetaData, size: u64) -> Result<(), FormatError> {

@@ -8,9 +8,9 @@ use std::io::{Cursor, Read, Write};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use parquet::basic::{Encoding, PageType, Type as PhysicalType};
+use parquet::basic::{Compression, Encoding, PageType, Type as PhysicalType};
 use parquet::bloom_filter::Sbbf;
-use parquet::column::page::{Page, PageReader};
+use parquet::column::page::{Page, PageMetadata, PageReader};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
 use parquet::column::writer::{ColumnCloseResult, ColumnWriter, ColumnWriterImpl, get_column_writer};
 use parquet::data_type::{AsBytes, ByteArray, DataType, FixedLenByteArray};
@@ -24,6 +24,8 @@ use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::ColumnDescPtr;
 use roaring::RoaringTreemap;
 use xxhash_rust::xxh3::Xxh3;
+
+use crate::parquet_bounds::{self, Expansion};
 
 /// Records decoded at a time.
 const BATCH_RECORDS: usize = 8192;
@@ -170,7 +172,8 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
 
     fn pages(&self) -> Result<Box<dyn PageReader>> {
         let window = Arc::new(Window::new(self.source.clone(), self.column));
-        Ok(Box::new(SerializedPageReader::new(window, self.column, self.rows as usize, None)?))
+        let pages = SerializedPageReader::new(window, self.column, self.rows as usize, None)?;
+        Ok(Box::new(CheckedPages::new(pages, self.column)))
     }
 }
 
@@ -485,19 +488,24 @@ fn edit<T: DataType>(
     Ok(())
 }
 
-/// Reads of one chunk through a window, so that a page costs no request of its own and a large chunk is never held whole.
-struct Window<R> {
+/// Reads of one chunk's pages through a window, so that a page costs no request of its own and a large chunk is never held whole;
+/// each page's header is looked over before a decoder takes it at its word.
+pub struct Window<R> {
     source: R,
     end: u64,
+    expansion: Expansion,
+    /// Where the content of the page begins whose header was read last.
+    content: Mutex<Option<u64>>,
     held: Mutex<(u64, Bytes)>,
 }
 
 const WINDOW_BYTES: u64 = 8 << 20;
 
 impl<R: ChunkReader> Window<R> {
-    fn new(source: R, column: &ColumnChunkMetaData) -> Self {
+    pub fn new(source: R, column: &ColumnChunkMetaData) -> Self {
         let (start, length) = column.byte_range();
-        Window { source, end: start.saturating_add(length), held: Mutex::new((0, Bytes::new())) }
+        let (end, expansion) = (start.saturating_add(length), expansion(column.compression()));
+        Window { source, end, expansion, content: Mutex::new(None), held: Mutex::new((0, Bytes::new())) }
     }
 
     /// At least `least` bytes from `start` on, more when they are at hand.
@@ -518,6 +526,97 @@ impl<R: ChunkReader> Length for Window<R> {
     }
 }
 
+/// How far the pages of a codec can expand.
+pub fn expansion(compression: Compression) -> Expansion {
+    match compression {
+        Compression::UNCOMPRESSED => Expansion::NONE,
+        Compression::SNAPPY => Expansion::SNAPPY,
+        Compression::LZ4 | Compression::LZ4_RAW => Expansion::LZ4,
+        Compression::GZIP(_) => Expansion::GZIP,
+        Compression::BROTLI(_) | Compression::ZSTD(_) | Compression::LZO => Expansion::OTHER,
+    }
+}
+
+/// Pages whose values are no more than their chunk's, and whose lengths are no more than their values: the crate's decoder makes
+/// room for as many as the encoded lengths claim.
+pub struct CheckedPages<P> {
+    pages: P,
+    max_definition: i16,
+    max_repetition: i16,
+    values_left: i64,
+}
+
+impl<P: PageReader> CheckedPages<P> {
+    pub fn new(pages: P, column: &ColumnChunkMetaData) -> Self {
+        let descr = column.column_descr();
+        let (max_definition, max_repetition) = (descr.max_def_level(), descr.max_rep_level());
+        CheckedPages { pages, max_definition, max_repetition, values_left: column.num_values() }
+    }
+
+    fn check(&mut self, page: &Page) -> Result<()> {
+        let (buffer, encoding, values, levels) = match page {
+            Page::DataPage { buf, num_values, encoding, .. } => (buf, *encoding, *num_values, None),
+            Page::DataPageV2 { buf, num_values, encoding, def_levels_byte_len, rep_levels_byte_len, .. } => {
+                (buf, *encoding, *num_values, Some(*def_levels_byte_len as usize + *rep_levels_byte_len as usize))
+            }
+            Page::DictionaryPage { .. } => return Ok(()),
+        };
+        self.values_left -= i64::from(values);
+        if self.values_left < 0 {
+            return Err(general("a page claims more values than its column chunk has"));
+        }
+        if !matches!(encoding, Encoding::DELTA_LENGTH_BYTE_ARRAY | Encoding::DELTA_BYTE_ARRAY) {
+            return Ok(());
+        }
+        let start = levels.or_else(|| self.levels_bytes(buffer)).unwrap_or(usize::MAX);
+        let lengths = buffer.get(start..).ok_or_else(|| general("levels past the end of a page"))?;
+        let end = parquet_bounds::delta_end(lengths, values.into()).map_err(general)?;
+        if encoding == Encoding::DELTA_BYTE_ARRAY {
+            // Lengths of prefixes came first; those of suffixes follow.
+            parquet_bounds::delta_end(&lengths[end..], values.into()).map_err(general)?;
+        }
+        Ok(())
+    }
+
+    /// How long the levels of a first-version page are: each sort stands with its length before it.
+    fn levels_bytes(&self, buffer: &[u8]) -> Option<usize> {
+        let mut at = 0usize;
+        for _ in [self.max_repetition, self.max_definition].iter().filter(|max| **max > 0) {
+            let length = buffer.get(at..at.checked_add(4)?)?;
+            at = at.checked_add(4 + u32::from_le_bytes(length.try_into().ok()?) as usize)?;
+        }
+        Some(at)
+    }
+}
+
+impl<P: PageReader> Iterator for CheckedPages<P> {
+    type Item = Result<Page>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.get_next_page().transpose()
+    }
+}
+
+impl<P: PageReader> PageReader for CheckedPages<P> {
+    fn get_next_page(&mut self) -> Result<Option<Page>> {
+        let page = self.pages.get_next_page()?;
+        page.iter().try_for_each(|page| self.check(page))?;
+        Ok(page)
+    }
+
+    fn peek_next_page(&mut self) -> Result<Option<PageMetadata>> {
+        self.pages.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> Result<()> {
+        self.pages.skip_next_page()
+    }
+
+    fn at_record_boundary(&mut self) -> Result<bool> {
+        self.pages.at_record_boundary()
+    }
+}
+
 /// Enough for any page header.
 const HEADER_BYTES: u64 = 64 << 10;
 
@@ -525,8 +624,15 @@ impl<R: ChunkReader> ChunkReader for Window<R> {
     type T = Box<dyn Read>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        let least = HEADER_BYTES.min(self.end.saturating_sub(start));
-        Ok(Box::new(Cursor::new(self.from(start, least)?)))
+        let left = self.end.saturating_sub(start);
+        let bytes = self.from(start, HEADER_BYTES.min(left))?;
+        // What is read from somewhere is a page header, or the content of the page whose header was read last.
+        let mut content = self.content.lock().map_err(|_| general("a reader panicked"))?;
+        if *content != Some(start) {
+            let page = parquet_bounds::check_page(&bytes, left, self.expansion).map_err(general)?;
+            *content = Some(start + page.header_bytes);
+        }
+        Ok(Box::new(Cursor::new(bytes)))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {

@@ -177,7 +177,12 @@ impl Editor<'_> {
                 replacements.push((spans[position].clone(), csv::quoted(&text, delimiter, quote)));
             }
         }
-        Ok(replaced(record.raw, replacements))
+        let redacted = replaced(record.raw, replacements);
+        // An empty line is no record: a record of one empty cell is spelled with its quotes.
+        if redacted.first().is_none_or(|byte| matches!(byte, b'\r' | b'\n')) {
+            return Ok([&[quote, quote], redacted.as_slice()].concat());
+        }
+        Ok(redacted)
     }
 
     /// The fields into which identifiers strayed, and what they become.
@@ -294,6 +299,24 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_ends_inside_quotes_is_cut_off() {
+        for (source, whole) in [
+            ("id,note\n1,\"a", false),
+            ("id,note\n1,\"a\n2,b\n", false),
+            ("id,note\n1,\"a\"\"", false),
+            ("id,note\n1,\"a\"", true),
+            ("id,note\n1,\"\"\"a\"", true),
+            ("id,note\n1,a\"", true),
+            ("id,note\n1,", true),
+            ("id,note\n1,\"a\"\r", true),
+            ("\"id\"", true),
+        ] {
+            let read = edit_file(Format::Csv, source.as_bytes(), &[], &Action::Delete);
+            assert_eq!(read.is_ok(), whole, "{source:?}: {read:?}");
+        }
+    }
+
+    #[test]
     fn removed_csv_records_leave_no_byte_and_kept_ones_all() {
         for (source, rows, wanted) in [
             ("id,note\n7,\"a\nb\"\n8,c\n", &[1][..], "id,note\n7,\"a\nb\"\n"),
@@ -323,6 +346,8 @@ mod tests {
                 "e,id\n\"x,y\",1\r\n",
             ),
             (Format::Csv, "id,e\n1,abc\n", redact("E", Redaction::Tag), "id,e\n1,ABC\n"),
+            (Format::Csv, "e\nabc\nd\n", redact("e", Redaction::Null), "e\n\"\"\nd\n"),
+            (Format::Csv, "e\r\nabc\r\n", redact("e", Redaction::Null), "e\r\n\"\"\r\n"),
             (
                 Format::Ndjson,
                 "{ \"e\" : [\"a\", \"b\"], \"k\": {\"e\": 1} }\n",

@@ -82,6 +82,11 @@ fn list(root: &Path) -> Result<Vec<Object>, StoreError> {
                 return Err(failed(&path)(io));
             }
         };
+        if entry.path().to_str().is_none() {
+            // It could be told, journaled and matched under a wrong name only; the name itself may hold an identifier.
+            let location = Location::Local(root.to_owned());
+            return Err(StoreError::Other { location, reason: "a name in it is not UTF-8".to_owned() });
+        }
         if entry.file_type().is_file() && !is_temporary(entry.path()) {
             objects.push(head(entry.path())?);
         }

@@ -250,6 +250,35 @@ pub trait Store: Send + Sync + fmt::Debug {
     }
 }
 
+/// Bytes `range` of the object as it was listed, all of them: a body that ended early is a store that could not be reached, never
+/// a shorter object. Stages read by this, by [`read_whole`] and by [`list`], not by the store's own methods.
+pub async fn read(store: &dyn Store, object: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
+    let bytes = store.get_range(object, range.clone()).await?;
+    complete(&object.location, bytes.len() as u64, range.end.saturating_sub(range.start)).map(|()| bytes)
+}
+
+/// A small object whole, as [`read`] reads.
+pub async fn read_whole(store: &dyn Store, location: &Location) -> Result<(Object, Bytes), StoreError> {
+    let (object, bytes) = store.get(location).await?;
+    complete(location, bytes.len() as u64, object.size_bytes).map(|()| (object, bytes))
+}
+
+/// Every object below `prefix` once: a page that a store gave twice would count its rows twice.
+pub async fn list(store: &dyn Store, prefix: &Location) -> Result<Vec<Object>, StoreError> {
+    let mut objects = store.list(prefix).await?;
+    objects.sort_by(|a, b| a.location.cmp(&b.location));
+    objects.dedup_by(|a, b| a.location == b.location);
+    Ok(objects)
+}
+
+fn complete(location: &Location, arrived: u64, wanted: u64) -> Result<(), StoreError> {
+    if arrived == wanted {
+        return Ok(());
+    }
+    let reason = format!("{arrived} of {wanted} bytes arrived");
+    Err(StoreError::Unavailable { location: location.clone(), reason })
+}
+
 /// The stores of one run: the local disk, and S3 where a location of the job needs it.
 #[derive(Debug)]
 pub struct Stores {
@@ -325,7 +354,7 @@ impl ObjectReader {
     }
 
     pub fn read_range(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
-        self.runtime.block_on(self.store.get_range(&self.object, range))
+        self.runtime.block_on(read(self.store.as_ref(), &self.object, range))
     }
 
     /// The object's bytes from `start` on, read ahead in bounded pieces.
@@ -378,7 +407,7 @@ impl parquet::file::reader::ChunkReader for ObjectReader {
     }
 }
 
-/// Blocking writes to a [`Replacement`], the way back over the bridge. `finish` gives the replacement back for the swap.
+/// Blocking writes to a [`Replacement`], the way back over the bridge. `finish` gives it back for the swap.
 pub struct ReplacementWriter {
     replacement: Box<dyn Replacement>,
     buffer: Vec<u8>,
@@ -397,15 +426,10 @@ impl ReplacementWriter {
         }
     }
 
-    pub fn finish(mut self) -> io::Result<Box<dyn Replacement>> {
-        match self.send() {
-            Ok(()) => Ok(self.replacement),
-            Err(error) => {
-                // Waited for, unlike the clean-up of a dropped replacement; the first error is the one to tell.
-                let _ = self.runtime.block_on(self.replacement.abort());
-                Err(error)
-            }
-        }
+    /// The replacement comes back in any case: after a failure it is to be aborted.
+    pub fn finish(mut self) -> (Box<dyn Replacement>, io::Result<()>) {
+        let sent = self.send();
+        (self.replacement, sent)
     }
 
     fn send(&mut self) -> io::Result<()> {

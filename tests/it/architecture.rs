@@ -19,6 +19,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "signature",
             "tag",
             "column_values",
+            "parquet_bounds",
             "toml_reader",
             "verify_normalise",
         ],

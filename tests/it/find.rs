@@ -64,6 +64,7 @@ fn found(rules: &[(&str, &str, &str)], files: Vec<(&str, Vec<u8>)>) -> Found {
         matcher: Arc::new(index.matcher(0, spec)),
         resources: &job.resources,
         meter: Arc::new(Meter::default()),
+        known: None,
     };
     let found = runtime.block_on(find(&find_it, jiff::Timestamp::UNIX_EPOCH)).unwrap();
     let seen = |seen| match seen {

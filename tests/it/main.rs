@@ -4,9 +4,15 @@ mod architecture;
 mod cases;
 mod cli;
 mod crash;
+#[path = "../support/damage.rs"]
+mod damage;
 #[path = "../support/fault_proxy.rs"]
 mod fault_proxy;
+#[path = "../support/fault_store.rs"]
+mod fault_store;
+mod faults;
 mod find;
+mod fuzz;
 #[path = "../support/lakescrub.rs"]
 mod lakescrub_runner;
 mod lists;

@@ -45,7 +45,14 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
         let mut found = Vec::new();
         for (number, spec) in job.datasets.iter().enumerate() {
             let matcher = Arc::new(index.matcher(number, spec));
-            let find = Find { spec, store: store.clone(), matcher, resources: &job.resources, meter: meter.clone() };
+            let find = Find {
+                spec,
+                store: store.clone(),
+                matcher,
+                resources: &job.resources,
+                meter: meter.clone(),
+                known: None,
+            };
             found.push(find::find(&find, now).await.unwrap());
         }
         fault(&mut found);
