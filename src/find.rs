@@ -317,6 +317,7 @@ impl RecordScan<'_> {
     ) -> std::result::Result<Seen, FormatError> {
         let (mut rows, mut matched) = (0, RoaringTreemap::new());
         let mut columns: Option<(usize, Vec<Vec<usize>>)> = None;
+        let delimiter = records.delimiter();
         while let Some(record) = records.read()? {
             if columns.is_none() {
                 let header = spec.csv.header.then_some(&record);
@@ -340,6 +341,12 @@ impl RecordScan<'_> {
                 let (line, fields) = (record.line, record.len());
                 return Err(FormatError::Corrupt(format!(
                     "the record at line {line} has {fields} fields, not {width}"
+                )));
+            }
+            if csv::may_be_joined(&record, delimiter, spec.csv.quote) {
+                let line = record.line;
+                return Err(FormatError::Corrupt(format!(
+                    "text follows a closing quote in the record at line {line}, so that it may be several"
                 )));
             }
             let null = |bytes: &[u8]| spec.csv.null_strings.iter().any(|null| null.as_bytes() == bytes);

@@ -497,7 +497,13 @@ impl Hashed {
         out.resize(length, 0);
         let readable = match self {
             Hashed::Sha256Hex | Hashed::Md5Hex | Hashed::Sha1Hex => hex::decode_to_slice(text, out).is_ok(),
-            Hashed::Sha256Base64 => BASE64.decode_slice_unchecked(text, out).is_ok_and(|n| n == length),
+            Hashed::Sha256Base64 => {
+                // Room for one group more than a digest: whatever is longer is none.
+                let mut decoded = [0; 36];
+                let read = BASE64.decode_slice(text, &mut decoded).is_ok_and(|n| n == length);
+                out.copy_from_slice(&decoded[..length]);
+                read
+            }
         };
         if readable { Canonical::Text } else { Canonical::NotComparable }
     }
@@ -687,6 +693,21 @@ mod tests {
         assert_eq!(plain_decimal("-0.0").as_deref(), Some("0"));
         for not_plain in ["007", "1e3", "", ".5", "5.", "+1", " 1"] {
             assert_eq!(plain_decimal(not_plain), None, "{not_plain}");
+        }
+    }
+
+    #[test]
+    fn what_is_longer_or_shorter_than_a_digest_is_none() {
+        let digest = BASE64.encode([7; 32]);
+        let mut out = Vec::new();
+        for (text, wanted) in [
+            (digest.clone(), Canonical::Text),
+            ("0".repeat(64), Canonical::NotComparable),
+            ("A".repeat(44), Canonical::NotComparable),
+            ("A".repeat(4000), Canonical::NotComparable),
+            (digest[..40].to_owned(), Canonical::NotComparable),
+        ] {
+            assert_eq!(Hashed::Sha256Base64.read(Value::Text(&text), &mut out), wanted, "{text}");
         }
     }
 

@@ -22,6 +22,7 @@ const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 pub struct Records<R> {
     source: R,
     core: Core,
+    delimiter: u8,
     /// Bytes read and not yet given out; `at` is where the next record's bytes begin.
     buffer: Vec<u8>,
     at: usize,
@@ -65,6 +66,7 @@ impl<R: Read> Records<R> {
         Records {
             source,
             core: ReaderBuilder::new().delimiter(delimiter).quote(dialect.quote).build(),
+            delimiter,
             buffer: Vec::new(),
             at: 0,
             source_ended: false,
@@ -116,6 +118,10 @@ impl<R: Read> Records<R> {
         self.at = used;
         let (gap, raw) = self.buffer[..used].split_at(gap);
         Ok(Some(Record { gap, raw, line, fields: &self.fields[..in_fields], ends: &self.ends[..in_ends] }))
+    }
+
+    pub fn delimiter(&self) -> u8 {
+        self.delimiter
     }
 
     /// After the last record: blank lines at the end of the file.
@@ -222,6 +228,33 @@ pub fn spans(record: &Record<'_>, delimiter: u8, quote: u8) -> Option<Vec<Range<
     let same =
         |(i, span): (usize, &Range<usize>)| record.field(i) == Some(unquoted(&raw[span.clone()], quote).as_slice());
     (!quoted && spans.len() == record.len() && spans.iter().enumerate().all(same)).then_some(spans)
+}
+
+/// Whether a record of several lines may be several records that a stray quote has joined: text follows the quote that closes one
+/// of its fields. On one line such a record is odd, but whole.
+pub fn may_be_joined(record: &Record<'_>, delimiter: u8, quote: u8) -> bool {
+    let end = record.raw.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |last| last + 1);
+    let raw = &record.raw[..end];
+    if !raw.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
+        return false;
+    }
+    let mut at = 0;
+    while at < raw.len() {
+        if raw[at] == quote {
+            at += 1;
+            loop {
+                let Some(next) = raw[at..].iter().position(|byte| *byte == quote) else { return false };
+                at += next + 1;
+                match raw.get(at) {
+                    Some(byte) if *byte == quote => at += 1,
+                    Some(byte) if *byte != delimiter => return true,
+                    Some(_) | None => break,
+                }
+            }
+        }
+        at += raw[at..].iter().position(|byte| *byte == delimiter).map_or(raw.len() - at, |next| next + 1);
+    }
+    false
 }
 
 fn unquoted(field: &[u8], quote: u8) -> Vec<u8> {
