@@ -21,7 +21,7 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 clean, 1 internal, 2 usage, 3 incomplete, 4 residue, 5 blocked, 6 conflict, \
-7 unavailable, 8 untrusted, 10 refused, 130/143 interrupted";
+7 unavailable, 8 untrusted, 9 overdue, 10 refused, 130/143 interrupted";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {

@@ -41,7 +41,9 @@
 //!    Test: `stages::an_object_changed_just_before_the_swap_keeps_its_new_bytes`.
 //! 2. The old bytes go only after the new ones were read back and compared.
 //!    Test: `stages::what_differs_when_it_is_read_back_never_replaces_the_object`.
-//! 3. `verify` shares no code with `find`, `match_index`, `format`, `rewrite` and no line of DataFusion.
+//! 3. `verify` shares no code with `find`, `match_index`, `format`, `rewrite` and no line of DataFusion. So the rows are proven by
+//!    a second engine; what lies beside them (bytes, names, columns that no rule names) is looked for by `verify_*` alone, before the
+//!    plan and after the rewrite, and a word that these miss is missed both times.
 //!    Tests: `verify::the_verifier_shares_no_code_with_what_it_checks`, `stages::a_row_that_find_skips_is_residue_with_its_object_and_count`.
 //! 4. Kept rows, their order, and every cell not under an action are identical before and after.
 //!    Tests: `cases::every_case_leaves_the_lake_it_should`,

@@ -466,7 +466,10 @@ impl Listed for Asked {
     }
 
     fn texts(&self, texts: &[&[u8]], around: Around) -> PolarsResult<Vec<usize>> {
-        let mut indexes: Vec<usize> = self.suppressed.tokens(texts, around)?.into_iter().map(|hit| hit.text).collect();
+        let hits = self.suppressed.tokens(texts, around)?.into_iter();
+        // A text is dropped whole, so a word inside another person's is no reason; in binary the neighbours say nothing.
+        let counts = |hit: &Hit| around == Around::Binary || stands_alone(texts[hit.text], &hit.range, hit.look);
+        let mut indexes: Vec<usize> = hits.filter(counts).map(|hit| hit.text).collect();
         indexes.sort_unstable();
         indexes.dedup();
         Ok(indexes)

@@ -379,4 +379,24 @@ mod tests {
             assert_eq!(spans(&line, &path).ok().map(texts).as_deref(), wish, "{text}");
         }
     }
+
+    #[test]
+    fn a_number_that_has_lost_digits_is_not_compared() {
+        for (number, is_read) in [
+            ("7", true),
+            ("4.5", true),
+            ("9007199254740991.0", true),
+            ("100000000000000000001", false),
+            ("-100000000000000000001", false),
+            ("9007199254740993.0", false),
+            ("1e300", false),
+        ] {
+            let raw = format!("{{\"id\": {number}}}");
+            let line = Line { raw: raw.as_bytes(), number: 1 };
+            let mut read = None;
+            let path = ColumnPath::parse("id").unwrap();
+            values(&line, &path, &mut |value| read = Some(!matches!(value, Value::Other))).unwrap();
+            assert_eq!(read, Some(is_read), "{number}");
+        }
+    }
 }

@@ -499,3 +499,14 @@ fn help_texts() {
     assert_snapshot!("help_scrub", lake.run(&["scrub", "-h"]).exits(0).stdout);
     assert_snapshot!("help_manifest_check", lake.run(&["manifest", "check", "-h"]).exits(0).stdout);
 }
+
+#[test]
+fn exit_3_a_name_that_is_not_utf8_stops_its_dataset_and_is_not_shown() {
+    use std::os::unix::ffi::OsStrExt;
+    let lake = Lake::of_customers(&["ada@example.com"]);
+    lake.write("lake/a.csv", "id,email\n1,ada@example.com\n2,eve@example.com\n");
+    let name = std::ffi::OsStr::from_bytes(b"lake/ada@example.com\xff.csv");
+    std::fs::write(lake.path().join(name), "id,email\n1,ada@example.com\n").unwrap();
+    let ran = lake.run(&["scrub", "job.toml"]).exits(3).says(&["a name in it is not UTF-8"]);
+    assert!(!ran.stderr.contains("ada@") && !ran.stdout.contains("ada@"), "{ran:?}");
+}

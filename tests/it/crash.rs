@@ -93,6 +93,19 @@ fn killed_after(lake: &Lake, entry: u64) -> bool {
 }
 
 #[test]
+fn a_killed_run_is_left_to_its_own_job() {
+    let lake = lake();
+    assert!(killed_after(&lake, 2));
+    let killed = data(&lake);
+    for command in ["scrub", "verify"] {
+        lake.run(&[command, "job.toml", "--set", "name=another"]).exits(6).says(&["never ended", "shares its state"]);
+        assert_eq!(data(&lake), killed);
+    }
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_whole(&lake, &undisturbed(), "after another job was refused");
+}
+
+#[test]
 fn a_run_killed_after_any_journal_entry_is_ended_by_the_next() {
     let wish = undisturbed();
     let mut entries = 0;

@@ -20,6 +20,7 @@ use roaring::RoaringTreemap;
 
 use crate::memory_store::MemoryStore;
 use crate::rewrite_parquet::{manners, written};
+use crate::verify::with_other_row_groups;
 
 const COLUMNS: [(&str, &str, &str); 5] = [
     ("email", "email", ""),
@@ -183,6 +184,21 @@ fn many_objects_of_many_shapes_keep_their_rows() {
     assert_eq!(objects["a.parquet"], objects["b.parquet"]);
     assert!(objects["a.parquet"].is_ok() && objects["c.parquet"].is_err());
     assert_eq!(objects["d.parquet"], Err("has no column email".to_owned()));
+}
+
+#[test]
+fn row_groups_numbered_alike_are_never_taken_for_each_other() {
+    let small = WriterProperties::builder().set_max_row_group_row_count(Some(100)).build();
+    let honest = written(&people(300), small).to_vec();
+    let lying = with_other_row_groups(&honest, |group| group.into_builder().set_ordinal(0).build().unwrap());
+    let files = || vec![("/lake/a.parquet", honest.clone()), ("/lake/b.parquet", lying.clone())];
+    // Probing counts the groups itself.
+    let (objects, _) = found(&COLUMNS[..1], files());
+    assert_eq!(objects["a.parquet"], objects["b.parquet"]);
+    // The filter's row numbers go by what the file says.
+    let (objects, _) = found(&[COLUMNS[0], ("n", "integer", "")], files());
+    assert!(objects["a.parquet"].is_ok());
+    assert!(objects["b.parquet"].as_ref().unwrap_err().contains("not numbered in order"), "{objects:?}");
 }
 
 #[test]

@@ -350,7 +350,7 @@ fn a_missing_column_fails_the_object_or_is_a_note_and_other_rules_still_look() {
 }
 
 /// `file` with a footer in which `change` has been at the row groups; everything before the footer stays.
-fn with_other_row_groups(file: &[u8], change: impl Fn(RowGroupMetaData) -> RowGroupMetaData) -> Vec<u8> {
+pub fn with_other_row_groups(file: &[u8], change: impl Fn(RowGroupMetaData) -> RowGroupMetaData) -> Vec<u8> {
     let metadata = ParquetMetaDataReader::new().parse_and_finish(&bytes::Bytes::from(file.to_vec())).unwrap();
     let groups = metadata.row_groups().iter().cloned().map(change).collect();
     let changed = metadata.into_builder().set_row_groups(groups).build();

@@ -210,6 +210,24 @@ on_each_server! {
         assert_eq!(behind(bucket, "lake/").await["lake/a.csv"].0.len(), 1);
     }
 
+    async fn what_was_swapped_and_never_read_back_keeps_its_old_version(bucket: &Bucket) {
+        keep_versions(bucket).await;
+        bucket.upload("lake/a.csv", records(0, 5)).await;
+        let job = job(bucket).await;
+        // Killed after the swap was confirmed; without the confirmation it is as if killed right before the read-back.
+        assert!(!job.killed_after(2).status.success());
+        let journal = bucket.client.list_objects_v2().bucket(&bucket.name).prefix("privacy/lakescrub/journal/").send().await.unwrap();
+        let confirmed = journal.contents().iter().filter_map(|entry| entry.key()).find(|key| key.ends_with("00000002.json"));
+        delete(bucket, confirmed.unwrap()).await;
+        let output = job.run(&["scrub", job.path().to_str().unwrap()]);
+        check_exit(&output, 4);
+        assert!(text(&output).contains("may be the only good copy"), "{}", text(&output));
+        assert_eq!(behind(bucket, "lake/").await["lake/a.csv"].0.len(), 2);
+        // Nor does the next run purge it.
+        job.scrub(4);
+        assert_eq!(behind(bucket, "lake/").await["lake/a.csv"].0.len(), 2);
+    }
+
     async fn old_uploads_are_aborted_and_young_ones_told(bucket: &Bucket) {
         bucket.upload("lake/a.csv", without_the_listed(&records(0, 5))).await;
         for key in ["lake/a.csv", "lakes/a.csv"] {
