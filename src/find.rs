@@ -321,14 +321,14 @@ impl RecordScan<'_> {
         while let Some(record) = records.read()? {
             if columns.is_none() {
                 let header = spec.csv.header.then_some(&record);
-                let names = csv::column_names(header, record.len());
+                let names = csv::column_names(header, record.width());
                 let positions = |path| match csv::positions(&names, path) {
                     Err(NoRoute::Missing(path)) if self.in_name.contains(&path) => Ok(Vec::new()),
                     found => found,
                 };
                 let found: std::result::Result<Vec<_>, _> = self.matcher.columns.iter().map(positions).collect();
                 match found {
-                    Ok(found) => columns = Some((record.len(), found)),
+                    Ok(found) => columns = Some((record.width(), found)),
                     Err(error @ NoRoute::Missing(_)) => return Ok(lacking(spec, error.to_string())),
                     Err(error) => return Ok(Seen::Failed { exit: Exit::Incomplete, reason: error.to_string() }),
                 }
@@ -337,8 +337,8 @@ impl RecordScan<'_> {
                 }
             }
             let Some((width, positions)) = &columns else { continue };
-            if record.len() != *width {
-                let (line, fields) = (record.line, record.len());
+            if record.width() != *width {
+                let (line, fields) = (record.line, record.width());
                 return Err(FormatError::Corrupt(format!(
                     "the record at line {line} has {fields} fields, not {width}"
                 )));

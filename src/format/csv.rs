@@ -1,12 +1,14 @@
 //! CSV and TSV records with the bytes they stand in.
 //!
-//! `csv-core` decides where records and fields end; this module keeps, for every record, the exact bytes it came from, so
-//! that a kept record leaves byte for byte.
+//! `csv-core` decides where records with quotes end and what their fields are; a record without a quote ends at its line end and
+//! is cut at its delimiters, which needs no parser. This module keeps, for every record, the exact bytes it came from, so that a kept
+//! record leaves byte for byte.
 
 use std::io::Read;
 use std::ops::Range;
 
 use csv_core::{ReadRecordResult, Reader as Core, ReaderBuilder};
+use memchr::{memchr_iter, memchr3};
 
 use super::{CsvDialect, FormatError};
 use crate::identifier::ColumnPath;
@@ -23,10 +25,12 @@ pub struct Records<R> {
     source: R,
     core: Core,
     delimiter: u8,
-    /// Bytes read and not yet given out; `at` is where the next record's bytes begin.
+    quote: u8,
+    /// Bytes read; those before `at` are given out.
     buffer: Vec<u8>,
     at: usize,
     source_ended: bool,
+    /// What `csv-core` unquoted.
     fields: Vec<u8>,
     ends: Vec<usize>,
     line: u64,
@@ -40,33 +44,59 @@ pub struct Record<'a> {
     pub raw: &'a [u8],
     /// 1-based line on which it starts.
     pub line: u64,
-    fields: &'a [u8],
-    ends: &'a [usize],
+    fields: Fields<'a>,
 }
 
-impl Record<'_> {
-    pub fn len(&self) -> usize {
-        self.ends.len()
+#[derive(Debug, Clone, Copy)]
+enum Fields<'a> {
+    /// No quote anywhere: the record without its line end, cut at each delimiter.
+    Plain { text: &'a [u8], delimiter: u8 },
+    /// Unquoted fields, one after the other, and where each ends.
+    Unquoted { text: &'a [u8], ends: &'a [usize] },
+}
+
+impl<'a> Record<'a> {
+    /// The number of fields, 1 at least.
+    pub fn width(&self) -> usize {
+        match self.fields {
+            Fields::Plain { text, delimiter } => memchr_iter(delimiter, text).count() + 1,
+            Fields::Unquoted { ends, .. } => ends.len(),
+        }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+    pub fn field(&self, i: usize) -> Option<&'a [u8]> {
+        match self.fields {
+            Fields::Plain { text, delimiter } => {
+                let mut delimiters = memchr_iter(delimiter, text);
+                let start = if i == 0 { 0 } else { delimiters.nth(i - 1)? + 1 };
+                Some(&text[start..delimiters.next().unwrap_or(text.len())])
+            }
+            Fields::Unquoted { text, ends } => {
+                let end = *ends.get(i)?;
+                let start = if i == 0 { 0 } else { ends[i - 1] };
+                Some(&text[start..end])
+            }
+        }
     }
+}
 
-    pub fn field(&self, i: usize) -> Option<&[u8]> {
-        let end = *self.ends.get(i)?;
-        let start = if i == 0 { 0 } else { self.ends[i - 1] };
-        Some(&self.fields[start..end])
-    }
+/// How far a record reaches, from its first byte: its text, and its text with the line end.
+struct Extent {
+    text: usize,
+    whole: usize,
 }
 
 impl<R: Read> Records<R> {
     pub fn new(source: R, dialect: &CsvDialect, tsv: bool) -> Self {
         let delimiter = dialect.delimiter.unwrap_or(if tsv { b'\t' } else { b',' });
+        let mut core = ReaderBuilder::new().delimiter(delimiter).quote(dialect.quote).build();
+        // `csv-core` drops a byte order mark before the first byte it sees, which need not be the first of the file.
+        core.read_record(b"\n", &mut [0; 1], &mut [0; 1]);
         Records {
             source,
-            core: ReaderBuilder::new().delimiter(delimiter).quote(dialect.quote).build(),
+            core,
             delimiter,
+            quote: dialect.quote,
             buffer: Vec::new(),
             at: 0,
             source_ended: false,
@@ -78,46 +108,33 @@ impl<R: Read> Records<R> {
 
     /// The next record; `None` at the end, whose trailing bytes are then [`Records::rest`].
     pub fn read(&mut self) -> Result<Option<Record<'_>>, FormatError> {
-        self.buffer.drain(..self.at);
-        self.at = 0;
         let gap = self.skip_gap()?;
-        let (mut used, mut in_fields, mut in_ends) = (gap, 0, 0);
-        loop {
-            if used == self.buffer.len() && !self.source_ended {
-                self.fill()?;
-            }
-            // At the end `csv-core` would take an open quote for a closed one; a line feed more tells them apart.
-            let cut = used > gap && used == self.buffer.len();
-            let input = if cut { b"\n" } else { &self.buffer[used..] };
-            let (result, read, wrote, ended) =
-                self.core.read_record(input, &mut self.fields[in_fields..], &mut self.ends[in_ends..]);
-            (used, in_fields, in_ends) = (if cut { used } else { used + read }, in_fields + wrote, in_ends + ended);
-            if used - gap > RECORD_BYTES_MAX {
-                return Err(FormatError::Corrupt(format!("the record at line {} does not end", self.line)));
-            }
-            match result {
-                ReadRecordResult::InputEmpty if cut => {
-                    return Err(FormatError::Corrupt(format!("the record at line {} ends inside quotes", self.line)));
-                }
-                ReadRecordResult::InputEmpty => {}
-                ReadRecordResult::OutputFull => self.fields.resize(self.fields.len() * 2, 0),
-                ReadRecordResult::OutputEndsFull if self.ends.len() >= RECORD_FIELDS_MAX => {
-                    return Err(FormatError::Corrupt(format!("the record at line {} has too many fields", self.line)));
-                }
-                ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
-                ReadRecordResult::Record => break,
-                ReadRecordResult::End => {
-                    self.at = 0;
-                    return Ok(None);
-                }
-            }
+        if gap == self.rest().len() {
+            return Ok(None);
         }
-        used = self.take_line_feed(used)?;
-        let line = self.line + newlines(&self.buffer[..gap]);
-        self.line = line + newlines(&self.buffer[gap..used]);
-        self.at = used;
-        let (gap, raw) = self.buffer[..used].split_at(gap);
-        Ok(Some(Record { gap, raw, line, fields: &self.fields[..in_fields], ends: &self.ends[..in_ends] }))
+        let line = self.line + newlines(&self.rest()[..gap]);
+        let (extent, unquoted) = match self.plain_record(gap, line)? {
+            Some(extent) => (extent, None),
+            None => {
+                let (whole, in_fields, in_ends) = self.quoted_record(gap, line)?;
+                (Extent { text: whole, whole }, Some((in_fields, in_ends)))
+            }
+        };
+        let begin = self.at + gap;
+        let (text, raw) = (&self.buffer[begin..begin + extent.text], &self.buffer[begin..begin + extent.whole]);
+        let gap = &self.buffer[self.at..begin];
+        self.at = begin + extent.whole;
+        let fields = match unquoted {
+            None => {
+                self.line = line + u64::from(raw.ends_with(b"\n"));
+                Fields::Plain { text, delimiter: self.delimiter }
+            }
+            Some((in_fields, in_ends)) => {
+                self.line = line + newlines(raw);
+                Fields::Unquoted { text: &self.fields[..in_fields], ends: &self.ends[..in_ends] }
+            }
+        };
+        Ok(Some(Record { gap, raw, line, fields }))
     }
 
     pub fn delimiter(&self) -> u8 {
@@ -126,13 +143,78 @@ impl<R: Read> Records<R> {
 
     /// After the last record: blank lines at the end of the file.
     pub fn rest(&self) -> &[u8] {
-        &self.buffer
+        &self.buffer[self.at..]
+    }
+
+    /// The extent of the record that begins at `from`, when no quote stands in it.
+    fn plain_record(&mut self, from: usize, line: u64) -> Result<Option<Extent>, FormatError> {
+        let mut seen = from;
+        let text = loop {
+            let rest = self.rest();
+            match memchr3(self.quote, b'\r', b'\n', &rest[seen..]) {
+                Some(next) if rest[seen + next] == self.quote => return Ok(None),
+                Some(next) => break seen + next,
+                None if self.source_ended => break rest.len(),
+                None => {
+                    seen = rest.len();
+                    check_length(seen - from, line)?;
+                    self.fill()?;
+                }
+            }
+        };
+        let whole = match self.rest().get(text) {
+            Some(b'\r') => self.take_line_feed(text + 1)?,
+            Some(_) => text + 1,
+            None => text,
+        };
+        check_length(whole - from, line)?;
+        let extent = Extent { text: text - from, whole: whole - from };
+        if extent.text >= RECORD_FIELDS_MAX {
+            let delimiters = memchr_iter(self.delimiter, &self.rest()[from..text]).count();
+            if delimiters >= RECORD_FIELDS_MAX {
+                return Err(FormatError::Corrupt(format!("the record at line {line} has too many fields")));
+            }
+        }
+        Ok(Some(extent))
+    }
+
+    /// Has `csv-core` read the record that begins at `from`: its length, and how much of `fields` and `ends` it filled.
+    fn quoted_record(&mut self, from: usize, line: u64) -> Result<(usize, usize, usize), FormatError> {
+        let (mut used, mut in_fields, mut in_ends) = (from, 0, 0);
+        loop {
+            if used == self.rest().len() && !self.source_ended {
+                self.fill()?;
+            }
+            // At the end `csv-core` would take an open quote for a closed one; a line feed more tells them apart.
+            let cut = used == self.rest().len();
+            let input = if cut { b"\n" } else { &self.buffer[self.at + used..] };
+            let (result, read, wrote, ended) =
+                self.core.read_record(input, &mut self.fields[in_fields..], &mut self.ends[in_ends..]);
+            (used, in_fields, in_ends) = (if cut { used } else { used + read }, in_fields + wrote, in_ends + ended);
+            check_length(used - from, line)?;
+            match result {
+                ReadRecordResult::InputEmpty if cut => {
+                    return Err(FormatError::Corrupt(format!("the record at line {line} ends inside quotes")));
+                }
+                ReadRecordResult::InputEmpty => {}
+                ReadRecordResult::OutputFull => self.fields.resize(self.fields.len() * 2, 0),
+                ReadRecordResult::OutputEndsFull if self.ends.len() >= RECORD_FIELDS_MAX => {
+                    return Err(FormatError::Corrupt(format!("the record at line {line} has too many fields")));
+                }
+                ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
+                // What is no line end is a record's.
+                ReadRecordResult::Record | ReadRecordResult::End => break,
+            }
+        }
+        // `csv-core` ends a record at the `\r` of `\r\n`; the line feed is this record's too.
+        let used = if self.rest()[..used].ends_with(b"\r") { self.take_line_feed(used)? } else { used };
+        Ok((used - from, in_fields, in_ends))
     }
 
     /// Blank lines and a byte order mark belong to no record; `csv-core` would count the former to the next one.
     fn skip_gap(&mut self) -> Result<usize, FormatError> {
         let mut gap = 0;
-        if self.line == 1 {
+        if self.line == 1 && self.at == 0 {
             while self.buffer.len() < UTF8_BOM.len() && !self.source_ended {
                 self.fill()?;
             }
@@ -143,28 +225,29 @@ impl<R: Read> Records<R> {
             }
         }
         loop {
-            while gap < self.buffer.len() && matches!(self.buffer[gap], b'\r' | b'\n') {
+            let rest = self.rest();
+            while gap < rest.len() && matches!(rest[gap], b'\r' | b'\n') {
                 gap += 1;
             }
-            if gap < self.buffer.len() || self.source_ended {
+            if gap < rest.len() || self.source_ended {
                 return Ok(gap);
             }
             self.fill()?;
         }
     }
 
-    /// `csv-core` ends a record at the `\r` of `\r\n`; the line feed is this record's too.
-    fn take_line_feed(&mut self, used: usize) -> Result<usize, FormatError> {
-        if used == 0 || self.buffer[used - 1] != b'\r' {
-            return Ok(used);
-        }
-        if used == self.buffer.len() && !self.source_ended {
+    /// Where the line ends whose `\r` stands before `end`: after the line feed, if one follows.
+    fn take_line_feed(&mut self, end: usize) -> Result<usize, FormatError> {
+        if end == self.rest().len() && !self.source_ended {
             self.fill()?;
         }
-        Ok(used + usize::from(self.buffer.get(used) == Some(&b'\n')))
+        Ok(end + usize::from(self.rest().get(end) == Some(&b'\n')))
     }
 
+    /// Reads more. What was given out makes room, so that a record is moved only when it spans two reads.
     fn fill(&mut self) -> Result<(), FormatError> {
+        self.buffer.drain(..self.at);
+        self.at = 0;
         let length = self.buffer.len();
         self.buffer.resize(length + PIECE_BYTES, 0);
         let read = loop {
@@ -180,15 +263,22 @@ impl<R: Read> Records<R> {
     }
 }
 
+fn check_length(bytes: usize, line: u64) -> Result<(), FormatError> {
+    if bytes > RECORD_BYTES_MAX {
+        return Err(FormatError::Corrupt(format!("the record at line {line} does not end")));
+    }
+    Ok(())
+}
+
 fn newlines(bytes: &[u8]) -> u64 {
-    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
+    memchr_iter(b'\n', bytes).count() as u64
 }
 
 /// The names of the columns: the header's, or numbers from 1.
 pub fn column_names(header: Option<&Record<'_>>, width: usize) -> Vec<String> {
     match header {
         Some(header) => {
-            (0..header.len()).map(|i| String::from_utf8_lossy(header.field(i).unwrap_or(b"")).into_owned()).collect()
+            (0..header.width()).map(|i| String::from_utf8_lossy(header.field(i).unwrap_or(b"")).into_owned()).collect()
         }
         None => (1..=width).map(|number| number.to_string()).collect(),
     }
@@ -225,14 +315,20 @@ pub fn spans(record: &Record<'_>, delimiter: u8, quote: u8) -> Option<Vec<Range<
         }
     }
     spans.push(start..raw.len());
+    if matches!(record.fields, Fields::Plain { .. }) {
+        return Some(spans);
+    }
     let same =
         |(i, span): (usize, &Range<usize>)| record.field(i) == Some(unquoted(&raw[span.clone()], quote).as_slice());
-    (!quoted && spans.len() == record.len() && spans.iter().enumerate().all(same)).then_some(spans)
+    (!quoted && spans.len() == record.width() && spans.iter().enumerate().all(same)).then_some(spans)
 }
 
 /// Whether a record of several lines may be several records that a stray quote has joined: text follows the quote that closes one
 /// of its fields. On one line such a record is odd, but whole.
 pub fn may_be_joined(record: &Record<'_>, delimiter: u8, quote: u8) -> bool {
+    if matches!(record.fields, Fields::Plain { .. }) {
+        return false;
+    }
     let end = record.raw.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |last| last + 1);
     let raw = &record.raw[..end];
     if !raw.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
@@ -287,4 +383,68 @@ pub fn quoted(text: &str, delimiter: u8, quote: u8) -> Vec<u8> {
     }
     out.push(quote);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Fields = Vec<Vec<u8>>;
+
+    /// Gives one byte at a time, so that every place is an end of what was read.
+    struct Drip<'a>(&'a [u8]);
+
+    impl Read for Drip<'_> {
+        fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+            let (Some((first, rest)), Some(out)) = (self.0.split_first(), out.first_mut()) else { return Ok(0) };
+            (*out, self.0) = (*first, rest);
+            Ok(1)
+        }
+    }
+
+    /// The records of `source`, and all bytes in the order in which they were given out.
+    fn records(source: impl Read) -> Result<(Vec<Fields>, Vec<u8>), FormatError> {
+        let mut records = Records::new(source, &CsvDialect::default(), false);
+        let (mut all, mut bytes) = (Vec::new(), Vec::new());
+        while let Some(record) = records.read()? {
+            bytes.extend_from_slice(record.gap);
+            bytes.extend_from_slice(record.raw);
+            let fields: Fields = (0..record.width()).filter_map(|i| record.field(i)).map(<[u8]>::to_vec).collect();
+            assert_eq!((fields.len(), record.field(record.width())), (record.width(), None));
+            all.push(fields);
+        }
+        bytes.extend_from_slice(records.rest());
+        Ok((all, bytes))
+    }
+
+    /// What `csv-core` makes of it alone.
+    fn records_of_core(source: &[u8]) -> Vec<Fields> {
+        let source = [source, b"\n"].concat();
+        let (mut core, mut all, mut rest) = (Core::new(), Vec::new(), source.as_slice());
+        let (mut text, mut ends) = ([0; 64], [0; 64]);
+        while let (ReadRecordResult::Record, read, _, ended) = core.read_record(rest, &mut text, &mut ends) {
+            let starts = [0].into_iter().chain(ends[..ended].iter().copied());
+            all.push(starts.zip(&ends[..ended]).map(|(start, end)| text[start..*end].to_vec()).collect());
+            rest = &rest[read..];
+        }
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn records_without_a_parser_are_those_of_the_parser(source in "[ab,\"\r\n]{0,40}") {
+            let source = source.as_bytes();
+            let Ok((records_at_once, bytes)) = records(source) else {
+                // It ends inside quotes.
+                return Ok(());
+            };
+            prop_assert_eq!(&bytes, source);
+            prop_assert_eq!(&records_at_once, &records_of_core(source));
+            let (dripped, bytes) = records(Drip(source)).expect("what was read at once");
+            prop_assert_eq!(dripped, records_at_once);
+            prop_assert_eq!(bytes, source);
+        }
+    }
 }

@@ -28,6 +28,7 @@ pub fn rewrite(
         Format::Ndjson => editor.ndjson(source, &mut kept, &mut out)?,
         Format::Parquet => return Err(FormatError::Unsupported("Parquet as records".to_owned())),
     }
+    kept.flush(&mut out)?;
     out.finish().map_err(FormatError::from_io)?;
     if let Some(last) = edit.rows.max()
         && last >= kept.rows_before
@@ -40,28 +41,29 @@ pub fn rewrite(
 /// Reads the new object and compares it with what was kept.
 pub fn read_back(format: Format, dialect: &CsvDialect, new: impl Read, receipt: &Receipt) -> Result<(), FormatError> {
     let (_, source) = compression::decode(new)?;
-    let mut kept = Kept::default();
+    let (mut kept, mut nowhere) = (Kept::default(), std::io::sink());
     match format {
         Format::Csv | Format::Tsv => {
             let mut records = Records::new(source, dialect, format == Format::Tsv);
             let mut header = dialect.header;
             while let Some(record) = records.read()? {
-                kept.bytes(record.gap);
-                kept.bytes(record.raw);
+                kept.keep(record.gap, &mut nowhere)?;
+                kept.keep(record.raw, &mut nowhere)?;
                 kept.rows_after += u64::from(!header);
                 header = false;
             }
-            kept.bytes(records.rest());
+            kept.keep(records.rest(), &mut nowhere)?;
         }
         Format::Ndjson => {
             let mut lines = Lines::new(source);
             while let Some(line) = lines.read()? {
-                kept.bytes(line.raw);
+                kept.keep(line.raw, &mut nowhere)?;
                 kept.rows_after += u64::from(!line.is_blank());
             }
         }
         Format::Parquet => return Err(FormatError::Unsupported("Parquet as records".to_owned())),
     }
+    kept.flush(&mut nowhere)?;
     if kept.rows_after != receipt.rows_after {
         return Err(FormatError::Mismatch(format!("{} records instead of {}", kept.rows_after, receipt.rows_after)));
     }
@@ -71,6 +73,9 @@ pub fn read_back(format: Format, dialect: &CsvDialect, new: impl Read, receipt: 
     Ok(())
 }
 
+/// Records are gathered to so many bytes before they are digested and written: one by one they are small.
+const GATHERED_BYTES: usize = 128 << 10;
+
 /// Counts, and the digest of all bytes that leave, in order.
 #[derive(Default)]
 struct Kept {
@@ -79,13 +84,10 @@ struct Kept {
     rows_redacted: u64,
     rows_after: u64,
     digest: Xxh3,
+    gathered: Vec<u8>,
 }
 
 impl Kept {
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.digest.update(bytes);
-    }
-
     fn receipt(&self) -> Receipt {
         Receipt {
             rows_before: self.rows_before,
@@ -97,8 +99,19 @@ impl Kept {
     }
 
     fn keep(&mut self, bytes: &[u8], out: &mut dyn Write) -> Result<(), FormatError> {
-        self.bytes(bytes);
-        out.write_all(bytes).map_err(FormatError::from_io)
+        self.gathered.extend_from_slice(bytes);
+        if self.gathered.len() < GATHERED_BYTES {
+            return Ok(());
+        }
+        self.flush(out)
+    }
+
+    /// What was gathered leaves; to be called once more after the last record.
+    fn flush(&mut self, out: &mut dyn Write) -> Result<(), FormatError> {
+        self.digest.update(&self.gathered);
+        out.write_all(&self.gathered).map_err(FormatError::from_io)?;
+        self.gathered.clear();
+        Ok(())
     }
 
     /// Keeps, removes or redacts one record; `edited` makes its new bytes.
@@ -142,7 +155,7 @@ impl Editor<'_> {
             kept.keep(record.gap, out)?;
             let Some(names) = &names else {
                 let header = self.dialect.header.then_some(&record);
-                let first = csv::column_names(header, record.len());
+                let first = csv::column_names(header, record.width());
                 if self.dialect.header {
                     kept.keep(record.raw, out)?;
                 } else {
