@@ -225,9 +225,10 @@ async fn scan_group(find: &Find<'_>, shape: &Shape, group: &[Opened], found: &mu
     match find_parquet::scan(&find.store, shape, &all, &find.matcher, find.resources, &find.meter).await {
         Ok(scanned) => {
             add_counts(&mut found.not_comparable, by_column(&find.matcher.columns, &scanned.not_comparable));
-            for (opened, matched) in group.iter().zip(scanned.matched) {
+            for ((opened, matched), chunks) in group.iter().zip(scanned.matched).zip(scanned.chunks) {
                 find.meter.add(1, 0, opened.object.size_bytes);
-                found.findings.push(parquet_finding(opened, Seen::Rows { rows: opened.rows, matched }));
+                let seen = Seen::Rows { rows: opened.rows, matched };
+                found.findings.push(Finding { chunks, ..parquet_finding(opened, seen) });
             }
         }
         Err(error) if group.len() == 1 => {

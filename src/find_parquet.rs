@@ -48,6 +48,7 @@ use crate::job::Resources;
 use crate::match_index::{Check, Matcher, Rule, Scratch};
 use crate::meter::Meter;
 use crate::parquet_bounds::{self, Expansion};
+use crate::residue::SeenChunks;
 use crate::store::{self, Object, Store, StoreError, store_error};
 
 /// Objects of one shape: the same root columns of the same types under the same routes.
@@ -61,6 +62,8 @@ pub struct Opened {
     pub object: Object,
     pub rows: u64,
     footer: Arc<ParquetMetaData>,
+    /// The last bytes of the object, which came with the footer.
+    tail: Bytes,
     expansion: Expansion,
 }
 
@@ -70,6 +73,8 @@ pub struct Scanned {
     pub matched: Vec<RoaringTreemap>,
     /// By position of the matcher's columns: values that no rule could read.
     pub not_comparable: Vec<u64>,
+    /// By object: the chunks that were seen whole.
+    pub chunks: Vec<SeenChunks>,
 }
 
 /// Why an object cannot be opened for finding.
@@ -90,17 +95,17 @@ pub async fn open(
     object: Object,
     columns: &[ColumnPath],
 ) -> Result<(Opened, Shape), CannotOpen> {
-    let footer = fetch_footer(store.as_ref(), &object).await?;
+    let (footer, tail) = fetch_footer(store.as_ref(), &object).await?;
     // A decoder that panics on odd bytes has not decoded them.
     let understood = std::panic::catch_unwind(AssertUnwindSafe(|| understand(&footer, columns)));
     let (footer, rows, shape) = understood.map_err(|_| corrupt("the decoder panicked"))??;
     let chunks = footer.row_groups().iter().flat_map(RowGroupMetaData::columns);
     let expansion = chunks.map(|chunk| expansion(chunk.compression())).max().unwrap_or(Expansion::NONE);
-    Ok((Opened { object, rows, footer: Arc::new(footer), expansion }, shape))
+    Ok((Opened { object, rows, footer: Arc::new(footer), tail, expansion }, shape))
 }
 
-/// The footer, which keeps within its bounds.
-async fn fetch_footer(store: &dyn Store, object: &Object) -> Result<Bytes, FormatError> {
+/// The footer, which keeps within its bounds, and what of the object's end came with it.
+async fn fetch_footer(store: &dyn Store, object: &Object) -> Result<(Bytes, Bytes), FormatError> {
     let size = object.size_bytes;
     if size < 12 {
         return Err(corrupt("too short for a Parquet file"));
@@ -120,7 +125,7 @@ async fn fetch_footer(store: &dyn Store, object: &Object) -> Result<Bytes, Forma
     }
     let footer = tail.slice(tail.len() - length as usize..tail.len() - 8);
     parquet_bounds::check_footer(&footer).map_err(|why| corrupt(&format!("the footer: {why}")))?;
-    Ok(footer)
+    Ok((footer, tail))
 }
 
 fn understand(footer: &[u8], columns: &[ColumnPath]) -> Result<(ParquetMetaData, u64, Shape), CannotOpen> {
@@ -246,6 +251,7 @@ async fn probe(
     let probed = objects.iter().zip(leaves).map(|(opened, leaves)| ProbedObject {
         object: opened.object.clone(),
         footer: opened.footer.clone(),
+        tail: opened.tail.clone(),
         leaves,
     });
     let (store, matcher) = (store.clone(), matcher.clone());
@@ -265,7 +271,10 @@ async fn probe(
     for (column, count) in named.into_iter().zip(&counts.not_comparable) {
         not_comparable[column] = count.load(Ordering::Relaxed);
     }
-    Ok(Scanned { matched, not_comparable })
+    let columns: Arc<[ColumnPath]> = matcher.columns.clone().into();
+    let chunks = std::mem::take(&mut *counts.chunks.lock().unwrap_or_else(|broken| broken.into_inner()));
+    let chunks = chunks.into_iter().map(|chunks| SeenChunks::new(columns.clone(), chunks)).collect();
+    Ok(Scanned { matched, not_comparable, chunks })
 }
 
 /// With arrays: a scan and a filter, for rules over several columns and for columns of numbers.
@@ -290,7 +299,7 @@ async fn filter(
     let matched = run(plan, objects.len()).await?;
     check_rows(objects, filter.rows.load(Ordering::Relaxed))?;
     let not_comparable = filter.not_comparable.iter().map(|count| count.load(Ordering::Relaxed)).collect();
-    Ok(Scanned { matched, not_comparable })
+    Ok(Scanned { matched, not_comparable, chunks: vec![SeenChunks::default(); objects.len()] })
 }
 
 fn check_rows(objects: &[&Opened], seen: u64) -> Result<(), FormatError> {

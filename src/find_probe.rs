@@ -4,10 +4,10 @@
 //! As in `find_parquet`, reads are pinned to the ETag that was listed, and statistics, bloom filters and page indexes are never
 //! consulted.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -27,7 +27,9 @@ use parquet::file::reader::{ChunkReader, Length};
 use crate::identifier::Value;
 use crate::match_index::{Matcher, Rule, Scratch};
 use crate::meter::Meter;
-use crate::probe_chunk::{Answer, Verdict, probe_chunk};
+use crate::page_bytes::page_bounds;
+use crate::probe_chunk::{Answer, Beside, Verdict, probe_chunk};
+use crate::residue::{Bound, SeenChunk};
 use crate::store::{self, Object, ObjectReader, Store, StoreError};
 
 type Result<T, E = DataFusionError> = std::result::Result<T, E>;
@@ -44,15 +46,19 @@ pub struct ProbedColumn {
 pub struct ProbedObject {
     pub object: Object,
     pub footer: Arc<ParquetMetaData>,
+    /// Its last bytes: what stands there is not read again.
+    pub tail: Bytes,
     pub leaves: Vec<usize>,
 }
 
 /// What the probes counted, for whoever runs the plan.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Counts {
     pub rows: AtomicU64,
     /// By probed column.
     pub not_comparable: Vec<AtomicU64>,
+    /// By object, by row group and column of the matcher: what was seen of the chunks that were held whole.
+    pub chunks: Mutex<Vec<BTreeMap<(usize, usize), SeenChunk>>>,
 }
 
 /// The plan's leaf: as many partitions as threads, which share the row groups among them.
@@ -110,7 +116,8 @@ impl ProbeExec {
             }
         }
         let not_comparable = columns.iter().map(|_| AtomicU64::new(0)).collect();
-        let counts = Arc::new(Counts { rows: AtomicU64::new(0), not_comparable });
+        let chunks = Mutex::new(vec![BTreeMap::new(); objects.len()]);
+        let counts = Arc::new(Counts { rows: AtomicU64::new(0), not_comparable, chunks });
         let work = Work {
             store,
             objects,
@@ -199,7 +206,7 @@ impl Partition {
         self.ahead_bytes -= self.work.task_bytes(task);
         self.fetch_ahead();
         let work = self.work.clone();
-        let is_held = chunks.iter().all(|chunk| matches!(chunk, Chunk::Held(_)));
+        let is_held = chunks.iter().all(|chunk| matches!(chunk, Chunk::Held { .. }));
         let probed = if is_held {
             work.probe(task, chunks)
         } else {
@@ -222,8 +229,8 @@ impl Partition {
 
 /// The bytes of one column chunk.
 enum Chunk {
-    /// Fetched whole.
-    Held(Bytes),
+    /// Fetched whole, with the column index if there is one.
+    Held { pages: Bytes, column_index: Option<Bytes> },
     /// Too large for that: read piece by piece.
     Streamed(ObjectReader),
 }
@@ -236,15 +243,33 @@ impl Work {
     }
 
     fn task_bytes(&self, task: Task) -> u64 {
-        self.columns(task).fold(0, |sum, column| sum.saturating_add(column.compressed_size().max(0) as u64))
+        let index_bytes = |column: &ColumnChunkMetaData| column.column_index_length().unwrap_or(0).max(0) as u64;
+        let bytes = |column| index_bytes(column).saturating_add(column.compressed_size().max(0) as u64);
+        self.columns(task).map(bytes).fold(0, u64::saturating_add)
     }
 
     async fn fetch(&self, task: Task) -> Result<Vec<Chunk>, StoreError> {
-        let object = &self.objects[task.object].object;
+        let probed = &self.objects[task.object];
+        let object = &probed.object;
         let is_small = self.task_bytes(task) <= self.ahead_bytes.max(8 << 20);
-        let fetching = self.columns(task).map(|column| async move {
+        let tail_start = object.size_bytes.saturating_sub(probed.tail.len() as u64);
+        let read = async |range: Range<u64>| match range.start.checked_sub(tail_start) {
+            Some(start) => Ok(probed.tail.slice(start as usize..(range.end - tail_start) as usize)),
+            None => store::read(self.store.as_ref(), object, range).await,
+        };
+        let fetching = self.columns(task).map(async |column| {
             match range(column, object.size_bytes) {
-                Some(range) if is_small => store::read(self.store.as_ref(), object, range).await.map(Chunk::Held),
+                Some(pages) if is_small => {
+                    let index = column_index(column, object.size_bytes);
+                    let index = async {
+                        match index {
+                            Some(range) => read(range).await.map(Some),
+                            None => Ok(None),
+                        }
+                    };
+                    let (pages, column_index) = futures::future::try_join(read(pages), index).await?;
+                    Ok(Chunk::Held { pages, column_index })
+                }
                 // A range outside the object is told by whoever reads it.
                 Some(_) | None => {
                     let runtime = self.runtime.clone();
@@ -261,9 +286,13 @@ impl Work {
         let mut matched: Vec<u64> = Vec::new();
         for (position, (column, chunk)) in self.columns(task).zip(chunks).enumerate() {
             let answer = self.probe_column(position, column, chunk, rows, object.object.size_bytes);
-            let answer = answer.map_err(|error| DataFusionError::ParquetError(Box::new(error)))?;
+            let (answer, seen) = answer.map_err(|error| DataFusionError::ParquetError(Box::new(error)))?;
             self.counts.not_comparable[position].fetch_add(answer.not_comparable, Ordering::Relaxed);
             matched.extend(answer.matched);
+            if let Some(chunk) = seen {
+                let mut chunks = self.counts.chunks.lock().unwrap_or_else(|broken| broken.into_inner());
+                chunks[task.object].insert((task.group, self.columns[position].column), chunk);
+            }
         }
         matched.sort_unstable();
         matched.dedup();
@@ -281,7 +310,7 @@ impl Work {
         chunk: Chunk,
         rows: u64,
         object_bytes: u64,
-    ) -> parquet::errors::Result<Answer> {
+    ) -> parquet::errors::Result<(Answer, Option<SeenChunk>)> {
         let probed = &self.columns[position];
         let probes: Vec<_> = probed
             .rules
@@ -303,13 +332,35 @@ impl Work {
             verdict
         };
         match chunk {
-            Chunk::Held(bytes) => {
+            Chunk::Held { pages: bytes, column_index } => {
                 let start = range(column, object_bytes).map_or(0, |range| range.start);
-                probe_chunk(Slice { start, bytes }, column, rows, ask)
+                let in_pages = page_bounds(&bytes, column_index.as_deref());
+                let in_footer = footer_bounds(column);
+                let by_page = in_pages.iter().flatten().map(|bounds| bytes_of(bounds)).collect();
+                let mut answer = probe_chunk(Slice { start, bytes }, column, rows, in_footer.clone(), by_page, ask)?;
+                let beside = answer.beside.take();
+                Ok((answer, in_pages.zip(beside).map(|(in_pages, beside)| seen_chunk(in_footer, in_pages, beside))))
             }
-            Chunk::Streamed(reader) => probe_chunk(reader, column, rows, ask),
+            Chunk::Streamed(reader) => Ok((probe_chunk(reader, column, rows, Vec::new(), Vec::new(), ask)?, None)),
         }
     }
+}
+
+fn bytes_of(bounds: &[Bound]) -> Vec<Vec<u8>> {
+    bounds.iter().map(|bound| bound.bytes.clone()).collect()
+}
+
+fn seen_chunk(in_footer: Vec<Vec<u8>>, in_pages: Vec<Vec<Bound>>, beside: Beside) -> SeenChunk {
+    let is_value = |bound: &Vec<u8>| beside.unseen_bounds.binary_search(bound).is_err();
+    let bounds = in_pages.into_iter().flatten().filter(|bound| !is_value(&bound.bytes)).collect();
+    let whole = in_footer.into_iter().filter(is_value).collect();
+    SeenChunk { unused_entries: beside.unused_entries, bounds, whole }
+}
+
+/// The bounds that the footer tells of a chunk.
+fn footer_bounds(column: &ColumnChunkMetaData) -> Vec<Vec<u8>> {
+    let bounds = column.statistics().map(|known| [known.min_bytes_opt(), known.max_bytes_opt()]);
+    bounds.into_iter().flatten().flatten().map(<[u8]>::to_vec).collect()
 }
 
 /// Where the chunk stands; `None` when it claims to stand outside the object.
@@ -317,6 +368,13 @@ fn range(column: &ColumnChunkMetaData, object_bytes: u64) -> Option<Range<u64>> 
     let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
     let start = u64::try_from(start).ok()?;
     let end = start.checked_add(u64::try_from(column.compressed_size()).ok()?)?;
+    (end <= object_bytes).then_some(start..end)
+}
+
+/// Where the chunk's column index stands, if it has one within the object.
+fn column_index(column: &ColumnChunkMetaData, object_bytes: u64) -> Option<Range<u64>> {
+    let start = u64::try_from(column.column_index_offset()?).ok()?;
+    let end = start.checked_add(u64::try_from(column.column_index_length()?).ok()?)?;
     (end <= object_bytes).then_some(start..end)
 }
 

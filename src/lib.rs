@@ -80,6 +80,8 @@ pub mod action;
 pub mod residue;
 pub mod meter;
 pub mod parquet_bounds;
+pub mod thrift;
+pub mod page_bytes;
 // where
 pub mod toml_reader;
 pub mod job;
@@ -107,7 +109,6 @@ pub mod rewrite;
 pub mod purge;
 // proof
 pub mod verify_normalise;
-pub mod verify_thrift;
 pub mod verify_tokens;
 pub mod verify_filter;
 pub mod verify_bytes;

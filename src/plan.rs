@@ -11,7 +11,7 @@ use crate::action::Action;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, Format};
 use crate::job::{DatasetSpec, Guard, Noncurrent, Stray, WhenEmpty};
-use crate::residue::{Cleanse, Place, Residues};
+use crate::residue::{Cleanse, Place, Residues, SeenChunks};
 use crate::store::{Location, Object};
 
 /// What the find stage saw of one object.
@@ -21,6 +21,8 @@ pub struct Finding {
     pub format: Option<Format>,
     pub compression: Compression,
     pub seen: Seen,
+    /// The chunks whose pages the byte-level check need not read again.
+    pub chunks: SeenChunks,
     /// What the byte-level check found beside the rows.
     pub residues: Residues,
     /// It gathers the footers of others and holds no rows of its own.
@@ -29,7 +31,15 @@ pub struct Finding {
 
 impl Finding {
     pub fn new(object: Object, format: Option<Format>, compression: Compression, seen: Seen) -> Finding {
-        Finding { object, format, compression, seen, residues: Residues::default(), is_summary: false }
+        Finding {
+            object,
+            format,
+            compression,
+            seen,
+            chunks: SeenChunks::default(),
+            residues: Residues::default(),
+            is_summary: false,
+        }
     }
 }
 

@@ -50,18 +50,38 @@ pub struct Answer {
     pub matched: Vec<u64>,
     pub not_comparable: u64,
     pub rows: u64,
+    /// What stands in the chunk beside values; `None` when a decoder of values did not show it.
+    pub beside: Option<Beside>,
 }
 
-/// Asks each value of `column`, which `reader` holds; `rows` is what its row group claims.
-pub fn probe_chunk<R, F>(reader: R, column: &ColumnChunkMetaData, rows: u64, ask: F) -> Result<Answer>
+/// What a chunk holds, or is said to hold, that is none of its values.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Beside {
+    /// Listed entries of the dictionary that no value uses.
+    pub unused_entries: u64,
+    /// Which of the bounds that were looked for are no value of the chunk, in order.
+    pub unseen_bounds: Vec<Vec<u8>>,
+}
+
+/// Asks each value of `column`, which `reader` holds; `rows` is what its row group claims. Bounds that are told of the chunk and of
+/// each of its data pages are looked for among the values.
+pub fn probe_chunk<R, F>(
+    reader: R,
+    column: &ColumnChunkMetaData,
+    rows: u64,
+    chunk_bounds: Vec<Vec<u8>>,
+    page_bounds: Vec<Vec<Vec<u8>>>,
+    ask: F,
+) -> Result<Answer>
 where
     R: ChunkReader + 'static,
     F: FnMut(&[u8]) -> Verdict,
 {
     let pages = SerializedPageReader::new(Arc::new(Window::new(reader, column)), column, rows as usize, None)?;
-    let mut probe = Probe::new(column, ask);
+    let mut probe = Probe::new(column, Bounds::new(chunk_bounds, page_bounds), ask);
     if is_known(column) {
         probe.pages(pages)?;
+        probe.answer.beside = Some(probe.beside()?);
     } else {
         probe.values(Box::new(CheckedPages::new(pages, column)), column.column_descr_ptr())?;
     }
@@ -95,9 +115,52 @@ struct Probe<F> {
     ask: F,
     answer: Answer,
     dictionary: Vec<Verdict>,
+    dictionary_bytes: Bytes,
+    /// By entry of a remarkable dictionary: whether a value uses it.
+    used: Vec<bool>,
     /// Whether any entry of the dictionary is worth a look at who uses it.
     is_dictionary_remarkable: bool,
     levels: Levels,
+    bounds: Bounds,
+}
+
+/// Bounds that are looked for among the values: a chunk's on all of its pages, a page's on that page.
+#[derive(Default)]
+struct Bounds {
+    of_chunk: Vec<Vec<u8>>,
+    of_page: Vec<Vec<u8>>,
+    of_next: std::vec::IntoIter<Vec<Vec<u8>>>,
+    /// Of pages that are done with.
+    left: Vec<Vec<u8>>,
+}
+
+impl Bounds {
+    fn new(of_chunk: Vec<Vec<u8>>, of_pages: Vec<Vec<Vec<u8>>>) -> Self {
+        Bounds { of_chunk, of_next: of_pages.into_iter(), ..Bounds::default() }
+    }
+
+    fn next_page(&mut self) {
+        let done = std::mem::replace(&mut self.of_page, self.of_next.next().unwrap_or_default());
+        self.left.extend(done);
+    }
+
+    /// Most values are no bound.
+    #[inline]
+    fn see(&mut self, value: &[u8]) {
+        for waiting in [&mut self.of_chunk, &mut self.of_page] {
+            if waiting.iter().any(|bound| bound == value) {
+                waiting.retain(|bound| bound != value);
+            }
+        }
+    }
+
+    fn unseen(&mut self) -> Vec<Vec<u8>> {
+        let Bounds { of_chunk, of_page, of_next, left } = std::mem::take(self);
+        let mut unseen: Vec<_> = [of_chunk, of_page, left].into_iter().flatten().chain(of_next.flatten()).collect();
+        unseen.sort_unstable();
+        unseen.dedup();
+        unseen
+    }
 }
 
 /// The levels of one page. Empty where the column has none of the kind.
@@ -108,7 +171,7 @@ struct Levels {
 }
 
 impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
-    fn new(column: &ColumnChunkMetaData, ask: F) -> Self {
+    fn new(column: &ColumnChunkMetaData, bounds: Bounds, ask: F) -> Self {
         let descr = column.column_descr();
         let is_fixed = descr.physical_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY;
         Probe {
@@ -118,8 +181,11 @@ impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
             ask,
             answer: Answer::default(),
             dictionary: Vec::new(),
+            dictionary_bytes: Bytes::new(),
+            used: Vec::new(),
             is_dictionary_remarkable: false,
             levels: Levels::default(),
+            bounds,
         }
     }
 
@@ -151,8 +217,26 @@ impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
             verdicts.push((self.ask)(plain.next()?));
         }
         self.is_dictionary_remarkable = verdicts.iter().any(|verdict| verdict.is_remarkable());
-        self.dictionary = verdicts;
+        self.used = vec![false; if self.is_dictionary_remarkable { entries } else { 0 }];
+        (self.dictionary, self.dictionary_bytes) = (verdicts, buf.clone());
         Ok(())
+    }
+
+    /// Once all pages are walked. An entry of the dictionary shows what a bound shows, whether or not a value uses it.
+    fn beside(&mut self) -> Result<Beside> {
+        let mut unseen = self.bounds.unseen();
+        let mut plain = Plain::new(&self.dictionary_bytes, self.fixed_bytes);
+        for _ in 0..self.dictionary.len() {
+            if unseen.is_empty() {
+                break;
+            }
+            let entry = plain.next()?;
+            if let Ok(seen) = unseen.binary_search_by(|bound| bound.as_slice().cmp(entry)) {
+                unseen.remove(seen);
+            }
+        }
+        let unused = self.dictionary.iter().zip(&self.used).filter(|(verdict, used)| verdict.is_listed && !**used);
+        Ok(Beside { unused_entries: unused.count() as u64, unseen_bounds: unseen })
     }
 
     /// `parts` are the repetition levels, the definition levels and the values.
@@ -163,10 +247,18 @@ impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
         decode_levels(part(repetition)?, self.max_repetition, levels, &mut self.levels.repetition)?;
         decode_levels(part(definition)?, self.max_definition, levels, &mut self.levels.definition)?;
         let data = part(data)?;
+        self.bounds.next_page();
         match encoding {
             Encoding::PLAIN => {
                 let mut plain = Plain::new(data, self.fixed_bytes);
-                self.each_value(levels, |ask| Ok(ask(plain.next()?)))
+                let mut bounds = std::mem::take(&mut self.bounds);
+                let outcome = self.each_value(levels, |ask| {
+                    let value = plain.next()?;
+                    bounds.see(value);
+                    Ok(ask(value))
+                });
+                self.bounds = bounds;
+                outcome
             }
             coded if is_dictionary(coded) && !self.is_dictionary_remarkable => {
                 self.answer.rows += self.rows_begun(levels);
@@ -180,12 +272,16 @@ impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
     fn coded_page(&mut self, data: &[u8], levels: usize) -> Result<()> {
         let (width, packed) = data.split_first().map_or((0, data), |(width, packed)| (*width, packed));
         let mut indexes = Hybrid::new(packed, u32::from(width))?;
-        let dictionary = std::mem::take(&mut self.dictionary);
+        let (dictionary, mut used) = (std::mem::take(&mut self.dictionary), std::mem::take(&mut self.used));
         let outcome = self.each_value(levels, |_| {
             let index = indexes.next()? as usize;
-            dictionary.get(index).copied().ok_or_else(|| corrupt("an index past its dictionary"))
+            let verdict = dictionary.get(index).copied().ok_or_else(|| corrupt("an index past its dictionary"))?;
+            if verdict.is_listed {
+                used[index] = true;
+            }
+            Ok(verdict)
         });
-        self.dictionary = dictionary;
+        (self.dictionary, self.used) = (dictionary, used);
         outcome
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use roaring::RoaringTreemap;
 
@@ -61,6 +62,60 @@ pub struct Named {
 /// A column chunk: the row group's number and the column.
 pub type ChunkId = (usize, ColumnPath);
 
+/// What the find stage saw of a match column's chunk when it asked every value: enough to judge what stands beside the rows
+/// without a second read of the pages. Bounds may show identifiers: this never leaves the process.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct SeenChunk {
+    /// Listed dictionary entries that no value uses.
+    pub unused_entries: u64,
+    /// Bounds in page headers and in the column index that are no value of the chunk.
+    pub bounds: Vec<Bound>,
+    /// Bounds in the footer that are values of the chunk.
+    pub whole: Vec<Vec<u8>>,
+}
+
+/// The chunks of one object that the find stage saw whole.
+#[derive(Clone, Default)]
+pub struct SeenChunks {
+    /// By row group and column.
+    chunks: BTreeMap<(usize, usize), SeenChunk>,
+    columns: Arc<[ColumnPath]>,
+}
+
+impl SeenChunks {
+    /// `columns` give the paths of the column numbers in `chunks`.
+    pub fn new(columns: Arc<[ColumnPath]>, chunks: BTreeMap<(usize, usize), SeenChunk>) -> SeenChunks {
+        SeenChunks { chunks, columns }
+    }
+
+    pub fn get(&self, group: usize, column: &ColumnPath) -> Option<&SeenChunk> {
+        let number = self.columns.iter().position(|known| known == column)?;
+        self.chunks.get(&(group, number))
+    }
+}
+
+impl std::fmt::Debug for SeenChunks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SeenChunks({})", self.chunks.len())
+    }
+}
+
+/// A minimum or maximum.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Bound {
+    pub bytes: Vec<u8>,
+    pub is_max: bool,
+    /// `Some(true)`: the writer says that it is a value, not a part of one.
+    pub exact: Option<bool>,
+}
+
+/// A bound may be an identifier.
+impl std::fmt::Debug for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bound({} bytes)", self.bytes.len())
+    }
+}
+
 /// What one object holds beside its rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Residues {
@@ -68,6 +123,8 @@ pub struct Residues {
     counts: BTreeMap<(Place, Option<ChunkId>), u64>,
     /// Chunks to encode anew for what was found in them without belonging to their column.
     anew: BTreeSet<ChunkId>,
+    /// Chunks of which only what no row explains was counted.
+    apart: BTreeSet<ChunkId>,
     /// The rows of the row groups in which something was found.
     spans: BTreeMap<usize, Range<u64>>,
     /// The file's key-value entries that hold an identifier, by position.
@@ -97,6 +154,11 @@ impl Residues {
         self.anew.insert(chunk);
     }
 
+    /// What is counted of the chunk is in no row: it does not go with the rows that match.
+    pub fn set_apart(&mut self, chunk: ChunkId) {
+        self.apart.insert(chunk);
+    }
+
     /// Whether anything was found in a row group.
     pub fn is_in(&self, group: usize) -> bool {
         let mut chunks = self.counts.keys().filter_map(|(_, chunk)| chunk.as_ref()).chain(&self.anew);
@@ -113,6 +175,7 @@ impl Residues {
             self.add(*place, chunk.clone(), *count);
         }
         self.anew.extend(other.anew.iter().cloned());
+        self.apart.extend(other.apart.iter().cloned());
         self.spans.extend(other.spans.iter().map(|(group, rows)| (*group, rows.clone())));
         self.key_values.extend(&other.key_values);
         self.fixed += other.fixed;
@@ -147,15 +210,16 @@ impl Residues {
         self.counts.keys().all(|(at, _)| *at == place || *at == Place::Undeclared)
     }
 
-    /// What is left when the rows `matched` are dealt with: a row group that loses a row is encoded anew, and of redacted rows
-    /// the redacted columns are.
+    /// What is left when the rows `matched` are dealt with: in a row group that loses a row, and of redacted rows in the redacted
+    /// columns, only what no row explains.
     pub fn beside(&self, matched: &RoaringTreemap, action: &Action) -> Residues {
         let before = |row: u64| if row == 0 { 0 } else { matched.rank(row - 1) };
         let loses = |group: &usize| self.spans.get(group).is_some_and(|rows| before(rows.end) > before(rows.start));
-        let dealt_with = |(group, column): &ChunkId| match action {
+        let goes_with_rows = |(group, column): &ChunkId| match action {
             Action::Delete => loses(group),
             Action::Redact(columns) => loses(group) && columns.iter().any(|redact| redact.column == *column),
         };
+        let dealt_with = |chunk: &ChunkId| goes_with_rows(chunk) && !self.apart.contains(chunk);
         let mut left = self.clone();
         left.counts.retain(|(place, chunk), _| *place == Place::Undeclared || !chunk.as_ref().is_some_and(dealt_with));
         left.anew.retain(|chunk| !dealt_with(chunk));
@@ -233,5 +297,8 @@ mod tests {
         assert_eq!(left.words(false).as_deref(), Some("2 statistics of column user.email, 1 metadata entry"));
         let left = all.beside(&RoaringTreemap::from_iter([0, 10]), &Action::Redact(Vec::new()));
         assert_eq!(left.words(false).as_deref(), Some(words));
+        all.set_apart(chunk(0, "user.email").unwrap());
+        let left = all.beside(&RoaringTreemap::from_iter([0, 10]), &Action::Delete);
+        assert_eq!(left.words(false).as_deref(), Some("2 statistics of column user.email, 1 metadata entry"));
     }
 }

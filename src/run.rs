@@ -234,9 +234,10 @@ impl Session {
                 ..Finding::new(object, Some(Format::Parquet), Compression::None, seen)
             }));
             let has_rows = |finding: &Finding| matches!(finding.seen, plan::Seen::Rows { .. });
-            let all = found.findings.iter().chain(found.versions.iter().flatten()).filter(|finding| has_rows(finding));
-            let objects: Vec<_> = all.map(|finding| finding.object.clone()).collect();
-            let inspecting = verify::inspect(lists, &self.job, &self.stores, spec, &objects);
+            let all = found.findings.iter_mut().chain(found.versions.iter_mut().flatten());
+            let all = all.filter(|finding| has_rows(finding));
+            let objects = all.map(|finding| (finding.object.clone(), std::mem::take(&mut finding.chunks))).collect();
+            let inspecting = verify::inspect(lists, &self.job, &self.stores, spec, objects);
             let inspected = self.stop.unless(inspecting).await?;
             let all = found.findings.iter_mut().chain(found.versions.iter_mut().flatten());
             let all = all.filter(|finding| has_rows(finding));

@@ -17,7 +17,7 @@ use crate::format::{Compression, CsvDialect, Format};
 use crate::identifier::{ColumnPath, Kind};
 use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, Stray};
 use crate::meter::Meter;
-use crate::residue::{ChunkId, Named, Place, Residues};
+use crate::residue::{ChunkId, Named, Place, Residues, SeenChunks};
 use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
 use crate::verify_bytes::Heads;
 use crate::verify_list::{Asked, Rules, Suppressed, add};
@@ -168,21 +168,21 @@ pub async fn verify_with(
     Ok(Verified { engine: "polars", engine_version: polars::VERSION, lists: lists.read.clone(), datasets })
 }
 
-/// What objects hold beside their rows, in the order they are given: for the plan, before anything is written. Rows are decoded
-/// only where the bytes cannot be judged alone.
+/// What objects hold beside their rows, in the order they are given: for the plan, before anything is written. Pages that the find
+/// stage saw are read again, and rows decoded, only where the other bytes cannot be judged alone.
 pub async fn inspect(
     lists: &Lists,
     job: &Job,
     stores: &Stores,
     dataset: &DatasetSpec,
-    objects: &[Object],
+    objects: Vec<(Object, SeenChunks)>,
 ) -> Result<Vec<Result<Residues, Fault>>> {
     let (gates, store) = (Gates::new(&job.resources), stores.of(dataset.scope.root()));
     let rules = Arc::new(lists.suppressed.rules(dataset));
     let asked = Arc::new(Asked { suppressed: lists.suppressed.clone(), rules: rules.clone() });
-    let inspected = objects.iter().map(|object| {
+    let inspected = objects.into_iter().map(|(object, seen)| {
         let (store, gates, rules, asked) = (&store, &gates, &rules, &asked);
-        async move { inspect_object(dataset, store, object, gates, rules, asked).await }
+        async move { inspect_object(dataset, store, &object, seen, gates, rules, asked).await }
     });
     let inspected: Vec<_> = futures::stream::iter(inspected).buffered(gates.objects_ahead()).collect().await;
     let (mut found, mut cut) = (Vec::with_capacity(inspected.len()), Vec::new());
@@ -206,6 +206,7 @@ async fn inspect_object(
     dataset: &DatasetSpec,
     store: &Arc<dyn Store>,
     object: &Object,
+    seen: SeenChunks,
     gates: &Gates,
     rules: &Arc<Rules>,
     asked: &Arc<Asked>,
@@ -222,7 +223,7 @@ async fn inspect_object(
         Ok(tally)
     });
     let others = dataset.stray == Stray::Redact;
-    let look = Look { rows: others.then_some(search), bytes: Some(asked.clone()), others };
+    let look = Look { rows: others.then_some(search), bytes: Some(asked.clone()), others, seen: Some(Arc::new(seen)) };
     let scanned = scan(store, object, &object_shape(dataset, object)?, &rules.columns, gates, &look).await?;
     found.merge(&scanned.tally.residues);
     Ok((found, scanned.tally.cut))
@@ -582,7 +583,8 @@ async fn verify_object(
         shared.suppressed.search(batch, &mut tally.residues)?;
         Ok(tally)
     });
-    let look = Look { rows: Some(work), bytes: Some(asked.clone()), others: dataset.search != Search::Off };
+    let others = dataset.search != Search::Off;
+    let look = Look { rows: Some(work), bytes: Some(asked.clone()), others, seen: None };
     let size_bytes = object.size_bytes;
     let named = names(dataset, &object, asked).await;
     let scanned = match object_shape(dataset, &object) {

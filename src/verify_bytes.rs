@@ -2,7 +2,7 @@
 //!
 //! Looked at are all four bounds of the footer's, the page headers' and the column index's statistics, every dictionary entry,
 //! used or not, key-value metadata and other texts of the footer, and bytes that belong to no page, index or filter. The
-//! structures are read by [`crate::verify_thrift`], apart from the row decoders, whose blind spots these are. Nothing here
+//! structures are read by [`crate::thrift`], apart from the row decoders, whose blind spots these are. Nothing here
 //! knows identifiers: what is found is put as a question to [`Listed`]. Invariant: a size that a file claims is never
 //! allocated before its bytes make it credible.
 
@@ -16,10 +16,11 @@ use polars_parquet::parquet::compression::{Compression, DecompressionContext, de
 use polars_parquet::parquet::schema::types::PhysicalType;
 
 use crate::identifier::ColumnPath;
-use crate::residue::{ChunkId, Place, Residues};
+use crate::page_bytes::{DICTIONARY_PAGE, Page, bounds, column_index_bounds, page};
+use crate::residue::{Bound, ChunkId, Place, Residues, SeenChunk};
+use crate::thrift::{Value, read};
 use crate::verify_filter::{FilterCheck, FilterVerdict};
 use crate::verify_read::Fault;
-use crate::verify_thrift::{Value, read};
 use crate::verify_tokens::Around;
 
 /// The questions that are put to values which are in no row.
@@ -43,15 +44,6 @@ pub trait Listed: Send + Sync {
 pub struct LeafType {
     pub physical: PhysicalType,
     pub dtype: ArrowDataType,
-}
-
-/// A minimum or maximum.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bound {
-    pub bytes: Vec<u8>,
-    pub is_max: bool,
-    /// `Some(true)`: the writer says that it is a value, not a part of one.
-    pub exact: Option<bool>,
 }
 
 /// What the footer says of one column chunk, as far as the check needs it.
@@ -190,83 +182,6 @@ impl ChunkNotes {
             texts: meta.list(8).iter().flat_map(|entry| key_value_texts(entry, footer)).collect(),
         })
     }
-}
-
-/// The four fields of a statistics structure.
-fn bounds(statistics: &Value, bytes: &[u8]) -> Vec<Bound> {
-    let mut found = Vec::new();
-    for (field, is_max, flag) in [(1, true, None), (2, false, None), (5, true, Some(7)), (6, false, Some(8))] {
-        let exact = flag.and_then(|flag| statistics.boolean(flag));
-        let each = statistics.fields(field).filter_map(Value::as_bytes);
-        found.extend(each.map(|range| Bound { bytes: bytes[range].to_vec(), is_max, exact }));
-    }
-    found
-}
-
-/// The bounds of all pages of a chunk.
-pub fn column_index_bounds(index: &[u8]) -> Result<Vec<Bound>, Fault> {
-    let (index_value, _) = read(index).map_err(|_| Fault::unreadable("a column index is malformed"))?;
-    let of = |field: i16, is_max: bool| {
-        let bytes = index_value.list(field).iter().filter_map(Value::as_bytes);
-        // Pages of nulls alone have an empty text for a bound.
-        bytes.filter(|range| !range.is_empty()).map(move |range| Bound {
-            bytes: index[range].to_vec(),
-            is_max,
-            exact: None,
-        })
-    };
-    Ok(of(2, false).chain(of(3, true)).collect())
-}
-
-/// A page of a chunk, as its header describes it.
-struct Page<'a> {
-    kind: i64,
-    values: i64,
-    bounds: Vec<Bound>,
-    body: &'a [u8],
-    uncompressed_bytes: usize,
-    /// Where the next one starts.
-    end: usize,
-}
-
-const DICTIONARY_PAGE: i64 = 2;
-
-/// The page at `at`. `Ok(None)`: there is none.
-fn page(bytes: &[u8], at: usize) -> Result<Option<Page<'_>>, Fault> {
-    let Ok((header, header_bytes)) = read(&bytes[at..]) else { return Ok(None) };
-    let (Some(kind), Some(uncompressed), Some(compressed)) = (header.integer(1), header.integer(2), header.integer(3))
-    else {
-        return Ok(None);
-    };
-    let start = at + header_bytes;
-    let end = usize::try_from(compressed).ok().and_then(|length| start.checked_add(length));
-    let Some(end) = end.filter(|end| *end <= bytes.len()) else { return Ok(None) };
-    let body = &bytes[start..end];
-    let uncompressed_bytes = usize::try_from(uncompressed).map_err(|_| incredible())?;
-    credible(uncompressed_bytes, body.len())?;
-    let of = |number: i16, statistics: i16| {
-        let header_of = header.field(number);
-        let bounds = header_of.into_iter().flat_map(|of| of.fields(statistics)).flat_map(|of| bounds(of, &bytes[at..]));
-        (header_of.and_then(|of| of.integer(1)).unwrap_or(0), bounds.collect::<Vec<_>>())
-    };
-    let (first, mut all) = of(5, 5);
-    let (second, more) = of(8, 8);
-    all.extend(more);
-    Ok(Some(Page { kind, values: first.max(second), bounds: all, body, uncompressed_bytes, end }))
-}
-
-fn incredible() -> Fault {
-    Fault::unreadable("a page claims a size that its bytes cannot hold")
-}
-
-/// Best known ratio of the codecs in use, on constant input (zstd and brotli; the others are far below).
-const RATIO_MAX: usize = 1 << 15;
-const PAGE_BYTES_MAX: usize = 1 << 30;
-
-/// No memory for what a header merely claims: a thousand bytes cannot hold two thousand million.
-fn credible(uncompressed: usize, stored: usize) -> Result<(), Fault> {
-    let most = stored.saturating_add(2).saturating_mul(RATIO_MAX).min(PAGE_BYTES_MAX);
-    if uncompressed > most { Err(incredible()) } else { Ok(()) }
 }
 
 fn plain_body<'a>(page: &Page<'a>, codec: i64) -> Result<Cow<'a, [u8]>, Fault> {
@@ -501,6 +416,19 @@ impl Heads {
         }
     }
 
+    /// Drops the bounds that are whole values: such a one hides no more than the value shows, which is asked where it stands.
+    fn drop_whole(&mut self, values: &[&[u8]]) {
+        if self.is_empty() {
+            return;
+        }
+        let values: PlHashSet<&[u8]> =
+            values.iter().filter(|value| self.lengths.contains(&value.len())).copied().collect();
+        for bound in &mut self.bounds {
+            bound.take_if(|bound| values.contains(bound.bytes.as_slice()));
+        }
+        self.by_head.retain(|_, numbers| numbers.iter().any(|number| self.bounds[*number].is_some()));
+    }
+
     fn left(self) -> Vec<Bound> {
         self.bounds.into_iter().flatten().collect()
     }
@@ -533,7 +461,9 @@ pub struct ChunkBytes<'a> {
     pub column: usize,
     pub path: &'a ColumnPath,
     pub leaf: &'a LeafType,
+    /// Empty when the chunk was `seen`.
     pub bytes: &'a [u8],
+    pub seen: Option<&'a SeenChunk>,
     pub column_index: Option<&'a [u8]>,
     pub filter: Option<&'a [u8]>,
 }
@@ -548,7 +478,13 @@ impl ChunkBytes<'_> {
         let mut found = Residues::default();
         let mut bounds = self.notes.bounds.clone();
         if let Some(index) = self.column_index {
-            bounds.extend(column_index_bounds(index)?);
+            bounds.extend(column_index_bounds(index)?.into_iter().flatten());
+        }
+        let mut dictionaries = Vec::new();
+        if let Some(seen) = self.seen {
+            found.add(Place::Dictionaries, Some(self.id()), seen.unused_entries);
+            found.set_apart(self.id());
+            bounds.extend(seen.bounds.iter().cloned());
         }
         let (mut at, mut values) = (0, 0i64);
         while at < self.bytes.len() && (values < self.notes.values || self.notes.values == 0) {
@@ -557,6 +493,7 @@ impl ChunkBytes<'_> {
                 let body = plain_body(&page, self.notes.codec)?;
                 let entries = plain_values(&body, self.leaf.physical);
                 found.add(Place::Dictionaries, Some(self.id()), self.ask(&entries, listed)?.len() as u64);
+                dictionaries.push(body);
             }
             bounds.extend(page.bounds);
             values = values.saturating_add(page.values.max(0));
@@ -570,7 +507,14 @@ impl ChunkBytes<'_> {
                 found.encode_anew(self.id());
             }
         }
+        if let Some(seen) = self.seen {
+            // The values that they are were asked.
+            bounds.retain(|bound| !seen.whole.contains(&bound.bytes));
+        }
         let mut suspicions = self.ask_bounds(bounds, listed, &mut found)?;
+        for body in &dictionaries {
+            suspicions.cut.drop_whole(&plain_values(body, self.leaf.physical));
+        }
         if let Some(filter) = self.filter {
             suspicions.filter = FilterCheck::new(filter, self.leaf.physical)?;
             found.unread_filters = u64::from(suspicions.filter.is_none());
@@ -718,6 +662,7 @@ impl GapLeaves<'_> {
             path,
             leaf,
             bytes: &[],
+            seen: None,
             column_index: None,
             filter: None,
         };

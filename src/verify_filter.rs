@@ -9,8 +9,8 @@ use polars::prelude::*;
 use polars_parquet::parquet::bloom_filter::{hash_byte, hash_native, insert, is_in_set};
 use polars_parquet::parquet::schema::types::PhysicalType;
 
+use crate::thrift::read;
 use crate::verify_read::Fault;
-use crate::verify_thrift::read;
 
 /// A filter of the file beside the one made again.
 #[derive(Debug)]

@@ -20,10 +20,11 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::error::Exit;
 use crate::identifier::ColumnPath;
 use crate::job::Resources;
+use crate::page_bytes::Malformed;
 use crate::parquet_bounds;
-use crate::residue::{ChunkId, Residues};
+use crate::residue::{Bound, ChunkId, Residues, SeenChunk, SeenChunks};
 use crate::store::{self, Object, Store, StoreError};
-use crate::verify_bytes::{Bound, ChunkBytes, FooterNotes, Gap, GapLeaves, LeafType, Listed, Suspicions};
+use crate::verify_bytes::{ChunkBytes, FooterNotes, Gap, GapLeaves, LeafType, Listed, Suspicions};
 use crate::verify_filter::filter_length;
 
 /// Why an object could not be checked. The reason never quotes a cell.
@@ -48,6 +49,12 @@ impl Fault {
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Fault {
         Fault { exit: error.exit(), reason: error.to_string() }
+    }
+}
+
+impl From<Malformed> for Fault {
+    fn from(error: Malformed) -> Self {
+        Fault::unreadable(error.0)
     }
 }
 
@@ -145,6 +152,8 @@ pub struct Look {
     pub bytes: Option<Arc<dyn Listed>>,
     /// Rows come with the columns of text that were not asked for.
     pub others: bool,
+    /// Chunks whose pages need no second look.
+    pub seen: Option<Arc<SeenChunks>>,
 }
 
 /// What came of an object that could be read to its end.
@@ -267,6 +276,7 @@ pub async fn scan_summary(
                     path,
                     leaf: leaf_type,
                     bytes: &[],
+                    seen: None,
                     column_index: None,
                     filter: None,
                 };
@@ -599,6 +609,15 @@ async fn scan_row_group(
     if rows > u32::MAX as usize {
         return Err(Fault::unreadable("a row group of more than four thousand million rows"));
     }
+    let mut wanted = file.inspected(group)?;
+    for leaf in &mut wanted {
+        leaf.find_beside(store, object, file, gates).await?;
+    }
+    if look.rows.is_none()
+        && let Some(residues) = judge_seen(store, object, file, &wanted, gates, look).await?
+    {
+        return Ok(Tally { rows: rows as u64, residues, ..Tally::default() });
+    }
     let (mut ranges, mut stored_bytes, mut decoded_bytes) = (Vec::new(), 0, 0);
     for source in file.sources.iter().flatten() {
         for chunk in chunks(file, group, source)? {
@@ -608,11 +627,8 @@ async fn scan_row_group(
             decoded_bytes += chunk.uncompressed_size().max(0) as u64;
         }
     }
-    let (mut wanted, chunk_count) = (file.inspected(group)?, ranges.len());
-    for leaf in &mut wanted {
-        leaf.find_beside(store, object, file, gates).await?;
-    }
-    ranges.extend(wanted.iter().flat_map(|leaf| leaf.column_index.iter().chain(&leaf.filter)).cloned());
+    let chunk_count = ranges.len();
+    ranges.extend(beside(&wanted));
     stored_bytes += ranges[chunk_count..].iter().map(|range| range.end - range.start).sum::<u64>();
     // Dictionary pages make the decoded column larger than the file says: a view of 16 bytes a value, and our own notes on it.
     let row_bytes = decoded_bytes / rows.max(1) as u64 + 32 * chunk_count as u64 + 1;
@@ -625,7 +641,10 @@ async fn scan_row_group(
     tokio::task::spawn_blocking(move || {
         let beside = fetched.split_off(chunk_count);
         let (residues, mut suspicions) = match &look.bytes {
-            Some(listed) => inspect_row_group(&file, &wanted, &fetched, &beside, &**listed)?,
+            Some(listed) => {
+                let chunks = wanted.iter().map(|leaf| Pages::Here(&fetched[leaf.chunk]));
+                inspect_row_group(&file, &wanted, chunks, &beside, &**listed)?
+            }
             None => Default::default(),
         };
         let mut sum = Tally { residues, ..Default::default() };
@@ -641,11 +660,46 @@ async fn scan_row_group(
             sum.cut.extend(unexplained.map(|bound| CutBound { column, chunk: chunk.clone(), bound }));
             sum.residues.merge(&suspicions.settle(column, chunk, look.bytes.as_deref()));
         }
-        let before: usize = file.metadata.row_groups[..group].iter().map(RowGroupMetadata::num_rows).sum();
         if sum.residues.is_in(group) || !sum.cut.is_empty() {
-            sum.residues.span(group, before as u64..(before + rows) as u64);
+            sum.residues.span(group, file.rows_of(group));
         }
         Ok(sum)
+    })
+    .await
+    .map_err(|error| Fault::from_join(&error))?
+}
+
+/// The column indexes and filters of the wanted leaves, in order.
+fn beside(wanted: &[Inspected]) -> impl Iterator<Item = Range<u64>> {
+    wanted.iter().flat_map(|leaf| leaf.column_index.iter().chain(&leaf.filter)).cloned()
+}
+
+/// What a row group holds beside its rows, when the find stage saw all of its wanted chunks and that is enough; reads no page.
+async fn judge_seen(
+    store: &dyn Store,
+    object: &Object,
+    file: &Arc<ParquetFile>,
+    wanted: &[Inspected],
+    gates: &Gates,
+    look: &Look,
+) -> Result<Option<Residues>, Fault> {
+    let (Some(listed), Some(seen)) = (&look.bytes, &look.seen) else { return Ok(None) };
+    let of = |leaf: &Inspected| seen.get(leaf.group, column_path(file, leaf.column)).cloned();
+    let Some(chunks) = wanted.iter().map(of).collect::<Option<Vec<SeenChunk>>>() else { return Ok(None) };
+    let Some(group) = wanted.first().map(|leaf| leaf.group) else { return Ok(Some(Residues::default())) };
+    // The bounds of the column index were looked at with those of the pages.
+    let wanted: Vec<Inspected> = wanted.iter().map(|leaf| Inspected { column_index: None, ..leaf.clone() }).collect();
+    let fetched = beside(&wanted).map(|range| fetch(store, object, file, gates, range));
+    let fetched = futures::future::try_join_all(fetched).await?;
+    let _running = gates.cpu().await;
+    let (file, listed) = (file.clone(), listed.clone());
+    tokio::task::spawn_blocking(move || {
+        let (mut residues, suspicions) =
+            inspect_row_group(&file, &wanted, chunks.iter().map(Pages::Seen), &fetched, &*listed)?;
+        if residues.is_in(group) {
+            residues.span(group, file.rows_of(group));
+        }
+        Ok(suspicions.iter().all(|(_, suspicions)| suspicions.is_empty()).then_some(residues))
     })
     .await
     .map_err(|error| Fault::from_join(&error))?
@@ -656,6 +710,7 @@ fn column_path(file: &ParquetFile, column: usize) -> &ColumnPath {
 }
 
 /// A leaf that the byte-level check looks at: of a match column that has no other.
+#[derive(Clone)]
 struct Inspected {
     group: usize,
     column: usize,
@@ -697,6 +752,13 @@ impl Inspected {
 }
 
 impl ParquetFile {
+    /// The rows of a row group, as numbers in the file.
+    fn rows_of(&self, group: usize) -> Range<u64> {
+        let rows = |group: &RowGroupMetadata| group.num_rows() as u64;
+        let before: u64 = self.metadata.row_groups[..group].iter().map(rows).sum();
+        before..before + rows(&self.metadata.row_groups[group])
+    }
+
     fn inspected(&self, group: usize) -> Result<Vec<Inspected>, Fault> {
         let Some(notes) = &self.notes else { return Ok(Vec::new()) };
         let (mut wanted, mut chunk) = (Vec::new(), 0);
@@ -719,16 +781,22 @@ impl ParquetFile {
     }
 }
 
-/// `beside` are the column indexes and filters of the wanted leaves, in order, where there is one.
-fn inspect_row_group(
+/// The pages of a chunk, or what the find stage saw of them.
+enum Pages<'a> {
+    Here(&'a Bytes),
+    Seen(&'a SeenChunk),
+}
+
+/// `chunks` are those of the wanted leaves; `beside` their column indexes and filters, in order, where there is one.
+fn inspect_row_group<'a>(
     file: &ParquetFile,
     wanted: &[Inspected],
-    chunks: &[Bytes],
+    chunks: impl Iterator<Item = Pages<'a>>,
     beside: &[Bytes],
     listed: &dyn Listed,
 ) -> Result<(Residues, Vec<(usize, Suspicions)>), Fault> {
     let (mut found, mut suspicions, mut beside) = (Residues::default(), Vec::new(), beside.iter());
-    for leaf in wanted {
+    for (leaf, pages) in wanted.iter().zip(chunks) {
         let column_index = leaf.column_index.as_ref().and_then(|_| beside.next());
         let filter = leaf.filter.as_ref().and_then(|_| beside.next());
         let (Some(notes), Some(source)) = (&file.notes, &file.sources[leaf.column]) else { continue };
@@ -739,7 +807,8 @@ fn inspect_row_group(
             column: leaf.column,
             path: &source.column,
             leaf: leaf_type,
-            bytes: &chunks[leaf.chunk],
+            bytes: if let Pages::Here(bytes) = pages { bytes } else { &[] },
+            seen: if let Pages::Seen(seen) = pages { Some(seen) } else { None },
             column_index: column_index.map(|index| &index[..]),
             filter: filter.map(|filter| &filter[..]),
         };

@@ -20,6 +20,8 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "tag",
             "column_values",
             "parquet_bounds",
+            "thrift",
+            "page_bytes",
             "toml_reader",
             "verify_normalise",
         ],
@@ -48,7 +50,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Files that are one stage with the file they are named after.
-const PARTS_OF_STAGES: [(&str, &str); 12] = [
+const PARTS_OF_STAGES: [(&str, &str); 11] = [
     ("probe_chunk", "find"),
     ("find_probe", "find"),
     ("find_parquet", "find"),
@@ -56,7 +58,6 @@ const PARTS_OF_STAGES: [(&str, &str); 12] = [
     ("verify_records", "verify"),
     ("verify_ndjson", "verify"),
     ("verify_list", "verify"),
-    ("verify_thrift", "verify"),
     ("verify_tokens", "verify"),
     ("verify_bytes", "verify"),
     ("verify_filter", "verify"),
