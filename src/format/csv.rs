@@ -1,14 +1,14 @@
 //! CSV and TSV records with the bytes they stand in.
 //!
-//! `csv-core` decides where records with quotes end and what their fields are; a record without a quote ends at its line end and
-//! is cut at its delimiters, which needs no parser. This module keeps, for every record, the exact bytes it came from, so that a kept
-//! record leaves byte for byte.
+//! `csv-core` decides where records end and what their fields are. Two kinds of record need no parser: one without a quote ends at
+//! its line end and is cut at its delimiters; one whose quotes all open or close a field has its fields between them. What this makes
+//! of them is what `csv-core` does. The exact bytes of every record are kept, so that a kept one leaves byte for byte.
 
 use std::io::Read;
 use std::ops::Range;
 
 use csv_core::{ReadRecordResult, Reader as Core, ReaderBuilder};
-use memchr::{memchr_iter, memchr3};
+use memchr::{memchr, memchr_iter, memchr3};
 
 use super::{CsvDialect, FormatError};
 use crate::identifier::ColumnPath;
@@ -33,6 +33,8 @@ pub struct Records<R> {
     /// What `csv-core` unquoted.
     fields: Vec<u8>,
     ends: Vec<usize>,
+    /// Where the fields of a neatly quoted record stand in it.
+    spans: Vec<Range<u32>>,
     line: u64,
 }
 
@@ -51,6 +53,8 @@ pub struct Record<'a> {
 enum Fields<'a> {
     /// No quote anywhere: the record without its line end, cut at each delimiter.
     Plain { text: &'a [u8], delimiter: u8 },
+    /// Every quote opens or closes a field: the record and where in it the fields stand, without their quotes.
+    Neat { text: &'a [u8], spans: &'a [Range<u32>] },
     /// Unquoted fields, one after the other, and where each ends.
     Unquoted { text: &'a [u8], ends: &'a [usize] },
 }
@@ -60,6 +64,7 @@ impl<'a> Record<'a> {
     pub fn width(&self) -> usize {
         match self.fields {
             Fields::Plain { text, delimiter } => memchr_iter(delimiter, text).count() + 1,
+            Fields::Neat { spans, .. } => spans.len(),
             Fields::Unquoted { ends, .. } => ends.len(),
         }
     }
@@ -71,6 +76,7 @@ impl<'a> Record<'a> {
                 let start = if i == 0 { 0 } else { delimiters.nth(i - 1)? + 1 };
                 Some(&text[start..delimiters.next().unwrap_or(text.len())])
             }
+            Fields::Neat { text, spans } => spans.get(i).map(|span| &text[span.start as usize..span.end as usize]),
             Fields::Unquoted { text, ends } => {
                 let end = *ends.get(i)?;
                 let start = if i == 0 { 0 } else { ends[i - 1] };
@@ -78,6 +84,13 @@ impl<'a> Record<'a> {
             }
         }
     }
+}
+
+/// How a record was cut into fields.
+enum Cut {
+    Plain,
+    Neat,
+    Unquoted { in_fields: usize, in_ends: usize },
 }
 
 /// How far a record reaches, from its first byte: its text, and its text with the line end.
@@ -102,6 +115,7 @@ impl<R: Read> Records<R> {
             source_ended: false,
             fields: vec![0; 4 << 10],
             ends: vec![0; 64],
+            spans: Vec::new(),
             line: 1,
         }
     }
@@ -113,24 +127,26 @@ impl<R: Read> Records<R> {
             return Ok(None);
         }
         let line = self.line + newlines(&self.rest()[..gap]);
-        let (extent, unquoted) = match self.plain_record(gap, line)? {
-            Some(extent) => (extent, None),
-            None => {
-                let (whole, in_fields, in_ends) = self.quoted_record(gap, line)?;
-                (Extent { text: whole, whole }, Some((in_fields, in_ends)))
-            }
+        let (extent, cut) = if let Some(extent) = self.plain_record(gap, line)? {
+            (extent, Cut::Plain)
+        } else if let Some(whole) = self.neat_record(gap)? {
+            (Extent { text: whole, whole }, Cut::Neat)
+        } else {
+            let (whole, in_fields, in_ends) = self.quoted_record(gap, line)?;
+            (Extent { text: whole, whole }, Cut::Unquoted { in_fields, in_ends })
         };
         let begin = self.at + gap;
         let (text, raw) = (&self.buffer[begin..begin + extent.text], &self.buffer[begin..begin + extent.whole]);
         let gap = &self.buffer[self.at..begin];
         self.at = begin + extent.whole;
-        let fields = match unquoted {
-            None => {
-                self.line = line + u64::from(raw.ends_with(b"\n"));
-                Fields::Plain { text, delimiter: self.delimiter }
-            }
-            Some((in_fields, in_ends)) => {
-                self.line = line + newlines(raw);
+        self.line = match cut {
+            Cut::Plain => line + u64::from(raw.ends_with(b"\n")),
+            Cut::Neat | Cut::Unquoted { .. } => line + newlines(raw),
+        };
+        let fields = match cut {
+            Cut::Plain => Fields::Plain { text, delimiter: self.delimiter },
+            Cut::Neat => Fields::Neat { text, spans: &self.spans },
+            Cut::Unquoted { in_fields, in_ends } => {
                 Fields::Unquoted { text: &self.fields[..in_fields], ends: &self.ends[..in_ends] }
             }
         };
@@ -176,6 +192,25 @@ impl<R: Read> Records<R> {
             }
         }
         Ok(Some(extent))
+    }
+
+    /// The length of the record that begins at `from` when every quote in it opens or closes a field; its fields go to `spans`.
+    fn neat_record(&mut self, from: usize) -> Result<Option<usize>, FormatError> {
+        loop {
+            let (record, ended) = (&self.buffer[self.at + from..], self.source_ended);
+            match neat_fields(record, self.delimiter, self.quote, ended, &mut self.spans) {
+                Neat::Text(text) => {
+                    let whole = match record.get(text) {
+                        Some(b'\r') => self.take_line_feed(from + text + 1)? - from,
+                        Some(_) => text + 1,
+                        None => text,
+                    };
+                    return Ok(Some(whole));
+                }
+                Neat::More if record.len() <= NEAT_BYTES_MAX => self.fill()?,
+                Neat::More | Neat::No => return Ok(None),
+            }
+        }
     }
 
     /// Has `csv-core` read the record that begins at `from`: its length, and how much of `fields` and `ends` it filled.
@@ -263,6 +298,49 @@ impl<R: Read> Records<R> {
     }
 }
 
+/// A longer record is left to `csv-core`, which does not begin again when more of it was read.
+const NEAT_BYTES_MAX: usize = 1 << 20;
+
+/// What an attempt to cut a record at its quotes and delimiters came to.
+enum Neat {
+    /// The record without its line end is so long.
+    Text(usize),
+    /// More bytes must be read.
+    More,
+    /// It has other quotes than those around fields.
+    No,
+}
+
+/// `has_all`: nothing follows `record`, which otherwise reaches to where reading has come.
+fn neat_fields(record: &[u8], delimiter: u8, quote: u8, has_all: bool, spans: &mut Vec<Range<u32>>) -> Neat {
+    spans.clear();
+    let at_end = |byte: &u8| *byte == delimiter || matches!(byte, b'\r' | b'\n');
+    let mut at = 0;
+    loop {
+        let (start, end) = if record.get(at) == Some(&quote) {
+            let Some(length) = memchr(quote, &record[at + 1..]) else { return if has_all { Neat::No } else { Neat::More } };
+            let end = at + 1 + length;
+            at = end + 1;
+            (end - length, end)
+        } else {
+            let start = at;
+            at += record[at..].iter().position(at_end).unwrap_or(record.len() - at);
+            (start, at)
+        };
+        if at > NEAT_BYTES_MAX || spans.len() >= RECORD_FIELDS_MAX {
+            return Neat::No;
+        }
+        spans.push(start as u32..end as u32);
+        match record.get(at) {
+            Some(byte) if *byte == delimiter => at += 1,
+            Some(b'\r' | b'\n') => return Neat::Text(at),
+            Some(_) => return Neat::No,
+            None if has_all => return Neat::Text(at),
+            None => return Neat::More,
+        }
+    }
+}
+
 fn check_length(bytes: usize, line: u64) -> Result<(), FormatError> {
     if bytes > RECORD_BYTES_MAX {
         return Err(FormatError::Corrupt(format!("the record at line {line} does not end")));
@@ -326,7 +404,7 @@ pub fn spans(record: &Record<'_>, delimiter: u8, quote: u8) -> Option<Vec<Range<
 /// Whether a record of several lines may be several records that a stray quote has joined: text follows the quote that closes one
 /// of its fields. On one line such a record is odd, but whole.
 pub fn may_be_joined(record: &Record<'_>, delimiter: u8, quote: u8) -> bool {
-    if matches!(record.fields, Fields::Plain { .. }) {
+    if matches!(record.fields, Fields::Plain { .. } | Fields::Neat { .. }) {
         return false;
     }
     let end = record.raw.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |last| last + 1);
@@ -434,7 +512,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_without_a_parser_are_those_of_the_parser(source in "[ab,\"\r\n]{0,40}") {
+        fn records_cut_without_the_parser_are_those_of_the_parser(source in "[ab,\"\r\n]{0,40}") {
             let source = source.as_bytes();
             let Ok((records_at_once, bytes)) = records(source) else {
                 // It ends inside quotes.
