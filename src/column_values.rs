@@ -92,12 +92,27 @@ fn struct_fields(data_type: &DataType) -> Option<&Fields> {
     }
 }
 
+/// Which element of each list on its path a value stands in, outermost first: how many names of the path lead to the list, and a
+/// number of the element that no other element of that nesting has in the row. Empty for a value in no list.
+pub type Element = Vec<(usize, u32)>;
+
+/// A value of a row and where in its lists it stands.
+#[derive(Clone, Copy)]
+pub struct Placed<'a> {
+    pub value: Value<'a>,
+    pub element: &'a [(usize, u32)],
+}
+
 /// A leaf array below a root column, and which row of the batch each of its values belongs to.
 pub struct Leaf {
     array: ArrayRef,
     /// `None`: value `i` belongs to row `i`.
     rows: Option<Vec<u32>>,
     valid: Option<NullBuffer>,
+    /// How many names of the path lead here.
+    depth: usize,
+    /// Of each list on the way: its depth, and its element by value.
+    lists: Vec<(usize, Vec<u32>)>,
 }
 
 /// The row of an element that no list holds: lists that are null may still span some.
@@ -106,12 +121,14 @@ const NO_ROW: u32 = u32::MAX;
 impl Leaf {
     /// Follows `route` from the array of its root column.
     pub fn reach(root: &ArrayRef, route: &Route) -> Leaf {
-        let mut leaf = Leaf { array: root.clone(), rows: None, valid: root.logical_nulls() };
+        let valid = root.logical_nulls();
+        let mut leaf = Leaf { array: root.clone(), rows: None, valid, depth: 1, lists: Vec::new() };
         leaf.through_lists();
         for field in &route.fields {
             let child = leaf.array.as_struct().column(*field).clone();
             leaf.valid = NullBuffer::union(leaf.valid.as_ref(), child.logical_nulls().as_ref());
             leaf.array = child;
+            leaf.depth += 1;
             leaf.through_lists();
         }
         leaf
@@ -147,12 +164,18 @@ impl Leaf {
 
     fn enter(&mut self, elements: &ArrayRef, spans: &[std::ops::Range<usize>]) {
         let mut rows = vec![NO_ROW; elements.len()];
+        let mut lists: Vec<_> = self.lists.iter().map(|(depth, _)| (*depth, vec![0; elements.len()])).collect();
         for (i, span) in spans.iter().enumerate() {
             if self.is_valid(i) {
                 rows[span.clone()].fill(self.row(i));
+                for ((_, inner), (_, outer)) in lists.iter_mut().zip(&self.lists) {
+                    inner[span.clone()].fill(outer[i]);
+                }
             }
         }
-        *self = Leaf { array: elements.clone(), rows: Some(rows), valid: elements.logical_nulls() };
+        lists.push((self.depth, (0..elements.len() as u32).collect()));
+        let valid = elements.logical_nulls();
+        *self = Leaf { array: elements.clone(), rows: Some(rows), valid, depth: self.depth, lists };
     }
 
     fn row(&self, i: usize) -> u32 {
@@ -165,7 +188,12 @@ impl Leaf {
 
     /// Calls `seen` with the row and the answer of `ask` for every value that is not null. A value that a dictionary holds once
     /// is asked once.
-    pub fn ask<A: Copy>(&self, mut ask: impl FnMut(Value<'_>) -> A, mut seen: impl FnMut(usize, A)) {
+    pub fn ask<A: Copy>(&self, ask: impl FnMut(Value<'_>) -> A, mut seen: impl FnMut(usize, A)) {
+        self.ask_at(ask, |i, answer| seen(self.row(i) as usize, answer));
+    }
+
+    /// As [`Leaf::ask`], with the number of the value for its row.
+    fn ask_at<A: Copy>(&self, mut ask: impl FnMut(Value<'_>) -> A, mut seen: impl FnMut(usize, A)) {
         if let Some(dictionary) = self.array.as_any_dictionary_opt() {
             if dictionary.values().is_empty() {
                 return;
@@ -176,26 +204,28 @@ impl Leaf {
                 if self.is_valid(i)
                     && let Some(answer) = answers[key]
                 {
-                    seen(self.row(i) as usize, answer);
+                    seen(i, answer);
                 }
             }
             return;
         }
-        each(&self.array, |i| self.is_valid(i), |i, value| seen(self.row(i) as usize, ask(value)));
+        each(&self.array, |i| self.is_valid(i), |i, value| seen(i, ask(value)));
     }
 
     /// The values by row, for rules that look at several columns of a row.
-    pub fn by_row(&self, rows: usize) -> Vec<Vec<OwnedValue>> {
+    pub fn by_row(&self, rows: usize) -> Vec<Vec<OwnedPlaced>> {
         let mut out = vec![Vec::new(); rows];
         let mut values = Vec::new();
-        self.ask(
+        self.ask_at(
             |value| {
                 values.push(OwnedValue::of(value));
                 values.len() - 1
             },
-            |row, at| out[row].push(at),
+            |i, at| out[self.row(i) as usize].push((i, at)),
         );
-        out.into_iter().map(|row| row.into_iter().map(|at| values[at].clone()).collect()).collect()
+        let element = |i: usize| self.lists.iter().map(|(depth, elements)| (*depth, elements[i])).collect();
+        let placed = |(i, at): (usize, usize)| OwnedPlaced { element: element(i), value: values[at].clone() };
+        out.into_iter().map(|row: Vec<_>| row.into_iter().map(placed).collect()).collect()
     }
 }
 
@@ -208,6 +238,19 @@ fn ranges<O: arrow::array::OffsetSizeTrait>(offsets: &OffsetBuffer<O>) -> Vec<st
 pub struct OwnedValue {
     bytes: Vec<u8>,
     kind: OwnedKind,
+}
+
+/// A [`Placed`] that outlives its array.
+#[derive(Clone)]
+pub struct OwnedPlaced {
+    pub element: Element,
+    pub value: OwnedValue,
+}
+
+impl OwnedPlaced {
+    pub fn as_placed(&self) -> Placed<'_> {
+        Placed { element: &self.element, value: self.value.as_value() }
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use roaring::RoaringTreemap;
 
-use crate::column_values::{NoRoute, OwnedValue};
+use crate::column_values::{NoRoute, OwnedPlaced, OwnedValue, Placed};
 use crate::dataset::listing;
 use crate::error::{Error, Exit, Result};
 use crate::find_parquet::{self, CannotOpen, Opened, Shape, by_column};
@@ -104,10 +104,10 @@ async fn scan(find: &Find<'_>, objects: Vec<Object>, found: &mut Found) {
         find_wave(find, wave.to_vec(), found).await;
     }
     find_records(find, records, found).await;
-    found.findings.iter_mut().for_each(|finding| take_partitions(find, finding));
 }
 
-/// A match column that stands in the names (`email=…/`) and in no file: its value is that of every row of the object.
+/// The match columns that the name of the object gives a value of (`email=…/`). It is that of every row when the object itself has no
+/// such column; when it has one, that says whose the rows are.
 fn in_name(find: &Find<'_>, object: &Object) -> Vec<(ColumnPath, String)> {
     let partitions = listing::partitions(find.spec.scope.root(), &object.location);
     let value = |column: &ColumnPath| {
@@ -118,13 +118,15 @@ fn in_name(find: &Find<'_>, object: &Object) -> Vec<(ColumnPath, String)> {
     find.matcher.columns.iter().filter_map(value).collect()
 }
 
-/// When a partition value is listed, every row of the object matches.
-fn take_partitions(find: &Find<'_>, finding: &mut Finding) {
+/// Compares what the name of the object gives; the object lacks the columns that `lacks` tells.
+fn take_name(find: &Find<'_>, finding: &mut Finding, lacks: &dyn Fn(&ColumnPath) -> bool) {
     let Seen::Rows { rows, matched } = &mut finding.seen else { return };
-    let listed = |(column, value): &(ColumnPath, String)| find.matcher.matches(column, Value::Text(value));
-    if in_name(find, &finding.object).iter().any(listed) {
+    let mut in_name = in_name(find, &finding.object);
+    in_name.retain(|(column, value)| find.matcher.matches(column, Value::Text(value)));
+    if in_name.iter().any(|(column, _)| lacks(column)) {
         matched.insert_range(0..*rows);
     }
+    finding.name_disagrees = !in_name.is_empty() && matched.len() < *rows;
 }
 
 /// How many objects a dataset has in scope; reads no row.
@@ -187,14 +189,19 @@ async fn find_wave(find: &Find<'_>, wave: Vec<Object>, found: &mut Found) {
             Err(error) => found.findings.push(not_opened(find.spec, object, error)),
         }
     }
+    let scanned = found.findings.len();
     for (shape, group) in &groups {
         scan_group(find, shape, group, found).await;
     }
+    found.findings[scanned..].iter_mut().for_each(|finding| take_name(find, finding, &|_| false));
     for (column, objects) in without {
+        let scanned = found.findings.len();
         let matcher = Arc::new(find.matcher.without(&column));
         let (store, meter) = (find.store.clone(), find.meter.clone());
         let rest = Find { spec: find.spec, store, matcher, resources: find.resources, meter, known: None };
         Box::pin(find_wave(&rest, objects, found)).await;
+        let lacks = |known: &ColumnPath| *known == column;
+        found.findings[scanned..].iter_mut().for_each(|finding| take_name(find, finding, &lacks));
     }
 }
 
@@ -262,7 +269,7 @@ async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression
         async move {
             let scan = tokio::task::spawn_blocking(move || scan_records(&spec, &matcher, &in_name, format, &reader));
             let outcome = scan.await.unwrap_or_else(|_| Err(FormatError::Corrupt("the decoder panicked".to_owned())));
-            if let Ok((Seen::Rows { rows, .. }, _)) = &outcome {
+            if let Ok(ScannedRecords { seen: Seen::Rows { rows, .. }, .. }) = &outcome {
                 meter.add(1, *rows, object.size_bytes);
             }
             (object, format, compression, outcome)
@@ -270,15 +277,26 @@ async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression
     });
     let mut scans = futures::stream::iter(scans).buffered(find.resources.threads);
     while let Some((object, format, compression, outcome)) = scans.next().await {
-        let seen = match outcome {
-            Ok((seen, not_comparable)) => {
-                add_counts(&mut found.not_comparable, by_column(&find.matcher.columns, &not_comparable));
-                seen
+        let (seen, lacks) = match outcome {
+            Ok(scanned) => {
+                add_counts(&mut found.not_comparable, by_column(&find.matcher.columns, &scanned.not_comparable));
+                (scanned.seen, scanned.lacks)
             }
-            Err(error) => Seen::Failed { exit: format_exit(&error), reason: error.to_string() },
+            Err(error) => (Seen::Failed { exit: format_exit(&error), reason: error.to_string() }, Vec::new()),
         };
-        found.findings.push(Finding::new(object, Some(format), compression, seen));
+        let mut finding = Finding::new(object, Some(format), compression, seen);
+        take_name(find, &mut finding, &|column| lacks.contains(column));
+        found.findings.push(finding);
     }
+}
+
+/// What a scan of an object's records saw.
+struct ScannedRecords {
+    seen: Seen,
+    /// By position of the matcher's columns.
+    not_comparable: Vec<u64>,
+    /// Columns that only its name has.
+    lacks: Vec<ColumnPath>,
 }
 
 /// Compares every record of an object with the rules. Blocks.
@@ -288,16 +306,16 @@ fn scan_records(
     in_name: &[ColumnPath],
     format: Format,
     reader: &ObjectReader,
-) -> std::result::Result<(Seen, Vec<u64>), FormatError> {
+) -> std::result::Result<ScannedRecords, FormatError> {
     let (_, source) = compression::decode(reader.read_from(0))?;
-    let mut scan =
-        RecordScan { matcher, in_name, scratch: Scratch::default(), not_comparable: vec![0; matcher.columns.len()] };
+    let not_comparable = vec![0; matcher.columns.len()];
+    let mut scan = RecordScan { matcher, in_name, scratch: Scratch::default(), not_comparable, lacks: Vec::new() };
     let seen = match format {
         Format::Csv | Format::Tsv => scan.csv(spec, csv::Records::new(source, &spec.csv, format == Format::Tsv))?,
         Format::Ndjson => scan.ndjson(spec, ndjson::Lines::new(source))?,
         Format::Parquet => return Err(FormatError::Unsupported("Parquet as records".to_owned())),
     };
-    Ok((seen, scan.not_comparable))
+    Ok(ScannedRecords { seen, not_comparable: scan.not_comparable, lacks: scan.lacks })
 }
 
 /// One pass over the records of an object.
@@ -308,6 +326,8 @@ struct RecordScan<'a> {
     scratch: Scratch,
     /// By position of the matcher's columns.
     not_comparable: Vec<u64>,
+    /// Those of `in_name` that it does lack.
+    lacks: Vec<ColumnPath>,
 }
 
 impl RecordScan<'_> {
@@ -324,7 +344,10 @@ impl RecordScan<'_> {
                 let header = spec.csv.header.then_some(&record);
                 let names = csv::column_names(header, record.width());
                 let positions = |path| match csv::positions(&names, path) {
-                    Err(NoRoute::Missing(path)) if self.in_name.contains(&path) => Ok(Vec::new()),
+                    Err(NoRoute::Missing(path)) if self.in_name.contains(&path) => {
+                        self.lacks.push(path);
+                        Ok(Vec::new())
+                    }
                     found => found,
                 };
                 let found: std::result::Result<Vec<_>, _> = self.matcher.columns.iter().map(positions).collect();
@@ -353,7 +376,8 @@ impl RecordScan<'_> {
             let null = |bytes: &[u8]| spec.csv.null_strings.iter().any(|null| null.as_bytes() == bytes);
             let fields = |column: usize| {
                 let cells = positions[column].iter().filter_map(|position| record.field(*position));
-                cells.filter(|cell| !null(cell)).map(cell_value).collect::<Vec<_>>()
+                let placed = |cell| Placed { value: cell_value(cell), element: &[] };
+                cells.filter(|cell| !null(cell)).map(placed).collect::<Vec<_>>()
             };
             if self.matches(&fields) {
                 matched.insert(rows);
@@ -374,20 +398,26 @@ impl RecordScan<'_> {
             if line.is_blank() {
                 continue;
             }
-            let mut cells: Vec<Vec<OwnedValue>> = Vec::with_capacity(there.len());
+            let mut cells: Vec<Vec<OwnedPlaced>> = Vec::with_capacity(there.len());
             for (column, path) in self.matcher.columns.iter().enumerate() {
                 let mut values = Vec::new();
-                there[column] |= ndjson::values(&line, path, &mut |value| values.push(OwnedValue::of(value)))?;
+                let mut keep = |element: &[_], value: Value<'_>| {
+                    values.push(OwnedPlaced { element: element.to_vec(), value: OwnedValue::of(value) });
+                };
+                there[column] |= ndjson::values(&line, path, &mut keep)?;
                 cells.push(values);
             }
-            if self.matches(&|column| cells[column].iter().map(OwnedValue::as_value).collect()) {
+            if self.matches(&|column| cells[column].iter().map(OwnedPlaced::as_placed).collect()) {
                 matched.insert(rows);
             }
             rows += 1;
         }
         // A key may be left out of a line; one that no line has is a column the object lacks.
-        let lacks = |column: &usize| !there[*column] && !self.in_name.contains(&self.matcher.columns[*column]);
-        match (0..there.len()).find(lacks) {
+        let missing: Vec<usize> = (0..there.len()).filter(|column| !there[*column]).collect();
+        let (in_name, missing): (Vec<usize>, Vec<usize>) =
+            missing.into_iter().partition(|column| self.in_name.contains(&self.matcher.columns[*column]));
+        self.lacks = in_name.into_iter().map(|column| self.matcher.columns[column].clone()).collect();
+        match missing.first().copied() {
             Some(column) if rows > 0 => {
                 Ok(lacking(spec, NoRoute::Missing(self.matcher.columns[column].clone()).to_string()))
             }
@@ -396,13 +426,13 @@ impl RecordScan<'_> {
     }
 
     /// Whether any rule matches a record whose columns hold `values`.
-    fn matches<'v>(&mut self, values: &dyn Fn(usize) -> Vec<Value<'v>>) -> bool {
+    fn matches<'v>(&mut self, values: &dyn Fn(usize) -> Vec<Placed<'v>>) -> bool {
         let mut matched = false;
         for rule in &self.matcher.rules {
             match rule {
                 Rule::Single { column, probe } => {
-                    for value in values(*column) {
-                        match probe.check(value, &mut self.scratch) {
+                    for placed in values(*column) {
+                        match probe.check(placed.value, &mut self.scratch) {
                             Check::Match => matched = true,
                             Check::NoMatch => {}
                             Check::NotComparable => self.not_comparable[*column] += 1,
@@ -410,11 +440,11 @@ impl RecordScan<'_> {
                     }
                 }
                 Rule::All { columns, composite } => {
-                    let parts: Vec<Vec<Value<'_>>> = columns.iter().map(|column| values(*column)).collect();
+                    let parts: Vec<Vec<Placed<'_>>> = columns.iter().map(|column| values(*column)).collect();
                     for (part, values) in parts.iter().enumerate() {
                         let unread = values
                             .iter()
-                            .filter(|value| composite.is_not_comparable(part, **value, &mut self.scratch))
+                            .filter(|placed| composite.is_not_comparable(part, placed.value, &mut self.scratch))
                             .count();
                         self.not_comparable[columns[part]] += unread as u64;
                     }

@@ -39,7 +39,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use roaring::RoaringTreemap;
 
-use crate::column_values::{Leaf, NoRoute, Route, route};
+use crate::column_values::{Leaf, NoRoute, OwnedPlaced, Placed, Route, route};
 use crate::find_probe::{ProbeExec, ProbedColumn, ProbedObject};
 use crate::format::parquet_chunk::expansion;
 use crate::format::{FormatError, parquet_column, scrubbed};
@@ -459,12 +459,13 @@ impl Filter {
                         })
                         .collect();
                     for (row, matched) in matched.iter_mut().enumerate() {
-                        let values: Vec<Vec<_>> =
-                            parts.iter().map(|part| part[row].iter().map(|value| value.as_value()).collect()).collect();
+                        let of_row = parts.iter().map(|part| &part[row]);
+                        let values: Vec<Vec<Placed<'_>>> =
+                            of_row.map(|values| values.iter().map(OwnedPlaced::as_placed).collect()).collect();
                         for (part, values) in values.iter().enumerate() {
                             let unread = values
                                 .iter()
-                                .filter(|value| composite.is_not_comparable(part, **value, &mut scratch))
+                                .filter(|placed| composite.is_not_comparable(part, placed.value, &mut scratch))
                                 .count();
                             self.not_comparable[columns[part]].fetch_add(unread as u64, Ordering::Relaxed);
                         }

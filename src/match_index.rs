@@ -12,6 +12,7 @@ use std::sync::Arc;
 use siphasher::sip::SipHasher13;
 use xxhash_rust::xxh3::xxh3_64_with_secret;
 
+use crate::column_values::Placed;
 use crate::identifier::{Canonical, ColumnPath, HashFunction, Hashed, Kind, Value, plain_decimal};
 use crate::job::{DatasetSpec, ListColumn, ListSpec, MatchPart, MatchRule};
 use crate::key_table::{Key, KeyTable};
@@ -237,7 +238,10 @@ impl<'a> Builder<'a> {
             let choices: Option<Vec<_>> =
                 parts.iter().zip(&name.forms).map(|(part, form)| listed_part(entry, part, *form)).collect();
             if let Some(choices) = choices {
-                combinations(&choices, &mut |bytes| {
+                let choice = |bytes| Choice { element: &[], bytes };
+                let choices: Vec<Vec<_>> =
+                    choices.into_iter().map(|forms: Vec<_>| forms.into_iter().map(choice).collect()).collect();
+                combinations(&choices, &|_, _| true, &mut |bytes| {
                     keys.insert(&Hashes::new(secret, *set, bytes));
                 });
             }
@@ -341,18 +345,50 @@ fn listed_part(entry: &Entry<'_>, part: &MatchPart, form: Form) -> Option<Vec<Ve
     }
 }
 
-/// Calls `each` with the concatenation of one choice a part, for every combination.
-fn combinations(choices: &[Vec<Vec<u8>>], each: &mut dyn FnMut(&[u8])) {
-    fn extend(choices: &[Vec<Vec<u8>>], so_far: &mut Vec<u8>, each: &mut dyn FnMut(&[u8])) {
-        let Some((first, rest)) = choices.split_first() else { return each(so_far) };
-        for choice in first {
-            let length = so_far.len();
-            so_far.extend_from_slice(choice);
-            extend(rest, so_far, each);
-            so_far.truncate(length);
+/// One form of a part, and where it stands in the lists of its row.
+struct Choice<'a> {
+    element: &'a [(usize, u32)],
+    bytes: Vec<u8>,
+}
+
+/// Calls `each` with the concatenation of one choice a part, for every combination that `together` allows: it is asked about two
+/// parts and a choice of each.
+fn combinations(
+    choices: &[Vec<Choice<'_>>],
+    together: &dyn Fn((usize, &Choice<'_>), (usize, &Choice<'_>)) -> bool,
+    each: &mut dyn FnMut(&[u8]),
+) {
+    fn extend<'c>(
+        choices: &'c [Vec<Choice<'c>>],
+        chosen: &mut Vec<&'c Choice<'c>>,
+        together: &dyn Fn((usize, &Choice<'_>), (usize, &Choice<'_>)) -> bool,
+        each: &mut dyn FnMut(&[u8]),
+    ) {
+        let part = chosen.len();
+        let Some(of_part) = choices.get(part) else {
+            let bytes: Vec<u8> = chosen.iter().flat_map(|choice| &choice.bytes).copied().collect();
+            return each(&bytes);
+        };
+        for choice in of_part {
+            if chosen.iter().enumerate().all(|known| together((known.0, known.1), (part, choice))) {
+                chosen.push(choice);
+                extend(choices, chosen, together, each);
+                chosen.pop();
+            }
         }
     }
-    extend(choices, &mut Vec::new(), each);
+    extend(choices, &mut Vec::new(), together, each);
+}
+
+/// How many names two paths begin with alike: a list that stands within them is one list to both.
+fn shared_names(a: &ColumnPath, b: &ColumnPath) -> usize {
+    a.0.iter().zip(&b.0).take_while(|(a, b)| a == b).count()
+}
+
+/// Whether two values stand in the same element of every list that their paths share.
+fn in_same_element(a: &[(usize, u32)], b: &[(usize, u32)], shared_names: usize) -> bool {
+    let shared = |(depth, _): &&(usize, u32)| *depth <= shared_names;
+    a.iter().take_while(shared).eq(b.iter().take_while(shared))
 }
 
 impl MatchIndex {
@@ -574,14 +610,19 @@ pub struct Composite {
 }
 
 impl Composite {
-    /// `values[i]` are the values of part `i` in this row, several when it stands in a list; none when it is null.
-    pub fn check(&self, values: &[Vec<Value<'_>>], scratch: &mut Scratch) -> bool {
+    /// `values[i]` are the values of part `i` in this row, several when it stands in a list; none when it is null. Parts below one
+    /// list must stand in the same element of it: those of two elements are of two persons.
+    pub fn check(&self, values: &[Vec<Placed<'_>>], scratch: &mut Scratch) -> bool {
+        let together = |(a, of_a): (usize, &Choice<'_>), (b, of_b): (usize, &Choice<'_>)| {
+            let shared = shared_names(&self.parts[a].column, &self.parts[b].column);
+            in_same_element(of_a.element, of_b.element, shared)
+        };
         self.shapes.iter().any(|(forms, set)| {
             let parts = self.parts.iter().zip(forms).zip(values);
-            let choices: Vec<Vec<Vec<u8>>> =
+            let choices: Vec<Vec<Choice<'_>>> =
                 parts.map(|((part, form), values)| stored_part(part, *form, values, scratch)).collect();
             let mut found = false;
-            combinations(&choices, &mut |bytes| found |= self.index.holds(*set, bytes));
+            combinations(&choices, &together, &mut |bytes| found |= self.index.holds(*set, bytes));
             found
         })
     }
@@ -599,23 +640,24 @@ fn read_part(part: &MatchPart, value: Value<'_>, out: &mut Vec<u8>) -> Canonical
     }
 }
 
-fn stored_part(part: &MatchPart, form: Form, values: &[Value<'_>], scratch: &mut Scratch) -> Vec<Vec<u8>> {
+fn stored_part<'v>(part: &MatchPart, form: Form, values: &[Placed<'v>], scratch: &mut Scratch) -> Vec<Choice<'v>> {
     let mut out = Vec::new();
-    for value in values {
+    for Placed { value, element } in values {
         let read = read_part(part, *value, &mut scratch.canonical);
         let tag = match read {
             Canonical::Empty | Canonical::NotComparable => continue,
             Canonical::Number => NUMBER,
             Canonical::Text => TEXT,
         };
-        out.push(match (form, part.hashed) {
+        let bytes = match (form, part.hashed) {
             (Form::Hash(function), None) => {
                 function.digest(&scratch.canonical, &mut scratch.digest);
                 tagged(DIGEST, &scratch.digest)
             }
             (Form::Hash(_), Some(_)) => tagged(DIGEST, &scratch.canonical),
             (Form::Plain | Form::Number, _) => tagged(tag, &scratch.canonical),
-        });
+        };
+        out.push(Choice { element, bytes });
     }
     out
 }
@@ -705,15 +747,48 @@ mod tests {
             index(&job, &[&[Some(b"ann"), Some(b"91790")], &[Some(b"bob"), Some(b"71234")], &[Some(b"eve"), None]]);
         let matcher = index.matcher(0, &job.datasets[0]);
         let Rule::All { composite, .. } = &matcher.rules[0] else { panic!("a composite") };
-        let one = |text| vec![Value::Text(text)];
+        let placed = |text| Placed { value: Value::Text(text), element: &[] };
+        let one = |text| vec![placed(text)];
         for (name, zip, wanted) in [
             (one("ann"), one("91790-1234"), true),
             (one("ann"), one("71234"), false),
             (one("eve"), vec![], false),
             (one("eve"), one(""), false),
-            (vec![Value::Text("x"), Value::Text("bob")], one("0071234"), true),
+            (vec![placed("x"), placed("bob")], one("0071234"), true),
         ] {
             assert_eq!(composite.check(&[name, zip], &mut Scratch::default()), wanted);
+        }
+    }
+
+    #[test]
+    fn parts_below_one_list_match_within_one_element() {
+        let columns =
+            "[[list.column]]\ncolumn = \"n\"\nkind = \"text\"\n[[list.column]]\ncolumn = \"z\"\nkind = \"zip\"";
+        let of = |name: &str, zip: &str| {
+            let rules = format!(
+                "[[dataset.match]]\nall = [{{ column = \"{name}\", kind = \"text\", list_column = \"n\" }}, {{ column = \"{zip}\", kind = \"zip\", list_column = \"z\" }}]"
+            );
+            let job = job(columns, &rules);
+            let (index, _) = index(&job, &[&[Some(b"ann"), Some(b"91790")]]);
+            index.matcher(0, &job.datasets[0])
+        };
+        let (same, other, inner) =
+            (of("people.name", "people.zip"), of("people.name", "zips.zip"), of("people.name", "people.homes.zip"));
+        for (matcher, of_name, of_zip, wanted) in [
+            (&same, &[(1, 0)][..], &[(1, 0)][..], true),
+            (&same, &[(1, 0)], &[(1, 1)], false),
+            (&same, &[], &[], true),
+            (&other, &[(1, 0)], &[(1, 1)], true),
+            (&inner, &[(1, 4)], &[(1, 4), (2, 9)], true),
+            (&inner, &[(1, 4)], &[(1, 5), (2, 9)], false),
+            // A list of lists: two of one depth.
+            (&same, &[(1, 0), (1, 3)], &[(1, 0), (1, 3)], true),
+            (&same, &[(1, 0), (1, 3)], &[(1, 0), (1, 4)], false),
+        ] {
+            let Rule::All { composite, .. } = &matcher.rules[0] else { panic!("a composite") };
+            let name = vec![Placed { value: Value::Text("ann"), element: of_name }];
+            let zip = vec![Placed { value: Value::Text("91790"), element: of_zip }];
+            assert_eq!(composite.check(&[name, zip], &mut Scratch::default()), wanted, "{of_name:?} {of_zip:?}");
         }
     }
 

@@ -18,7 +18,7 @@ use crate::job::{DatasetSpec, Job, ListColumn, ListSpec, MatchPart, MatchRule};
 use crate::residue::{Place, Residues, STRAY};
 use crate::verify_bytes::Listed;
 use crate::verify_normalise::{Fingerprints, Form, canonicals, digest_of, digests, function_of, plain_numbers};
-use crate::verify_read::{Batch, Leaf, Tally};
+use crate::verify_read::{Batch, Element, Leaf, Tally};
 use crate::verify_tokens::{Around, Look, Token, stands_alone, tokens};
 
 /// All lists of a job, ready to be asked.
@@ -104,8 +104,39 @@ struct Composite {
 pub struct Rules {
     pub columns: Vec<ColumnPath>,
     probes: Vec<Probe>,
-    /// Probes and composite of each rule with several parts.
-    composites: Vec<(Vec<usize>, usize)>,
+    /// The rules with several parts.
+    composites: Vec<Parts>,
+}
+
+/// A rule with several parts.
+struct Parts {
+    probes: Vec<usize>,
+    composite: usize,
+    /// By two parts: how many names their columns' paths begin with alike. A list within these is one list to both.
+    shared_names: Vec<Vec<usize>>,
+}
+
+impl Parts {
+    /// Whether keys of parts `a` and `b` stand in the same element of every list that both are in.
+    fn together(&self, a: (usize, &Element), b: (usize, &Element)) -> bool {
+        let names = self.shared_names[a.0][b.0];
+        let shared =
+            |element: &Element| element.iter().filter(|(depth, _)| *depth <= names).copied().collect::<Vec<_>>();
+        shared(a.1) == shared(b.1)
+    }
+}
+
+fn shared_names(a: &ColumnPath, b: &ColumnPath) -> usize {
+    let shorter = a.0.len().min(b.0.len());
+    (0..shorter).find(|i| a.0[*i] != b.0[*i]).unwrap_or(shorter)
+}
+
+/// A value that some list holds: where it stands and under which key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Held {
+    row: u32,
+    element: Element,
+    key: u128,
 }
 
 struct Probe {
@@ -235,7 +266,10 @@ impl Suppressed {
                     let probes: Vec<usize> = parts.iter().map(|part| rules.probe(part, self)).collect();
                     let selections: Vec<usize> = probes.iter().map(|probe| rules.probes[*probe].selection).collect();
                     let composite = self.composites.iter().position(|known| known.selections == selections);
-                    rules.composites.push((probes, composite.expect("made for every rule of the job")));
+                    let composite = composite.expect("made for every rule of the job");
+                    let of = |a: &MatchPart| parts.iter().map(|b| shared_names(&a.column, &b.column)).collect();
+                    let shared_names = parts.iter().map(of).collect();
+                    rules.composites.push(Parts { probes, composite, shared_names });
                 }
             }
         }
@@ -246,7 +280,7 @@ impl Suppressed {
     pub fn matches(&self, rules: &Rules, batch: &Batch) -> PolarsResult<Tally> {
         let mut matched = vec![false; batch.rows];
         let mut not_comparable = vec![0; rules.columns.len()];
-        let mut hits: Vec<Vec<(u32, u128)>> = Vec::with_capacity(rules.probes.len());
+        let mut hits: Vec<Vec<Held>> = Vec::with_capacity(rules.probes.len());
         for probe in &rules.probes {
             let mut found = Vec::new();
             for leaf in &batch.columns[probe.column] {
@@ -254,14 +288,17 @@ impl Suppressed {
                 not_comparable[probe.column] += if probe.counted_elsewhere { 0 } else { count };
             }
             if probe.single {
-                found.iter().for_each(|(row, _)| matched[*row as usize] = true);
+                found.iter().for_each(|held: &Held| matched[held.row as usize] = true);
             }
             hits.push(found);
         }
-        for (probes, composite) in &rules.composites {
-            let mut parts: Vec<_> = probes.iter().map(|probe| hits[*probe].clone()).collect();
-            let rows = &self.composites[*composite].rows;
-            each_row(&mut parts, &mut |row, keys| matched[row as usize] |= rows.contains(&self.fingerprints.row(keys)));
+        for rule in &rules.composites {
+            let mut parts: Vec<_> = rule.probes.iter().map(|probe| hits[*probe].clone()).collect();
+            let rows = &self.composites[rule.composite].rows;
+            let together = |a: (usize, &Element), b: (usize, &Element)| rule.together(a, b);
+            each_row(&mut parts, &together, &mut |row, keys| {
+                matched[row as usize] |= rows.contains(&self.fingerprints.row(keys));
+            });
         }
         let rows_matched = matched.iter().filter(|matched| **matched).count() as u64;
         Ok(Tally { rows: batch.rows as u64, rows_matched, not_comparable, ..Tally::default() })
@@ -270,12 +307,12 @@ impl Suppressed {
     /// Which of the values a rule of its own on `column` matches, by index. What is part of a composite alone cannot be told
     /// from one value.
     pub fn listed(&self, rules: &Rules, column: usize, values: &Series) -> PolarsResult<Vec<usize>> {
-        let leaf = Leaf { rows: None, values: values.clone() };
+        let leaf = Leaf::flat(values.clone());
         let mut found = Vec::new();
         for probe in rules.probes.iter().filter(|probe| probe.single && probe.column == column) {
             self.hits(probe, &leaf, &mut found)?;
         }
-        let mut indexes: Vec<usize> = found.into_iter().map(|(index, _)| index as usize).collect();
+        let mut indexes: Vec<usize> = found.into_iter().map(|held: Held| held.row as usize).collect();
         indexes.sort_unstable();
         indexes.dedup();
         Ok(indexes)
@@ -342,35 +379,33 @@ impl Suppressed {
             if !words.is_empty() && selection.is_listed {
                 let values =
                     StringChunked::from_iter_values("v".into(), words.iter().map(|(_, token)| token.text.as_str()));
-                let leaf = Leaf { rows: None, values: values.into_series() };
+                let leaf = Leaf::flat(values.into_series());
                 let probe = Probe::of(selection.kind.clone(), None, number);
                 let mut keys = Vec::new();
                 self.hits(&probe, &leaf, &mut keys)?;
-                keys.dedup_by_key(|(index, _)| *index);
-                hits.extend(keys.iter().map(|(index, _)| Hit::of(words[*index as usize], &selection.kind, None)));
+                keys.dedup_by_key(|held| held.row);
+                hits.extend(keys.iter().map(|held| Hit::of(words[held.row as usize], &selection.kind, None)));
             }
             for hashed in selection.listed_hashes.iter().copied() {
                 let look = look_of(hashed);
                 let words: Vec<&(usize, Token)> = found.iter().filter(|(_, token)| token.look == look).collect();
                 let values =
                     StringChunked::from_iter_values("v".into(), words.iter().map(|(_, token)| token.text.as_str()));
-                let leaf = Leaf { rows: None, values: values.into_series() };
+                let leaf = Leaf::flat(values.into_series());
                 let mut keys = Vec::new();
                 self.hits(&Probe::of(selection.kind.clone(), Some(hashed), number), &leaf, &mut keys)?;
-                hits.extend(
-                    keys.iter().map(|(index, _)| Hit::of(words[*index as usize], &selection.kind, Some(hashed))),
-                );
+                hits.extend(keys.iter().map(|held| Hit::of(words[held.row as usize], &selection.kind, Some(hashed))));
             }
         }
         Ok(hits)
     }
 
     /// The values of a leaf that some list holds, by row.
-    fn hits(&self, probe: &Probe, leaf: &Leaf, found: &mut Vec<(u32, u128)>) -> PolarsResult<u64> {
+    fn hits(&self, probe: &Probe, leaf: &Leaf, found: &mut Vec<Held>) -> PolarsResult<u64> {
         let selection = &self.selections[probe.selection];
         let mut keep = |index: usize, key: u128| {
             if selection.keys.contains(&key) {
-                found.push((leaf.row(index), key));
+                found.push(Held { row: leaf.row(index), element: leaf.element(index), key });
             }
         };
         if let Some(hashed) = probe.hashed {
@@ -481,7 +516,7 @@ impl Rules {
     pub fn is_single(&self, column: usize) -> bool {
         let in_composite = |probe: &Probe| {
             let number = self.probes.iter().position(|other| std::ptr::eq(other, probe));
-            self.composites.iter().any(|(probes, _)| number.is_some_and(|number| probes.contains(&number)))
+            self.composites.iter().any(|rule| number.is_some_and(|number| rule.probes.contains(&number)))
         };
         let mut of_column = self.probes.iter().filter(|probe| probe.column == column);
         of_column.all(|probe| probe.single && !in_composite(probe))
@@ -538,11 +573,9 @@ pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> Po
         let mut parts = Vec::with_capacity(composite.selections.len());
         for selection in &composite.selections {
             let taken = list.columns.iter().zip(&keyed).filter(|(column, _)| selections[*selection].takes(column));
-            parts.push(
-                taken.flat_map(|(_, keyed)| keyed.iter().map(|keyed| (keyed.row, keyed.key))).collect::<Vec<_>>(),
-            );
+            parts.push(taken.flat_map(|(_, keyed)| keyed).map(Keyed::as_held).collect::<Vec<_>>());
         }
-        each_row(&mut parts, &mut |_, keys| {
+        each_row(&mut parts, &|_, _| true, &mut |_, keys| {
             composite.rows.insert(fingerprints.row(keys));
         });
     }
@@ -556,6 +589,12 @@ struct Keyed {
     /// The entry itself, not one of its other forms.
     is_entry: bool,
     filter_hashes: Vec<(Option<Hashed>, u64)>,
+}
+
+impl Keyed {
+    fn as_held(&self) -> Held {
+        Held { row: self.row, element: Element::new(), key: self.key }
+    }
 }
 
 /// What turns list entries into keys.
@@ -615,8 +654,12 @@ impl Keying {
     }
 }
 
-/// Gives every combination of one key from each part that stand in the same row. A part without a key in a row rules the row out.
-fn each_row(parts: &mut [Vec<(u32, u128)>], each: &mut dyn FnMut(u32, &[u128])) {
+/// Whether keys of two parts may be of one person, by part and element.
+type Together<'a> = &'a dyn Fn((usize, &Element), (usize, &Element)) -> bool;
+
+/// Gives every combination of one key from each part that stand in the same row and are `together`. A part without a key in a row
+/// rules the row out.
+fn each_row(parts: &mut [Vec<Held>], together: Together<'_>, each: &mut dyn FnMut(u32, &[u128])) {
     for part in parts.iter_mut() {
         part.sort_unstable();
         part.dedup();
@@ -624,28 +667,39 @@ fn each_row(parts: &mut [Vec<(u32, u128)>], each: &mut dyn FnMut(u32, &[u128])) 
     let Some((first, others)) = parts.split_first() else {
         return;
     };
-    for run in first.chunk_by(|a, b| a.0 == b.0) {
-        let row = run[0].0;
+    for run in first.chunk_by(|a, b| a.row == b.row) {
+        let row = run[0].row;
         let mut runs = vec![run];
         runs.extend(others.iter().map(|part| {
-            let start = part.partition_point(|(other, _)| *other < row);
-            let end = part.partition_point(|(other, _)| *other <= row);
+            let start = part.partition_point(|other| other.row < row);
+            let end = part.partition_point(|other| other.row <= row);
             &part[start..end]
         }));
         if runs.iter().all(|run| !run.is_empty()) {
-            combine(&runs, &mut Vec::with_capacity(runs.len()), &mut |keys| each(row, keys));
+            combine(&runs, &mut Vec::with_capacity(runs.len()), together, &mut |held| {
+                let keys: Vec<u128> = held.iter().map(|held| held.key).collect();
+                each(row, &keys);
+            });
         }
     }
 }
 
-fn combine(runs: &[&[(u32, u128)]], keys: &mut Vec<u128>, each: &mut dyn FnMut(&[u128])) {
+fn combine<'h>(
+    runs: &[&'h [Held]],
+    taken: &mut Vec<&'h Held>,
+    together: Together<'_>,
+    each: &mut dyn FnMut(&[&'h Held]),
+) {
     let Some((first, others)) = runs.split_first() else {
-        return each(keys);
+        return each(taken);
     };
-    for (_, key) in *first {
-        keys.push(*key);
-        combine(others, keys, each);
-        keys.pop();
+    let part = taken.len();
+    for held in *first {
+        if taken.iter().enumerate().all(|(other, known)| together((other, &known.element), (part, &held.element))) {
+            taken.push(held);
+            combine(others, taken, together, each);
+            taken.pop();
+        }
     }
 }
 
@@ -656,8 +710,9 @@ mod tests {
     #[test]
     fn parts_combine_within_a_row_and_never_across() {
         let mut seen = Vec::new();
-        let mut parts = vec![vec![(2, 20), (0, 1), (0, 2)], vec![(0, 7), (1, 8), (2, 9)]];
-        each_row(&mut parts, &mut |row, keys| seen.push((row, keys.to_vec())));
+        let held = |(row, key): (u32, u128)| Held { row, element: Element::new(), key };
+        let mut parts = vec![[(2, 20), (0, 1), (0, 2)].map(held).to_vec(), [(0, 7), (1, 8), (2, 9)].map(held).to_vec()];
+        each_row(&mut parts, &|_, _| true, &mut |row, keys| seen.push((row, keys.to_vec())));
         assert_eq!(seen, [(0, vec![1, 7]), (0, vec![2, 7]), (2, vec![20, 9])]);
     }
 }

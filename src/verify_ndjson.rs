@@ -10,7 +10,7 @@ use polars::prelude::*;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::identifier::ColumnPath;
-use crate::verify_read::{Ambiguous, Batch, Fault, Leaf, Scanned, Work, ambiguous, resolve};
+use crate::verify_read::{Ambiguous, Batch, Element, Fault, Leaf, Scanned, Work, ambiguous, resolve};
 use crate::verify_records::each_block_of_lines;
 
 /// Gives the records of an NDJSON object to `work`. A path that no record has is missing.
@@ -32,7 +32,8 @@ pub fn scan_ndjson(
                 return Err(Fault::unreadable(format!("line {number} is no JSON object")));
             };
             for ((column, found), seen) in columns.iter().zip(&mut found).zip(&mut seen) {
-                *seen |= walk(&node, &column.0, row as u32, found).map_err(|Ambiguous| ambiguous(column))?;
+                let at = At { row: row as u32, element: Element::new() };
+                *seen |= walk(&node, &column.0, 0, &at, found).map_err(|Ambiguous| ambiguous(column))?;
             }
             if others {
                 texts(&node, columns, &mut Vec::new(), row as u32, &mut unasked);
@@ -123,11 +124,31 @@ impl<'de> Visitor<'de> for NodeVisitor {
 /// The values of one column in some lines, by type.
 #[derive(Default)]
 struct Found {
-    texts: (Vec<u32>, Vec<String>),
-    integers: (Vec<u32>, Vec<i128>),
-    floats: (Vec<u32>, Vec<f64>),
+    texts: (Vec<At>, Vec<String>),
+    integers: (Vec<At>, Vec<i128>),
+    floats: (Vec<At>, Vec<f64>),
     /// Booleans and objects: never an identifier.
-    others: Vec<u32>,
+    others: Vec<At>,
+    /// By nesting: how many elements of arrays were walked.
+    walked: Vec<u32>,
+}
+
+/// The row of a value, and its place in arrays.
+#[derive(Clone)]
+struct At {
+    row: u32,
+    element: Element,
+}
+
+impl Found {
+    /// Numbers the next element of an array that stands in `element`, `depth` names down the path.
+    fn element(&mut self, element: &Element, depth: usize) -> Element {
+        let nesting = element.len();
+        self.walked.resize(self.walked.len().max(nesting + 1), 0);
+        let number = self.walked[nesting];
+        self.walked[nesting] += 1;
+        element.iter().copied().chain([(depth, number)]).collect()
+    }
 }
 
 impl Found {
@@ -136,19 +157,23 @@ impl Found {
         let integers = Int128Chunked::from_vec("v".into(), self.integers.1).into_series();
         let floats = Float64Chunked::from_vec("v".into(), self.floats.1).into_series();
         let others = BooleanChunked::full("v".into(), true, self.others.len()).into_series();
-        let rows = [self.texts.0, self.integers.0, self.floats.0, self.others];
-        let leaves = rows.into_iter().zip([texts, integers, floats, others]);
-        leaves.map(|(rows, values)| Leaf { rows: Some(rows), values }).filter(|leaf| !leaf.values.is_empty()).collect()
+        let places = [self.texts.0, self.integers.0, self.floats.0, self.others];
+        let leaves = places.into_iter().zip([texts, integers, floats, others]).map(|(places, values)| {
+            let (rows, elements) = places.into_iter().map(|at| (at.row, at.element)).unzip();
+            Leaf { rows: Some(rows), elements: Some(elements), values }
+        });
+        leaves.filter(|leaf| !leaf.values.is_empty()).collect()
     }
 }
 
 /// Notes what lies on `path`; whether the path exists.
-fn walk(node: &Node, path: &[String], row: u32, found: &mut Found) -> Result<bool, Ambiguous> {
+fn walk(node: &Node, path: &[String], depth: usize, at: &At, found: &mut Found) -> Result<bool, Ambiguous> {
     match (node, path.split_first()) {
         (Node::Array(items), _) => {
             let mut seen = items.is_empty();
             for item in items {
-                seen |= walk(item, path, row, found)?;
+                let at = At { row: at.row, element: found.element(&at.element, depth) };
+                seen |= walk(item, path, depth, &at, found)?;
             }
             Ok(seen)
         }
@@ -157,12 +182,12 @@ fn walk(node: &Node, path: &[String], row: u32, found: &mut Found) -> Result<boo
             // A key that is repeated is one name with several values.
             names.sort_unstable();
             names.dedup();
-            let Some(at) = resolve(&names, name)? else {
+            let Some(meant) = resolve(&names, name)? else {
                 return Ok(false);
             };
             let mut seen = false;
-            for (_, node) in entries.iter().filter(|(name, _)| name == names[at]) {
-                seen |= walk(node, rest, row, found)?;
+            for (_, node) in entries.iter().filter(|(name, _)| name == names[meant]) {
+                seen |= walk(node, rest, depth + 1, at, found)?;
             }
             Ok(seen)
         }
@@ -170,21 +195,21 @@ fn walk(node: &Node, path: &[String], row: u32, found: &mut Found) -> Result<boo
         (Node::Null, _) => Ok(true),
         (_, Some(_)) => Ok(false),
         (Node::Object(_) | Node::Boolean, None) => {
-            found.others.push(row);
+            found.others.push(at.clone());
             Ok(true)
         }
         (Node::Text(text), None) => {
-            found.texts.0.push(row);
+            found.texts.0.push(at.clone());
             found.texts.1.push(text.clone());
             Ok(true)
         }
         (Node::Integer(value), None) => {
-            found.integers.0.push(row);
+            found.integers.0.push(at.clone());
             found.integers.1.push(*value);
             Ok(true)
         }
         (Node::Float(value), None) => {
-            found.floats.0.push(row);
+            found.floats.0.push(at.clone());
             found.floats.1.push(*value);
             Ok(true)
         }
@@ -213,7 +238,7 @@ fn texts(
         }
         Node::Text(text) if !asked.iter().any(same) => {
             let found = found.entry(path.clone()).or_default();
-            found.texts.0.push(row);
+            found.texts.0.push(At { row, element: Element::new() });
             found.texts.1.push(text.clone());
         }
         Node::Text(_) | Node::Null | Node::Boolean | Node::Integer(_) | Node::Float(_) => {}
@@ -229,7 +254,7 @@ mod tests {
         let node: Node = serde_json::from_str(json).unwrap();
         let path: Vec<String> = path.iter().map(|name| (*name).to_owned()).collect();
         let mut found = Found::default();
-        let got = walk(&node, &path, 0, &mut found)
+        let got = walk(&node, &path, 0, &At { row: 0, element: Element::new() }, &mut found)
             .map(|seen| (seen, found.texts.0.len(), found.integers.0.len() + found.floats.0.len(), found.others.len()));
         assert_eq!(got.map_err(|Ambiguous| ()), wanted, "{json}");
     }

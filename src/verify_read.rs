@@ -74,14 +74,29 @@ impl From<PolarsError> for Fault {
     }
 }
 
+/// Which element of each list around it a value stands in, outermost first: how many names of the column's path lead to the list,
+/// and a number that the element has alone among those of its nesting.
+pub type Element = Vec<(usize, u32)>;
+
 /// Values of one column. A list column has several a row or none.
 pub struct Leaf {
     /// The row of each value; `None`: one value a row, in order.
     pub rows: Option<Vec<u32>>,
+    /// By value; `None`: no value stands in a list.
+    pub elements: Option<Vec<Element>>,
     pub values: Series,
 }
 
 impl Leaf {
+    /// One value a row.
+    pub fn flat(values: Series) -> Leaf {
+        Leaf { rows: None, elements: None, values }
+    }
+
+    pub fn element(&self, index: usize) -> Element {
+        self.elements.as_ref().map(|elements| elements[index].clone()).unwrap_or_default()
+    }
+
     pub fn row(&self, index: usize) -> u32 {
         match &self.rows {
             Some(rows) => rows[index],
@@ -896,22 +911,34 @@ fn decode_row_group(
 
 /// Walks into structs by `path` and through every list on the way.
 fn leaf(mut values: Series, path: &[PlSmallStr]) -> PolarsResult<Leaf> {
-    let (mut rows, mut path): (Option<Series>, _) = (None, path.iter());
+    let (mut rows, mut path, mut depth): (Option<Series>, _, usize) = (None, path.iter(), 1);
+    // Of each list on the way: its depth, and the element by value.
+    let mut lists: Vec<(usize, Column)> = Vec::new();
     loop {
         values = match values.dtype() {
             DataType::List(_) => {
                 let at = rows.unwrap_or_else(|| {
                     UInt32Chunked::from_iter_values("r".into(), 0..values.len() as u32).into_series()
                 });
-                let frame =
-                    DataFrame::new(values.len(), vec![at.into_column(), values.with_name("v".into()).into_column()])?;
+                let height = values.len();
+                let mut columns = vec![at.into_column(), values.with_name("v".into()).into_column()];
+                columns.extend(lists.iter().map(|(_, elements)| elements.clone()));
                 // An empty list and a null one hold no value, not a null one.
-                let flat = frame.explode(["v"], ExplodeOptions { empty_as_null: false, keep_nulls: false })?;
+                let flat = DataFrame::new(height, columns)?
+                    .explode(["v"], ExplodeOptions { empty_as_null: false, keep_nulls: false })?;
+                for (_, elements) in &mut lists {
+                    *elements = flat.column(elements.name())?.clone();
+                }
+                let name = format!("e{}", lists.len()).into();
+                lists.push((depth, UInt32Chunked::from_iter_values(name, 0..flat.height() as u32).into_column()));
                 rows = Some(flat.column("r")?.as_materialized_series().clone());
                 flat.column("v")?.as_materialized_series().clone()
             }
             DataType::Struct(_) => match path.next() {
-                Some(name) => values.struct_()?.field_by_name(name)?,
+                Some(name) => {
+                    depth += 1;
+                    values.struct_()?.field_by_name(name)?
+                }
                 None => break,
             },
             _ => break,
@@ -921,7 +948,13 @@ fn leaf(mut values: Series, path: &[PlSmallStr]) -> PolarsResult<Leaf> {
         Some(rows) => Some(rows.u32()?.into_no_null_iter().collect()),
         None => None,
     };
-    Ok(Leaf { rows, values })
+    let lists: Vec<(usize, &UInt32Chunked)> = lists
+        .iter()
+        .map(|(depth, elements)| Ok((*depth, elements.as_materialized_series().u32()?)))
+        .collect::<PolarsResult<_>>()?;
+    let element = |i: usize| lists.iter().filter_map(|(depth, elements)| Some((*depth, elements.get(i)?))).collect();
+    let elements = (!lists.is_empty()).then(|| (0..values.len()).map(element).collect());
+    Ok(Leaf { rows, elements, values })
 }
 
 #[cfg(test)]

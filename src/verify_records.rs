@@ -483,12 +483,12 @@ fn cells(texts: &StringChunked, null_strings: &[String], escapes: bool) -> Vec<L
     let all_kept = null_strings.is_empty() && !escapes;
     let plain =
         if all_kept { texts.clone() } else { texts.iter().map(|text| text.filter(|text| kept(text))).collect() };
-    let mut leaves = vec![Leaf { rows: None, values: plain.into_series() }];
+    let mut leaves = vec![Leaf::flat(plain.into_series())];
     if escapes {
         let odd = texts.iter().enumerate().filter_map(|(row, text)| Some((row as u32, unescaped(text?)?)));
         let (rows, bytes): (Vec<u32>, Vec<Vec<u8>>) = odd.unzip();
         let values = BinaryChunked::from_iter_values("v".into(), bytes.iter()).into_series();
-        leaves.push(Leaf { rows: Some(rows), values });
+        leaves.push(Leaf { rows: Some(rows), elements: None, values });
     }
     leaves
 }

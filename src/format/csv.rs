@@ -318,7 +318,9 @@ fn neat_fields(record: &[u8], delimiter: u8, quote: u8, has_all: bool, spans: &m
     let mut at = 0;
     loop {
         let (start, end) = if record.get(at) == Some(&quote) {
-            let Some(length) = memchr(quote, &record[at + 1..]) else { return if has_all { Neat::No } else { Neat::More } };
+            let Some(length) = memchr(quote, &record[at + 1..]) else {
+                return if has_all { Neat::No } else { Neat::More };
+            };
             let end = at + 1 + length;
             at = end + 1;
             (end - length, end)

@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 
 use super::FormatError;
 use super::csv::RECORD_BYTES_MAX;
-use crate::column_values::NoRoute;
+use crate::column_values::{Element, NoRoute};
 use crate::identifier::{ColumnPath, Value};
 
 /// A stream of lines.
@@ -57,14 +57,18 @@ impl<R: Read> Lines<R> {
     }
 }
 
-/// Calls `each` with every value that `path` reaches in the object: through objects, any element of arrays, all values of a
-/// repeated key. In each object the exact name is meant, else the only one that differs in case alone. Returns whether the
+/// Calls `each` with every value that `path` reaches in the object, and the elements of arrays that it stands in: through objects,
+/// any element of arrays, all values of a repeated key. In each object the exact name is meant, else the only one that differs in case alone. Returns whether the
 /// path's first name was there at all.
-pub fn values(line: &Line<'_>, path: &ColumnPath, each: &mut dyn FnMut(Value<'_>)) -> Result<bool, FormatError> {
+pub fn values(
+    line: &Line<'_>,
+    path: &ColumnPath,
+    each: &mut dyn FnMut(&[(usize, u32)], Value<'_>),
+) -> Result<bool, FormatError> {
     let mut seen = Seen::default();
     let mut json = serde_json::Deserializer::from_slice(line.json());
     let corrupt = |_| FormatError::Corrupt(format!("line {} is no JSON object", line.number));
-    Walk { path: &path.0, top: true, seen: &mut seen, each }.deserialize(&mut json).map_err(corrupt)?;
+    Walk { path: &path.0, depth: 0, seen: &mut seen, each }.deserialize(&mut json).map_err(corrupt)?;
     json.end().map_err(corrupt)?;
     if !seen.misspelt {
         return Ok(seen.first_name);
@@ -72,9 +76,11 @@ pub fn values(line: &Line<'_>, path: &ColumnPath, each: &mut dyn FnMut(Value<'_>
     // Rare, so the common walk does not look ahead for it; what that one gave already is given again, which changes no match.
     let mut scanner = Scanner::of(line, path);
     scanner.scan(line, path)?;
-    for span in &scanner.found {
+    for (span, element) in &scanner.found {
         let mut json = serde_json::Deserializer::from_slice(&line.raw[span.clone()]);
-        Walk { path: &[], top: false, seen: &mut seen, each }.deserialize(&mut json).map_err(corrupt)?;
+        let mut each = |_: &[_], value: Value<'_>| each(element, value);
+        let walk = Walk { path: &[], depth: path.0.len(), seen: &mut seen, each: &mut each };
+        walk.deserialize(&mut json).map_err(corrupt)?;
     }
     Ok(scanner.first_name)
 }
@@ -85,13 +91,39 @@ struct Seen {
     first_name: bool,
     /// An object lacks a name of the path and has one that differs in case alone.
     misspelt: bool,
+    place: Place,
+}
+
+/// Where a walk stands in the arrays around it.
+#[derive(Default)]
+struct Place {
+    element: Element,
+    /// By nesting: how many elements have been entered. An array that comes again (below a repeated key) counts on.
+    entered: Vec<u32>,
+}
+
+impl Place {
+    /// `depth` names of the path lead to the array.
+    fn enter(&mut self, depth: usize) {
+        let nesting = self.element.len();
+        if self.entered.len() == nesting {
+            self.entered.push(0);
+        }
+        self.element.push((depth, self.entered[nesting]));
+        self.entered[nesting] += 1;
+    }
+
+    fn leave(&mut self) {
+        self.element.pop();
+    }
 }
 
 struct Walk<'a> {
     path: &'a [String],
-    top: bool,
+    /// How many names of the path lead here.
+    depth: usize,
     seen: &'a mut Seen,
-    each: &'a mut dyn FnMut(Value<'_>),
+    each: &'a mut dyn FnMut(&[(usize, u32)], Value<'_>),
 }
 
 /// Whether two names differ in nothing but case.
@@ -108,12 +140,16 @@ impl<'de> DeserializeSeed<'de> for Walk<'_> {
 }
 
 impl Walk<'_> {
+    fn is_top(&self) -> bool {
+        self.depth == 0
+    }
+
     fn leaf<E: serde::de::Error>(self, value: Value<'_>) -> Result<(), E> {
-        if self.top {
+        if self.is_top() {
             return Err(E::custom("no object"));
         }
         if self.path.is_empty() {
-            (self.each)(value);
+            (self.each)(&self.seen.place.element, value);
         }
         Ok(())
     }
@@ -132,8 +168,9 @@ impl<'de> Visitor<'de> for Walk<'_> {
             match self.path.split_first() {
                 Some((name, rest)) if *name == key => {
                     exact = true;
-                    self.seen.first_name |= self.top;
-                    map.next_value_seed(Walk { path: rest, top: false, seen: self.seen, each: self.each })?;
+                    self.seen.first_name |= self.depth == 0;
+                    let depth = self.depth + 1;
+                    map.next_value_seed(Walk { path: rest, depth, seen: self.seen, each: self.each })?;
                 }
                 Some((name, _)) => {
                     misspelt |= same_but_for_case(name, &key);
@@ -149,14 +186,18 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        if self.top {
+        if self.is_top() {
             return Err(A::Error::custom("no object"));
         }
-        while elements
-            .next_element_seed(Walk { path: self.path, top: false, seen: self.seen, each: self.each })?
-            .is_some()
-        {}
-        Ok(())
+        loop {
+            self.seen.place.enter(self.depth);
+            let element = Walk { path: self.path, depth: self.depth, seen: self.seen, each: self.each };
+            let more = elements.next_element_seed(element)?;
+            self.seen.place.leave();
+            if more.is_none() {
+                return Ok(());
+            }
+        }
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
@@ -182,7 +223,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
-        if self.top { Err(E::custom("no object")) } else { Ok(()) }
+        if self.is_top() { Err(E::custom("no object")) } else { Ok(()) }
     }
 }
 
@@ -193,14 +234,15 @@ const FLOAT_IS_EXACT_BELOW: f64 = 9_007_199_254_740_992.0;
 pub fn spans(line: &Line<'_>, path: &ColumnPath) -> Result<Vec<Range<usize>>, FormatError> {
     let mut scanner = Scanner::of(line, path);
     scanner.scan(line, path)?;
-    Ok(scanner.found)
+    Ok(scanner.found.into_iter().map(|(span, _)| span).collect())
 }
 
 /// Walks JSON that was parsed before, only to learn where values stand.
 struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
-    found: Vec<Range<usize>>,
+    found: Vec<(Range<usize>, Element)>,
+    place: Place,
     /// How many names the whole path has.
     names: usize,
     first_name: bool,
@@ -210,7 +252,15 @@ struct Scanner<'a> {
 impl<'a> Scanner<'a> {
     fn of(line: &Line<'a>, path: &ColumnPath) -> Self {
         let (at, names) = (line.raw.len() - line.json().len(), path.0.len());
-        Scanner { bytes: line.raw, at, found: Vec::new(), names, first_name: false, ambiguous: false }
+        Scanner {
+            bytes: line.raw,
+            at,
+            found: Vec::new(),
+            place: Place::default(),
+            names,
+            first_name: false,
+            ambiguous: false,
+        }
     }
 
     fn scan(&mut self, line: &Line<'_>, path: &ColumnPath) -> Result<(), FormatError> {
@@ -246,7 +296,7 @@ impl<'a> Scanner<'a> {
         }
         // A null stays; arrays gave their elements already.
         if path.is_empty() && first != b'[' && first != b'n' {
-            self.found.push(start..self.at);
+            self.found.push((start..self.at, self.place.element.clone()));
         }
         Some(())
     }
@@ -310,7 +360,9 @@ impl<'a> Scanner<'a> {
     fn array(&mut self, path: &[String]) -> Option<()> {
         self.at += 1;
         while self.peek()? != b']' {
+            self.place.enter(self.names - path.len());
             self.value(path)?;
+            self.place.leave();
             if self.peek()? == b',' {
                 self.at += 1;
             }
@@ -363,7 +415,7 @@ mod tests {
         ] {
             let (path, line) = (ColumnPath::parse(path).unwrap(), Line { raw: line.as_bytes(), number: 1 });
             let mut found: Vec<String> = Vec::new();
-            let walked = values(&line, &path, &mut |value| match value {
+            let walked = values(&line, &path, &mut |_, value| match value {
                 Value::Text(text) => found.push(text.to_owned()),
                 _ => panic!("no text in {path}"),
             });
@@ -395,7 +447,7 @@ mod tests {
             let line = Line { raw: raw.as_bytes(), number: 1 };
             let mut read = None;
             let path = ColumnPath::parse("id").unwrap();
-            values(&line, &path, &mut |value| read = Some(!matches!(value, Value::Other))).unwrap();
+            values(&line, &path, &mut |_, value| read = Some(!matches!(value, Value::Other))).unwrap();
             assert_eq!(read, Some(is_read), "{number}");
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::*;
+use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields};
 use lakescrub::find::{Find, find};
 use lakescrub::identifier::HashFunction;
@@ -18,6 +19,7 @@ use parquet::file::properties::WriterProperties;
 use proptest::prelude::*;
 use roaring::RoaringTreemap;
 
+use crate::lakescrub_runner::Lake;
 use crate::memory_store::MemoryStore;
 use crate::rewrite_parquet::{manners, written};
 use crate::verify::with_other_row_groups;
@@ -240,5 +242,92 @@ proptest! {
             .set_data_page_row_count_limit(7).set_write_batch_size(3).set_sorting_columns(None).build();
         let rules = [("email", "email", ""), ("tags", "email", "")];
         both_ways(&rules, vec![("/lake/a.parquet", written(&batch, properties).to_vec())]);
+    }
+}
+
+#[test]
+fn parts_of_a_composite_below_one_list_match_within_one_element() {
+    let list = |inner: ArrayRef, lengths: &[usize]| -> ArrayRef {
+        let field = Arc::new(Field::new("item", inner.data_type().clone(), true));
+        Arc::new(ListArray::new(field, OffsetBuffer::from_lengths(lengths.iter().copied()), inner, None))
+    };
+    let people = |first: &[&str], zips: &[&str], lengths: &[usize]| -> ArrayRef {
+        let texts = |texts: &[&str]| -> ArrayRef { Arc::new(StringArray::from(texts.to_vec())) };
+        let field = |name: &str, of: &ArrayRef| Arc::new(Field::new(name, of.data_type().clone(), true));
+        // Each person has one list of ZIP codes.
+        let (first, zips) = (texts(first), list(texts(zips), &vec![1; zips.len()]));
+        let person =
+            StructArray::from(vec![(field("first", &first), first.clone()), (field("zips", &zips), zips.clone())]);
+        list(Arc::new(person), lengths)
+    };
+    let rows = people(
+        &["ann", "bob", "ann", "bob", "ann", "eve", "ann"],
+        &["91790", "10001", "10001", "91790", "91790", "91790", "10001"],
+        &[2, 2, 0, 1, 2],
+    );
+    let alone: ArrayRef = Arc::new(StringArray::from(vec![Some("91790"), None, None, None, Some("91790")]));
+    let batch = RecordBatch::try_from_iter([("people", rows), ("zip", alone)]).unwrap();
+    let part = |column: &str, kind: &str, of: &str| {
+        format!("{{ column = \"{column}\", kind = \"{kind}\", list_column = \"{of}\" }}")
+    };
+    for (zip, removed) in [("people.zips", &[0, 3][..]), ("zip", &[0, 4])] {
+        let lake = Lake::new();
+        let rule = format!("all = [{}, {}]", part("people.first", "text", "n"), part(zip, "zip", "z"));
+        lake.write(
+            "job.toml",
+            format!(
+                "version = 1\n[guard]\nmax_fraction = 1.0\n[[list]]\nname = \"l\"\nuri = \"l.csv\"\n\
+                 [[list.column]]\ncolumn = \"n\"\nkind = \"text\"\n[[list.column]]\ncolumn = \"z\"\nkind = \"zip\"\n\
+                 [[dataset]]\nname = \"d\"\nuri = \"lake/\"\n[[dataset.match]]\n{rule}\n"
+            ),
+        );
+        lake.write("l.csv", "n,z\nann,91790\n");
+        lake.write("lake/a.parquet", written(&batch, WriterProperties::default()));
+        // Exit 0: the verifier found no other row that it would have removed.
+        let said = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+        assert_eq!(said["datasets"][0]["rows"]["removed"], removed.len(), "{zip}");
+        let kept: Vec<u32> = (0..5).filter(|row| !removed.contains(&(*row as usize))).collect();
+        let kept = arrow::compute::take_record_batch(&batch, &UInt32Array::from(kept)).unwrap();
+        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(
+            lake.read("lake/a.parquet"),
+        ));
+        let read: Vec<RecordBatch> = reader.unwrap().build().unwrap().map(Result::unwrap).collect();
+        assert_eq!(arrow::compute::concat_batches(&batch.schema(), &read).unwrap(), kept, "{zip}");
+    }
+}
+
+#[test]
+fn a_column_of_the_file_says_whose_rows_they_are_and_not_the_name() {
+    let lake = Lake::of_customers(&["anna@example.com"]);
+    lake.write("job.toml", lake.text("job.toml").replace("format = \"csv\"\n", ""));
+    lake.write("lake/a.csv", "id,email\n1,bob@example.com\n");
+    let folder = "lake/email=anna@example.com";
+    let parquet = |emails: &[&str]| {
+        let emails: ArrayRef = Arc::new(StringArray::from(emails.to_vec()));
+        written(&RecordBatch::try_from_iter([("email", emails)]).unwrap(), WriterProperties::default())
+    };
+    for (name, text) in [
+        ("others.csv", "id,email\n1,bob@example.com\n2,eve@example.com\n"),
+        ("both.csv", "id,email\n1,bob@example.com\n2,anna@example.com\n"),
+        ("hers.csv", "id,email\n1,anna@example.com\n"),
+        ("none.csv", "id\n1\n2\n"),
+        ("others.ndjson", "{\"id\":1,\"email\":\"bob@example.com\"}\n{\"id\":2}\n"),
+        ("none.ndjson", "{\"id\":1}\n"),
+    ] {
+        lake.write(&format!("{folder}/{name}"), text);
+    }
+    lake.write(&format!("{folder}/others.parquet"), parquet(&["bob@example.com"]));
+    lake.write(&format!("{folder}/hers.parquet"), parquet(&["anna@example.com"; 2]));
+    let before = lake.files(folder);
+    lake.run(&["plan", "job.toml", "--set", "guard.max_fraction=1.0"]).exits(4);
+    for _ in 0..2 {
+        lake.run(&["scrub", "job.toml", "--set", "guard.max_fraction=1.0"]).exits(4);
+        let after = lake.files(folder);
+        let names: Vec<&str> = after.keys().map(String::as_str).collect();
+        assert_eq!(names, ["both.csv", "others.csv", "others.ndjson", "others.parquet"]);
+        assert_eq!(lake.text(&format!("{folder}/both.csv")), "id,email\n1,bob@example.com\n");
+        for name in ["others.csv", "others.ndjson", "others.parquet"] {
+            assert_eq!(after[name], before[name], "{name}");
+        }
     }
 }
