@@ -244,6 +244,7 @@ impl Account<'_> {
                 ));
             }
             limits.extend(beyond_the_listing(spec, verified));
+            limits.extend(self.plan.and_then(|plan| other_names(plan, spec)));
             let unread: u64 = verified.objects.iter().map(|object| object.residues.unread_filters).sum();
             if unread > 0 {
                 limits.push(format!(
@@ -318,6 +319,18 @@ fn beyond_the_listing(spec: &DatasetSpec, verified: &VerifiedDataset) -> Vec<Str
         ));
     }
     limits
+}
+
+/// What was taken out of a file is still in its hard links.
+fn other_names(plan: &Plan, spec: &DatasetSpec) -> Option<String> {
+    let steps = plan.datasets.iter().filter(|dataset| dataset.name == spec.name).flat_map(|dataset| &dataset.steps);
+    let changed = steps.filter(|step| step.has_other_names && step.decision.changes()).count();
+    (changed > 0).then(|| {
+        format!(
+            "Dataset {}: {changed} of the changed files had other names (hard links), which keep what was removed here.",
+            spec.name
+        )
+    })
 }
 
 /// A rule for whose kind no list has a column can never match; that is said, not assumed clean.

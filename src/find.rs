@@ -52,13 +52,21 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
         listing.in_scope.retain(|object| !known.contains(&object.location));
     }
     let mut found = Found { listed_at: now, not_in_scope: listing.not_in_scope, ..Found::default() };
+    let linked = listing
+        .linked
+        .into_iter()
+        .filter(|object| find.known.as_ref().is_none_or(|known| !known.contains(&object.location)));
+    found.findings = linked.map(|object| refused(find.spec, object, Exit::Incomplete, listing::LINKED)).collect();
     if let Some(table) = listing.table_format {
         let reason = listing::table_reason(table);
-        found.findings =
-            listing.in_scope.into_iter().map(|object| refused(find.spec, object, Exit::Incomplete, &reason)).collect();
+        let of_table = listing.in_scope.into_iter();
+        found.findings.extend(of_table.map(|object| refused(find.spec, object, Exit::Incomplete, &reason)));
         return Ok(found);
     }
     scan(find, listing.in_scope, &mut found).await;
+    for finding in &mut found.findings {
+        finding.has_other_names = listing.hard_linked.contains(&finding.object.location);
+    }
     if find.known.is_none() {
         found.versions = find_versions(find).await?;
     }

@@ -29,6 +29,8 @@ pub struct Finding {
     pub is_summary: bool,
     /// Its name gives a listed identifier for a column that it has itself, with rows of other people.
     pub name_disagrees: bool,
+    /// On a local disk other names (hard links) keep its bytes whatever this one gets.
+    pub has_other_names: bool,
 }
 
 impl Finding {
@@ -42,6 +44,7 @@ impl Finding {
             residues: Residues::default(),
             is_summary: false,
             name_disagrees: false,
+            has_other_names: false,
         }
     }
 }
@@ -98,6 +101,8 @@ pub struct Step {
     pub rows_matched: u64,
     /// What the object holds beside the rows that match, in words.
     pub beside: Option<String>,
+    /// Hard links keep the bytes that it has now.
+    pub has_other_names: bool,
     pub decision: Decision,
 }
 
@@ -261,6 +266,7 @@ fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
         rows: 0,
         rows_matched: 0,
         beside: None,
+        has_other_names: finding.has_other_names,
         decision: Decision::Keep,
     };
     match finding.seen {

@@ -468,6 +468,10 @@ async fn verify_dataset(
     let asked = Arc::new(Asked { suppressed: suppressed.clone(), rules: rules.clone() });
     let check = |objects: Vec<Object>| check_objects(dataset, &store, objects, source, &rules, &asked, meter);
     let (mut objects, counts) = check(listing.in_scope).await?;
+    objects.extend(listing.linked.into_iter().map(|object| {
+        let outcome = VerifyOutcome::Failed { exit: Exit::Incomplete, reason: listing::LINKED.to_owned() };
+        VerifiedObject { object, rows: 0, rows_matched: 0, residues: Residues::default(), outcome }
+    }));
     let named = rules.columns.iter().map(ToString::to_string).zip(counts);
     let not_comparable = named.filter(|(_, count)| *count > 0).collect();
     let mut not_in_scope = Vec::with_capacity(listing.not_in_scope.len());

@@ -1,11 +1,13 @@
 //! A dataset as a plain listing of objects: which of those under its `uri` are in scope, which are not, and whether they
 //! are really the files of a table format, which must not be rewritten under its log.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use globset::{GlobBuilder, GlobMatcher};
 
 use crate::format::{Compression, Format};
 use crate::job::Scope;
-use crate::store::{self, Location, Object, Store, StoreError};
+use crate::store::{self, Alias, Location, Object, Store, StoreError};
 
 /// What a listing showed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,6 +16,10 @@ pub struct Listing {
     /// In the prefix, but by their names no objects of the dataset: hidden ones (a segment that starts with `_` or `.`), folder
     /// markers, and other file endings.
     pub not_in_scope: Vec<Object>,
+    /// Symbolic links, in scope by their names, to files that are not: no folder of the dataset is where a rewrite would take place.
+    pub linked: Vec<Object>,
+    /// Those in scope that have other names as well (hard links).
+    pub hard_linked: BTreeSet<Location>,
     /// The table format whose live files these are, if any.
     pub table_format: Option<&'static str>,
 }
@@ -25,11 +31,35 @@ pub async fn list_dataset(
     endings: &(dyn Fn(&str) -> bool + Sync),
 ) -> Result<Listing, StoreError> {
     let mut listing = list(store, scope, endings).await?;
+    take_aliases(&mut listing, store.aliases(scope.root()).await?);
     if listing.table_format.is_none() && !listing.in_scope.is_empty() {
         listing.table_format = table_around(store, scope).await?;
     }
     Ok(listing)
 }
+
+/// A link to an object of the dataset is that object once more, and needs no look of its own.
+fn take_aliases(listing: &mut Listing, aliases: BTreeMap<Location, Alias>) {
+    if aliases.is_empty() {
+        return;
+    }
+    let (links, files): (Vec<_>, Vec<_>) = std::mem::take(&mut listing.in_scope)
+        .into_iter()
+        .partition(|object| matches!(aliases.get(&object.location), Some(Alias::LinkTo(_))));
+    let there: BTreeSet<&Location> = files.iter().map(|object| &object.location).collect();
+    let is_known = |object: &Object| match aliases.get(&object.location) {
+        Some(Alias::LinkTo(target)) => there.contains(target),
+        Some(Alias::HardLinks) | None => false,
+    };
+    listing.linked = links.into_iter().filter(|object| !is_known(object)).collect();
+    let has_other_names = |location: &&&Location| matches!(aliases.get(**location), Some(Alias::HardLinks));
+    listing.hard_linked = there.iter().filter(has_other_names).map(|location| (*location).clone()).collect();
+    listing.in_scope = files;
+}
+
+/// Why a link is left alone, and what to do instead.
+pub const LINKED: &str =
+    "is a symbolic link to a file outside the dataset; make its target a dataset, or remove the link";
 
 /// Why the files of a live table are left alone, and what to do instead.
 pub fn table_reason(table: &str) -> String {
@@ -53,14 +83,14 @@ pub async fn list(
             let table_format = objects.iter().find_map(|object| table_format(below(root, &object.location)));
             let (in_scope, not_in_scope) =
                 objects.into_iter().partition(|object| is_in_scope(scope, &object.location, endings));
-            Ok(Listing { in_scope, not_in_scope, table_format })
+            Ok(Listing { in_scope, not_in_scope, table_format, ..Listing::default() })
         }
         Scope::Glob { root, pattern } => {
             let glob = matcher(pattern);
             let objects = store::list(store, root).await?;
             let table_format = objects.iter().find_map(|object| table_format(below(root, &object.location)));
             let in_scope = objects.into_iter().filter(|object| glob.is_match(name(&object.location))).collect();
-            Ok(Listing { in_scope, not_in_scope: Vec::new(), table_format })
+            Ok(Listing { in_scope, table_format, ..Listing::default() })
         }
     }
 }
@@ -141,7 +171,13 @@ async fn table_around(store: &dyn Store, scope: &Scope) -> Result<Option<&'stati
         Scope::Object(location) | Scope::Prefix(location) => location,
         Scope::Glob { root, .. } => root,
     };
-    for folder in folders_above(root) {
+    // A table may lie around the files that a link leads to.
+    let really = match root {
+        Location::Local(path) => std::fs::canonicalize(path).ok().map(Location::Local).filter(|really| really != root),
+        Location::S3 { .. } => None,
+    };
+    let ways = [Some(root), really.as_ref()].into_iter().flatten();
+    for (folder, root) in ways.flat_map(|root| folders_above(root).into_iter().map(move |folder| (folder, root))) {
         let next = below(&folder, root).split('/').next();
         for (log, _) in TABLE_LOGS.iter().filter(|(_, data)| data.is_none() || *data == next) {
             let listed = match store::list(store, &folder.join(log)).await {

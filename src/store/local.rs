@@ -1,5 +1,6 @@
 //! The local disk as a store: every write is a temporary file, fsync, rename, fsync of the folder.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Range;
@@ -10,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 
-use super::{ConditionalWrites, Etag, Location, Object, Precondition, Replacement, Store, StoreError};
+use super::{Alias, ConditionalWrites, Etag, Location, Object, Precondition, Replacement, Store, StoreError};
 
 /// Files on the machine's own disks.
 #[derive(Debug, Default)]
@@ -66,33 +67,56 @@ fn head(path: &Path) -> Result<Object, StoreError> {
     if meta.is_file() { Ok(object(path, &meta)) } else { Err(StoreError::NotFound(Location::Local(path.to_owned()))) }
 }
 
-fn list(root: &Path) -> Result<Vec<Object>, StoreError> {
-    let mut objects = Vec::new();
-    for entry in walkdir::WalkDir::new(root).follow_links(true) {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error)
-                if error.depth() == 0 && error.io_error().is_some_and(|io| io.kind() == io::ErrorKind::NotFound) =>
-            {
-                return Ok(Vec::new());
-            }
-            Err(error) => {
-                let path = error.path().unwrap_or(root).to_owned();
-                let io = error.into_io_error().unwrap_or_else(|| io::Error::other("a loop of symbolic links"));
-                return Err(failed(&path)(io));
-            }
-        };
-        if entry.path().to_str().is_none() {
+/// The files below `root`, or `root` itself; symbolic links are followed. A link to nothing or into a loop leads to no file, and one
+/// that was removed meanwhile is none.
+fn files(root: &Path) -> impl Iterator<Item = Result<walkdir::DirEntry, StoreError>> + '_ {
+    let entries = walkdir::WalkDir::new(root).follow_links(true).into_iter();
+    let entries = entries.filter_map(move |entry| match entry {
+        Ok(entry) if entry.path().to_str().is_none() => {
             // It could be told, journaled and matched under a wrong name only; the name itself may hold an identifier.
             let location = Location::Local(root.to_owned());
-            return Err(StoreError::Other { location, reason: "a name in it is not UTF-8".to_owned() });
+            Some(Err(StoreError::Other { location, reason: "a name in it is not UTF-8".to_owned() }))
         }
-        if entry.file_type().is_file() && !is_temporary(entry.path()) {
-            objects.push(head(entry.path())?);
+        Ok(entry) => Some(Ok(entry)),
+        Err(error) => {
+            let path = error.path().unwrap_or(root).to_owned();
+            let io = error.into_io_error().filter(|io| io.kind() != io::ErrorKind::NotFound)?;
+            Some(Err(failed(&path)(io)))
+        }
+    });
+    entries
+        .filter(|entry| entry.as_ref().map_or(true, |entry| entry.file_type().is_file() && !is_temporary(entry.path())))
+}
+
+fn list(root: &Path) -> Result<Vec<Object>, StoreError> {
+    let mut objects = Vec::new();
+    for entry in files(root) {
+        match head(entry?.path()) {
+            Ok(object) => objects.push(object),
+            Err(StoreError::NotFound(_)) => {}
+            Err(error) => return Err(error),
         }
     }
     objects.sort_by(|a, b| a.location.cmp(&b.location));
     Ok(objects)
+}
+
+fn aliases(root: &Path) -> Result<BTreeMap<Location, Alias>, StoreError> {
+    let Ok(true_root) = fs::canonicalize(root) else { return Ok(BTreeMap::new()) };
+    let mut aliases = BTreeMap::new();
+    for entry in files(root) {
+        let entry = entry?;
+        let (Ok(target), Ok(meta)) = (fs::canonicalize(entry.path()), fs::metadata(entry.path())) else { continue };
+        // The way to `root` itself may be a link: what lies below it is named by it.
+        let target = target.strip_prefix(&true_root).map(|below| root.join(below)).unwrap_or(target.clone());
+        let location = Location::Local(entry.path().to_owned());
+        if entry.depth() > 0 && target != entry.path() {
+            aliases.insert(location, Alias::LinkTo(Location::Local(target)));
+        } else if meta.nlink() > 1 {
+            aliases.insert(location, Alias::HardLinks);
+        }
+    }
+    Ok(aliases)
 }
 
 fn read(listed: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
@@ -245,6 +269,11 @@ fn delete(listed: &Object) -> Result<(), StoreError> {
         Ok(now) if now.etag != listed.etag => return Err(StoreError::Changed(listed.location.clone())),
         other => other?,
     };
+    let target = fs::canonicalize(path).map_err(failed(path))?;
+    if path.is_symlink() {
+        // The bytes go, not only this way to them.
+        fs::remove_file(&target).and_then(|()| sync_folder(parent(&target))).map_err(failed(&target))?;
+    }
     fs::remove_file(path).and_then(|()| folder.sync_all()).map_err(failed(path))
 }
 
@@ -265,6 +294,11 @@ impl Store for LocalStore {
     async fn list(&self, prefix: &Location) -> Result<Vec<Object>, StoreError> {
         let root = path_of(prefix)?.to_owned();
         blocking(move || list(&root)).await
+    }
+
+    async fn aliases(&self, prefix: &Location) -> Result<BTreeMap<Location, Alias>, StoreError> {
+        let root = path_of(prefix)?.to_owned();
+        blocking(move || aliases(&root)).await
     }
 
     async fn head(&self, location: &Location) -> Result<Object, StoreError> {

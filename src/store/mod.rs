@@ -12,6 +12,7 @@ mod s3_upload;
 mod s3_versions;
 mod s3_write;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -87,6 +88,15 @@ pub struct Object {
     pub version_id: Option<String>,
     /// As S3 spells it (`GLACIER`, ...); `None` is the default class.
     pub storage_class: Option<String>,
+}
+
+/// How a name shares its bytes with another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Alias {
+    /// A symbolic link, here or further up, leads from it to this name.
+    LinkTo(Location),
+    /// The file has other names (hard links), which keep its bytes when this one is given others.
+    HardLinks,
 }
 
 /// One version of a key in a bucket that keeps them.
@@ -220,6 +230,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Asks, with a probe object beside `prefix` that is removed again, whether conditional writes are honoured by the calls
     /// that [`Store::replace`] and [`Store::put`] use.
     async fn probe(&self, prefix: &Location) -> Result<ConditionalWrites, StoreError>;
+
+    /// The listed names below `prefix` that share their bytes with another name, as on a local disk they may.
+    async fn aliases(&self, _prefix: &Location) -> Result<BTreeMap<Location, Alias>, StoreError> {
+        Ok(BTreeMap::new())
+    }
 
     /// Every version and delete marker of every key that starts with `prefix`, by key and then as the store orders them, newest
     /// first. `None` where the store keeps no versions, as a local disk.

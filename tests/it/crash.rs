@@ -254,7 +254,8 @@ fn a_half_written_file_beside_a_links_target_is_removed_too() {
     std::os::unix::fs::symlink("../elsewhere/a.csv", lake.path().join("lake/a.csv")).unwrap();
     let second =
         "\n[[dataset]]\nname = \"one\"\nuri = \"one/b.csv\"\n[[dataset.match]]\ncolumn = \"email\"\nkind = \"email\"\n";
-    lake.write("job.toml", format!("{CUSTOMERS_JOB}{second}"));
+    let first = CUSTOMERS_JOB.replace("uri = \"lake/\"", "uri = \"lake/a.csv\"");
+    lake.write("job.toml", format!("{first}{second}"));
     lake.run(&["scrub", "job.toml"]).exits(0);
     assert_eq!(lake.temporary_files(), [""; 0]);
     assert_eq!(lake.text("elsewhere/a.csv"), "email\n");

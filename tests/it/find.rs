@@ -331,3 +331,59 @@ fn a_column_of_the_file_says_whose_rows_they_are_and_not_the_name() {
         }
     }
 }
+
+#[test]
+fn links_are_followed_within_the_dataset_and_told_where_they_leave_it() {
+    use std::os::unix::fs::symlink;
+    let (rows, kept) = ("email\nanna@example.com\nbob@example.com\n", "email\nbob@example.com\n");
+    let lake = Lake::of_customers(&["anna@example.com"]);
+    let at = |name: &str| lake.path().join(name);
+    lake.write("lake/a.csv", rows);
+    lake.write("lake/day=1/b.csv", rows);
+    lake.write("elsewhere/c.csv", rows);
+    symlink("a.csv", at("lake/latest.csv")).unwrap();
+    symlink("day=1", at("lake/today")).unwrap();
+    symlink("nowhere.csv", at("lake/dangling.csv")).unwrap();
+    symlink("../lake", at("lake/loop")).unwrap();
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!((lake.text("lake/latest.csv"), lake.text("lake/today/b.csv")), (kept.into(), kept.into()));
+    assert!(at("lake/latest.csv").is_symlink() && at("lake/today").is_symlink());
+    assert_eq!(lake.objects().len(), 2);
+
+    lake.write("lake/a.csv", rows);
+    symlink("../elsewhere", at("lake/day=2")).unwrap();
+    for _ in 0..2 {
+        lake.run(&["scrub", "job.toml"]).exits(3).says(&["symbolic link"]);
+        assert_eq!((lake.text("lake/a.csv").as_str(), lake.text("elsewhere/c.csv").as_str()), (kept, rows));
+    }
+    lake.run(&["verify", "job.toml"]).exits(3);
+    std::fs::remove_file(at("lake/day=2")).unwrap();
+
+    // A root that is a link is its target, and a dropped object goes itself, not only the way to it.
+    symlink("elsewhere/c.csv", at("lake.csv")).unwrap();
+    lake.write("elsewhere/c.csv", "email\nanna@example.com\n");
+    let settings =
+        ["--set", "dataset.0.uri=lake.csv", "--set", "dataset.0.when_empty=drop", "--set", "guard.max_fraction=1.0"];
+    lake.run(&[&["scrub", "job.toml"][..], &settings].concat());
+    assert!(!at("lake.csv").is_symlink() && !at("elsewhere/c.csv").exists());
+
+    // The log of a live table is where the files really are.
+    lake.write("table/_delta_log/00000000000000000000.json", "{}");
+    lake.write("table/day=1/d.csv", rows);
+    symlink("table/day=1", at("view")).unwrap();
+    lake.run(&["scrub", "job.toml", "--set", "dataset.0.uri=view/"]).exits(3).says(&["Delta"]);
+    assert_eq!(lake.text("table/day=1/d.csv"), rows);
+}
+
+#[test]
+fn hard_links_that_keep_the_rows_are_told() {
+    let lake = Lake::of_customers(&["anna@example.com"]);
+    lake.write("lake/a.csv", "email\nanna@example.com\nbob@example.com\n");
+    std::fs::hard_link(lake.path().join("lake/a.csv"), lake.path().join("kept.csv")).unwrap();
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let limits = lake.manifest()["verification"]["limits"].to_string();
+    assert!(limits.contains("1 of the changed files had other names (hard links)"), "{limits}");
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let limits = lake.manifest()["verification"]["limits"].to_string();
+    assert!(!limits.contains("hard links"), "{limits}");
+}
