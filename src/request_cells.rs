@@ -108,9 +108,27 @@ impl<'a> CellsBuilder<'a> {
 
 fn canonicalise(column: &ListColumn, value: Value<'_>, out: &mut Vec<u8>) -> Canonical {
     match column.hashed {
-        None => column.kind.canonicalise(value, out),
+        None => match column.kind.canonicalise(value, out) {
+            Canonical::Text if column.kind == Kind::Email && !is_one_address(out) => Canonical::NotComparable,
+            read => read,
+        },
         Some(hashed) => hashed.read(value, out),
     }
+}
+
+/// Whether an e-mail address in canonical form is one. An entry of several people, or one with a name around the address, would match
+/// nobody: no data column holds it like that. What is in quotes may be anything (RFC 5321, 4.1.2).
+fn is_one_address(canonical: &[u8]) -> bool {
+    let (mut quoted, mut ats) = (false, 0);
+    for byte in canonical {
+        match byte {
+            b'"' => quoted = !quoted,
+            b'@' if !quoted => ats += 1,
+            b',' | b';' | b'<' | b'>' if !quoted => return false,
+            _ => {}
+        }
+    }
+    ats == 1
 }
 
 /// The reason in words, after the column's name; never the value.
@@ -240,6 +258,21 @@ mod tests {
             ("email", &["mail"], None),
         ] {
             assert_eq!(resolve(wanted, &names(there)).ok(), found, "{there:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_is_one_address() {
+        for (entry, is_one) in [
+            ("anna@example.com", true),
+            ("\"a,b@c\"@example.com", true),
+            ("a@x.com;b@y.com", false),
+            ("a@x.com,c@d.org", false),
+            ("a@x.com,", false),
+            ("a@b@c.org", false),
+            ("anna<anna@example.com>", false),
+        ] {
+            assert_eq!(is_one_address(entry.as_bytes()), is_one, "{entry}");
         }
     }
 

@@ -22,6 +22,9 @@ pub struct Record {
     pub end_bytes: u64,
 }
 
+/// Polars would read on over it, and two people would be one entry.
+pub const ALONE: &str = "a carriage return stands alone; lines must end with LF or CRLF";
+
 /// Where in a record the scanner stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -47,6 +50,8 @@ pub struct RecordScanner {
     /// Whether the record has a byte at all, and whether it has one that is no carriage return.
     begun: bool,
     blank: bool,
+    /// The byte before was a carriage return outside quotes.
+    returned: bool,
     offset_bytes: u64,
 }
 
@@ -64,6 +69,7 @@ impl RecordScanner {
             fields: 1,
             begun: false,
             blank: true,
+            returned: false,
             offset_bytes: 0,
         }
     }
@@ -81,6 +87,9 @@ impl RecordScanner {
     ) -> Result<(), BadRecord> {
         let start_bytes = self.offset_bytes;
         for (i, byte) in bytes.iter().enumerate() {
+            if std::mem::take(&mut self.returned) && !matches!(*byte, b'\r' | b'\n') {
+                return Err(self.bad(ALONE));
+            }
             let ends = match *byte {
                 byte if byte == self.quote => self.quote()?,
                 b'\n' => self.line_feed()?,
@@ -140,6 +149,7 @@ impl RecordScanner {
 
     fn carriage_return(&mut self) -> bool {
         self.begun = true;
+        self.returned = self.place != Place::Quoted;
         if self.place == Place::FieldStart {
             self.place = Place::Bare;
         }
@@ -215,6 +225,7 @@ mod tests {
             ("\"a\"\"\n\",b\r\n\"\"\n", vec![(1, 2), (3, 1)]),
             (",\n", vec![(1, 2)]),
             ("5\" or 6\",x\ny,z\n", vec![(1, 2), (2, 2)]),
+            ("\"a\rb\",c\r\r\nd,e\r", vec![(1, 2), (2, 2)]),
         ] {
             for piece_bytes in [1, 3, 1000] {
                 assert_eq!(scan(text.as_bytes(), piece_bytes), Ok(wanted.clone()), "{text:?} by {piece_bytes}");
@@ -230,7 +241,11 @@ mod tests {
             ("a\n\"b\nc\n", 2),
             ("a\n\"b\"c\n", 2),
             ("a\nb\"", 2),
+            ("email\ra@b.c\rd@e.f", 1),
+            ("a\r\nb,c\rd\r\n", 2),
+            ("a\n\"b\"\rc\n", 2),
         ] {
+            assert_eq!(scan(text.as_bytes(), 1).map_err(|bad| bad.line), Err(line), "{text:?}");
             assert_eq!(scan(text.as_bytes(), 1000).map_err(|bad| bad.line), Err(line), "{text:?}");
         }
     }

@@ -17,6 +17,7 @@ use crate::job::ListSpec;
 use crate::request_bytes::{PIECE_BYTES, Unusable, read_piece};
 use crate::request_cells::{Cell, Cells, CellsBuilder, shown_names};
 use crate::request_frames::Sink;
+use crate::request_lines::ALONE;
 
 const PART_LINES: usize = 1 << 13;
 
@@ -45,6 +46,9 @@ fn each_block(text: &mut dyn Read, each: &mut dyn FnMut(&[Line<'_>]) -> Result<(
             .map(|(text, number)| (number, text.strip_suffix(b"\r").unwrap_or(text)))
             .filter(|(_, text)| !text.iter().all(u8::is_ascii_whitespace))
             .collect();
+        if let Some((number, _)) = lines.iter().find(|(_, text)| text.contains(&b'\r')) {
+            return Err(Unusable::Corrupt { line: Some(*number), reason: ALONE.to_owned() });
+        }
         each(&lines)?;
         if ended {
             return Ok(());

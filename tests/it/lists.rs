@@ -360,6 +360,8 @@ fn malformed_cells_are_told_by_their_physical_line() {
         ("/a.tsv", "note\temail\n\"\n\"\ta@b.c\nx\tbad", 4),
         ("/a.txt", "\u{feff}a@b.c\n\n\nbad\n", 4),
         ("/a.ndjson", "{\"email\":\"a@b.c\"}\n \n{\"email\":\"bad\"}\n", 3),
+        ("/a.csv", "email,note\na@b.c,x\n\"d@e.f, g@h.i\",y\n", 3),
+        ("/a.txt", "d@e.f;g@h.i\na@b.c\n", 1),
     ] {
         for (path, bytes) in
             [(path.to_owned(), text.as_bytes().to_vec()), (format!("{path}.gz"), gzip(text.as_bytes()))]
@@ -370,6 +372,25 @@ fn malformed_cells_are_told_by_their_physical_line() {
             assert_eq!(bad[0].to_string(), format!("{path}:{line}: email is not an e-mail address"), "{text:?}");
             assert_eq!(read.entries, ["a@b.c"], "{text:?}");
         }
+    }
+}
+
+#[test]
+fn lines_that_end_with_a_carriage_return_alone_are_refused() {
+    for (path, text, line) in [
+        ("/a.csv", "email\ranna@example.com\rbob@example.com\r", 1),
+        ("/a.csv", "email\nanna@example.com\rbob@example.com\n", 2),
+        ("/a.txt", "anna@example.com\rbob@example.com", 1),
+        ("/a.txt", "eve@example.com\nanna@example.com\rbob@example.com\r\n", 2),
+    ] {
+        let error = refusal(path, text.as_bytes().to_vec(), &["email email"]);
+        assert!(error.message.contains("a carriage return stands alone"), "{}", error.message);
+        assert!(
+            error.message.contains(&format!("line {line}")) || error.message.contains(&format!("{path}:{line}")),
+            "{}",
+            error.message
+        );
+        assert!(!error.message.contains("example.com"), "{}", error.message);
     }
 }
 
