@@ -43,6 +43,8 @@ pub struct Account<'a> {
     pub verified: &'a Verified,
     /// Buckets on which conditional writes are ignored and the job allows it.
     pub unconditional_writes: &'a [String],
+    /// A run that never ended and that this one has left as it is.
+    pub left_open: Option<&'a str>,
     pub shown: Shown<'a>,
     /// `None` when none were asked for.
     pub canaries: Option<canary::Counts>,
@@ -228,6 +230,10 @@ impl Account<'_> {
     /// What was not looked at, in plain sentences.
     fn limits(&self) -> Vec<String> {
         let mut limits = vec!["Objects that were written after a dataset was listed were not looked at.".to_owned()];
+        limits.extend(
+            self.left_open
+                .map(|run| format!("Run {run} never ended. What it had announced was left to the next scrub.")),
+        );
         for (spec, verified) in self.job.datasets.iter().zip(&self.verified.datasets) {
             if spec.search == Search::Off {
                 let name = &spec.name;

@@ -122,6 +122,7 @@ async fn through_the_run(
             tagger: Arc::new(DatasetTagger::new(Arc::new(TagKey::new(Sha256::digest(seed).into())), spec, None)),
             resources: &job.resources,
             meter: meter.clone(),
+            name_tag: &Location::to_string,
             stop: &|| false,
         };
         for (step, outcome) in plan.steps.iter().zip(rewrite::rewrite(&rewrite, plan).await) {

@@ -100,6 +100,32 @@ pub async fn latest(store: &dyn Store, state: &Location) -> Result<Option<Previo
     Ok(end_of_chain(store, state).await?.and_then(|(_, _, end)| end.last))
 }
 
+/// Refuses a chain whose end does not check: a run would put its name under what somebody else has changed. The head and the last
+/// manifest must be signed with `own` or a key that has signed here before; another one than `own` is returned by its id.
+pub async fn check_end(store: &dyn Store, state: &Location, own: &PublicKey) -> Result<Option<String>> {
+    let location = head_location(state);
+    let Some((_, bytes)) = get_if_there(store, &location).await? else { return Ok(None) };
+    let mut trusted = vec![own.clone()];
+    for object in store::list(store, &state.join("keys/")).await? {
+        let (_, pem) = store::read_whole(store, &object.location).await?;
+        trusted.extend(std::str::from_utf8(&pem).ok().and_then(|pem| PublicKey::from_pem(pem).ok()));
+    }
+    let (_, file) = Head::from_bytes(&bytes).map_err(|why| untrusted(&location, &why))?;
+    let head = Head::open(&bytes, &trusted).map_err(|why| untrusted(&location, &why))?;
+    if let Some(last) = head.last {
+        let location = run_folder(state, &last.run_id).join(ENVELOPE_FILE);
+        let Some((_, bytes)) = get_if_there(store, &location).await? else {
+            return Err(untrusted(&location, "is missing, but the head of the chain names it"));
+        };
+        let opened = Envelope::from_bytes(&bytes).and_then(|envelope| envelope.open(PAYLOAD_TYPE, &trusted));
+        let opened = opened.map_err(|error| untrusted(&location, &error.to_string()))?;
+        if sha256_hex(&opened.payload) != last.digest {
+            return Err(untrusted(&location, "is not the manifest that the head of the chain names"));
+        }
+    }
+    Ok((file.keyid != own.keyid()).then_some(file.keyid))
+}
+
 /// The names of the files in each run's folder, by run id.
 pub async fn run_files(store: &dyn Store, state: &Location) -> Result<BTreeMap<String, Vec<String>>> {
     let prefix = manifests(state);

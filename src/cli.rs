@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// Removes the people who opted out from a data lake, and proves it.
 #[derive(Debug, Parser)]
@@ -141,6 +141,8 @@ pub fn start_log(common: &Common) {
     };
     let filter = EnvFilter::new(format!("off,lakescrub={level}"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A log that cannot be written (a full disk, a closed stderr) must not end the run, as a panic about it would.
+    let log = log.log_internal_errors(false);
     // A second start in one process (tests) keeps the first log.
     let _ = match common.log_format {
         LogFormat::Json => log.json().flatten_event(true).try_init(),
@@ -163,10 +165,16 @@ pub fn print_error(common: &Common, error: &Error) {
     }
 }
 
-/// Prints the result on stdout. A reader that has seen enough (`| head`) is no fault.
-pub fn print_result(text: &str) {
+/// Prints the result on stdout. A reader that has seen enough (`| head`) is no fault; a full disk is.
+pub fn print_result(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::internal(format!("the result cannot be written to stdout: {}", error.kind()))
+                .hint("the command itself has ended; a run's result is in its manifest"))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -67,7 +67,11 @@ impl AnnouncedPurge {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Swap {
     pub dataset: String,
+    /// As it may be shown.
     pub location: String,
+    /// The keyed tag of the true name, where that may not be shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_tag: Option<String>,
     pub etag_before: String,
     pub rows_before: u64,
     pub rows_matched: u64,
@@ -144,11 +148,16 @@ impl Journal {
         started_at: Timestamp,
         job: &str,
     ) -> Result<Journal> {
-        let root = journals(state).join(run_id);
-        let (next, open) = (AtomicU64::new(0), AtomicU64::new(0));
-        let journal = Journal { store, state: state.clone(), root, run_id: run_id.to_owned(), next, open };
+        let journal = Journal::unwritten(store, state, run_id);
         journal.write(&Event::Begun { started_at, job: job.to_owned() }).await?;
         Ok(journal)
+    }
+
+    /// A journal that nothing is written to, for a run that changes nothing.
+    pub fn unwritten(store: Arc<dyn Store>, state: &Location, run_id: &str) -> Journal {
+        let root = journals(state).join(run_id);
+        let (next, open) = (AtomicU64::new(0), AtomicU64::new(0));
+        Journal { store, state: state.clone(), root, run_id: run_id.to_owned(), next, open }
     }
 
     /// Goes on with the journal of a run that never ended.
@@ -320,7 +329,14 @@ pub struct Lock {
     location: Location,
     current: Arc<tokio::sync::Mutex<Object>>,
     lost: Arc<AtomicBool>,
+    /// Seconds since boot at which it was last ours for certain.
+    renewed_s: Arc<AtomicU64>,
     renewal: tokio::task::JoinHandle<()>,
+}
+
+/// Time since boot, in seconds; goes on while the machine sleeps, and no clock change moves it.
+fn boot_seconds() -> u64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec.unsigned_abs()
 }
 
 impl Lock {
@@ -330,8 +346,9 @@ impl Lock {
         let ours = Holder::this(run_id);
         let mut precondition = Precondition::Absent;
         for _ in 0..5 {
+            let asked_s = boot_seconds();
             match put_or_own(store.as_ref(), &location, ours.bytes(), precondition).await {
-                Ok(object) => return Ok(Lock::hold(store, location, object, ours)),
+                Ok(object) => return Ok(Lock::hold(store, location, object, ours, asked_s)),
                 Err(StoreError::Changed(_)) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -348,19 +365,22 @@ impl Lock {
         Err(Error::new(Exit::Conflict, "the lock of the state changes hands too fast").hint("run again"))
     }
 
-    fn hold(store: Arc<dyn Store>, location: Location, object: Object, holder: Holder) -> Lock {
+    fn hold(store: Arc<dyn Store>, location: Location, object: Object, holder: Holder, since_s: u64) -> Lock {
         let current = Arc::new(tokio::sync::Mutex::new(object));
         let lost = Arc::new(AtomicBool::new(false));
-        let renewal = tokio::spawn(renew(store.clone(), location.clone(), holder, current.clone(), lost.clone()));
-        Lock { store, location, current, lost, renewal }
+        let renewed_s = Arc::new(AtomicU64::new(since_s));
+        let renewing = Renewing { current: current.clone(), lost: lost.clone(), renewed_s: renewed_s.clone() };
+        let renewal = tokio::spawn(renew(store.clone(), location.clone(), holder, renewing));
+        Lock { store, location, current, lost, renewed_s, renewal }
     }
 
-    /// An error once another run has taken the lock over; asked before every swap.
+    /// An error once another run has taken the lock over, or may have since it was last renewed; asked before every swap.
     pub fn check(&self) -> Result<()> {
-        if self.lost.load(Ordering::SeqCst) {
+        let age_s = boot_seconds().saturating_sub(self.renewed_s.load(Ordering::SeqCst));
+        if self.lost.load(Ordering::SeqCst) || age_s >= LOCK_TTL.as_secs().unsigned_abs() {
             return Err(Error::new(
                 Exit::Conflict,
-                format!("the lock {} was taken over by another run", self.location),
+                format!("the lock {} expired or was taken over by another run", self.location),
             )
             .hint("this process was stalled for longer than the lock lives; run again"));
         }
@@ -368,8 +388,9 @@ impl Lock {
     }
 
     pub async fn release(self) -> Result<(), StoreError> {
+        // A renewal under way holds it; one that is cut off could still arrive after the lock was removed.
+        let current = self.current.lock().await;
         self.renewal.abort();
-        let current = self.current.lock().await.clone();
         match self.store.delete(&current).await {
             // Taken over: not ours to remove.
             Err(StoreError::Changed(_)) => Ok(()),
@@ -378,21 +399,26 @@ impl Lock {
     }
 }
 
-async fn renew(
-    store: Arc<dyn Store>,
-    location: Location,
-    mut holder: Holder,
+/// What the renewal of a lock shares with its holder.
+struct Renewing {
     current: Arc<tokio::sync::Mutex<Object>>,
     lost: Arc<AtomicBool>,
-) {
+    renewed_s: Arc<AtomicU64>,
+}
+
+async fn renew(store: Arc<dyn Store>, location: Location, mut holder: Holder, shared: Renewing) {
     loop {
         tokio::time::sleep(RENEW_EVERY).await;
+        let mut object = shared.current.lock().await;
+        let asked_s = boot_seconds();
         holder.expires_at = Timestamp::now() + LOCK_TTL;
-        let mut object = current.lock().await;
         let when = Precondition::Unchanged(object.etag.clone());
         match put_or_own(store.as_ref(), &location, holder.bytes(), when).await {
-            Ok(renewed) => *object = renewed,
-            Err(StoreError::Changed(_) | StoreError::NotFound(_)) => return lost.store(true, Ordering::SeqCst),
+            Ok(renewed) => {
+                *object = renewed;
+                shared.renewed_s.store(asked_s, Ordering::SeqCst);
+            }
+            Err(StoreError::Changed(_) | StoreError::NotFound(_)) => return shared.lost.store(true, Ordering::SeqCst),
             // The store may come back before the lock expires; if not, the swaps fail as well.
             Err(_) => tracing::warn!(lock = %location, "lock not renewed"),
         }
@@ -418,8 +444,18 @@ impl Holder {
 
     fn lives(&self, ours: &Holder) -> bool {
         let here = !self.host.is_empty() && self.host == ours.host;
-        let process_gone = here && process_started(self.pid).as_deref() != Some(&self.process_started);
-        !process_gone && Timestamp::now() < self.expires_at
+        !(here && self.process_is_gone()) && Timestamp::now() < self.expires_at
+    }
+
+    /// On this machine. One that may not be looked into (hidepid) is there as long as signals could reach somebody of that number.
+    fn process_is_gone(&self) -> bool {
+        match process_started(self.pid) {
+            Some(started) => started != self.process_started,
+            None => {
+                let pid = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw);
+                pid.is_none_or(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
+            }
+        }
     }
 
     fn refusal(&self) -> Error {
@@ -442,4 +478,32 @@ fn this_host() -> String {
 fn process_started(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::local::LocalStore;
+
+    #[test]
+    fn a_lock_that_was_not_renewed_for_its_lifetime_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = Location::Local(folder.path().to_owned());
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let lock = Lock::take(Arc::new(LocalStore), &state, "run").await.unwrap();
+            lock.check().unwrap();
+            let stalled_s = boot_seconds().checked_sub(LOCK_TTL.as_secs().unsigned_abs()).expect("booted a minute ago");
+            lock.renewed_s.store(stalled_s, Ordering::SeqCst);
+            assert_eq!(lock.check().unwrap_err().exit, Exit::Conflict);
+            lock.release().await.unwrap();
+        });
+    }
+
+    #[test]
+    fn a_process_is_gone_when_its_number_is_free_or_another_ones() {
+        let ours = Holder::this("run");
+        assert!(!ours.process_is_gone());
+        assert!(Holder { process_started: "1".to_owned(), ..ours.clone() }.process_is_gone());
+        assert!(Holder { pid: i32::MAX.unsigned_abs(), ..ours }.process_is_gone());
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use clap::Parser;
 use lakescrub::cli::{self, Cli};
-use lakescrub::error::Error;
+use lakescrub::error::{Error, Exit};
 use lakescrub::run;
 
 /// Where the last panic was.
@@ -19,7 +19,10 @@ fn main() -> ExitCode {
         tracing::debug!(place, "a thread panicked");
         *PANICKED_AT.lock().unwrap_or_else(|broken| broken.into_inner()) = place;
     }));
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error),
+    };
     cli::start_log(&cli.common);
     let outcome = catch_unwind(AssertUnwindSafe(|| run::run(&cli))).unwrap_or_else(|_| Err(panicked()));
     match outcome {
@@ -30,6 +33,20 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit.code())
         }
     }
+}
+
+/// Help and version are asked for like results; anything else is a usage error, which `--json` tells on stdout as well.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::from(Exit::Clean.code());
+    }
+    if std::env::args_os().any(|arg| arg == "--json") {
+        let text = error.to_string();
+        let message = text.lines().next().unwrap_or("").trim_start_matches("error: ");
+        run::print_not_understood(message);
+    }
+    ExitCode::from(Exit::Usage.code())
 }
 
 fn panicked() -> Error {

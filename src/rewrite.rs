@@ -18,7 +18,9 @@ use crate::journal::{Event, Held, Journal, Lock, Swap};
 use crate::meter::Meter;
 use crate::plan::{DatasetPlan, Decision, Step};
 use crate::residue::Cleanse;
-use crate::store::{self, Object, ObjectReader, Replacement, ReplacementWriter, Store, StoreError, store_error};
+use crate::store::{
+    self, Location, Object, ObjectReader, Replacement, ReplacementWriter, Store, StoreError, store_error,
+};
 
 /// Everything the rewrite of one dataset needs.
 pub struct Rewrite<'a> {
@@ -29,6 +31,8 @@ pub struct Rewrite<'a> {
     pub tagger: Arc<dyn Tagger>,
     pub resources: &'a Resources,
     pub meter: Arc<Meter>,
+    /// The keyed tag of an object's name, by which a later run finds it again where the name may not be told.
+    pub name_tag: &'a (dyn Fn(&Location) -> String + Sync),
     /// Set when the run is asked to stop: what has begun is ended, nothing new begins.
     pub stop: &'a (dyn Fn() -> bool + Sync),
 }
@@ -173,6 +177,7 @@ async fn swap_rows(
     let swap = Swap {
         dataset: rewrite.spec.name.clone(),
         location: step.shown.clone(),
+        name_tag: name_tag(rewrite, step),
         etag_before: step.object.etag.0.clone(),
         rows_before: receipt.rows_before,
         rows_matched: step.rows_matched,
@@ -264,6 +269,7 @@ async fn drop_object(rewrite: &Rewrite<'_>, step: &Step) -> Result<Outcome, Fail
     let swap = Swap {
         dataset: rewrite.spec.name.clone(),
         location: step.shown.clone(),
+        name_tag: name_tag(rewrite, step),
         etag_before: step.object.etag.0.clone(),
         rows_before: step.rows,
         rows_matched: step.rows_matched,
@@ -407,6 +413,11 @@ fn random_hex() -> Result<String> {
     Ok(hex::encode(bytes))
 }
 
+fn name_tag(rewrite: &Rewrite<'_>, step: &Step) -> Option<String> {
+    let location = &step.object.location;
+    (step.shown != location.to_string()).then(|| (rewrite.name_tag)(location))
+}
+
 /// What a swap that a dead run announced came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
@@ -417,7 +428,7 @@ pub enum Settled {
 }
 
 /// Looks whether an announced swap happened: an object with the announced size and digest is ours.
-pub async fn settle(store: &Arc<dyn Store>, location: &crate::store::Location, swap: &Swap) -> Result<Settled> {
+pub async fn settle(store: &Arc<dyn Store>, location: &Location, swap: &Swap) -> Result<Settled> {
     let object = match store.head(location).await {
         Ok(object) if swap.dropped || object.size_bytes != swap.size_bytes => {
             drop(object);

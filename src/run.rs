@@ -45,7 +45,7 @@ pub fn run(cli: &Cli) -> Result<Exit> {
     if let Command::Completions { shell } = &cli.command {
         let mut script = Vec::new();
         clap_complete::generate(*shell, &mut Cli::command(), "lakescrub", &mut script);
-        print_result(&String::from_utf8_lossy(&script));
+        print_result(&String::from_utf8_lossy(&script))?;
         return Ok(Exit::Clean);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -85,9 +85,9 @@ pub struct RunResult {
 }
 
 impl RunResult {
-    fn print(self) -> Exit {
-        print_result(&self.result);
-        self.exit
+    /// The run is over and its manifest written, but an exit of 0 would promise a result that nobody got.
+    fn print(self) -> Result<Exit> {
+        print_result(&self.result).map(|()| self.exit)
     }
 }
 
@@ -369,9 +369,9 @@ async fn plan(common: &Common, path: &Path) -> Result<Exit> {
         if let Err(error) = &guard {
             document["error"] = error_json(error);
         }
-        print_json(&document);
+        print_json(&document)?;
     } else {
-        print_result(&show::plan(&plan));
+        print_result(&show::plan(&plan))?;
     }
     // What stops the run is told beside the plan, which shows why.
     guard.as_ref().err().into_iter().for_each(|error| cli::print_error(common, error));
@@ -388,7 +388,7 @@ fn stages(session: &Session) -> Vec<Stage> {
 }
 
 async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
-    Ok(scrub_session(Session::open(common, path).await?).await?.print())
+    scrub_session(Session::open(common, path).await?).await?.print()
 }
 
 /// The scheduled job on given stores and by a given clock; prints nothing and hears no signal.
@@ -404,7 +404,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         for spec in &session.job.datasets {
             sweep(session, spec.scope.root()).await?;
         }
-        let recovered = recover(session, run).await?;
+        let recovered = recover(session, run, &tag_key).await?;
         let canaries = canaries(session, run, lock).await?;
         let (index, lists) = session.load().await?;
         let verifier_lists = session.verifier_lists().await?;
@@ -429,6 +429,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &ignored,
+            left_open: None,
             shown: &shown,
             canaries,
         };
@@ -444,7 +445,6 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
     }
     let signing_key = session.signing_key()?;
     locked(&mut session, "verify", async |session, run, lock| {
-        let recovered = recover(session, run).await?;
         let canaries = canaries(session, run, lock).await?;
         let (_, lists) = session.load().await?;
         let verifier_lists = session.verifier_lists().await?;
@@ -459,16 +459,17 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
             plan: None,
             outcomes: &[],
             purged: &[],
-            recovered: &recovered,
+            recovered: &[],
             verified: &verified,
             unconditional_writes: &[],
+            left_open: run.left_open.as_deref(),
             shown: &shown,
             canaries,
         };
         publish(session, &account, &signing_key, run).await
     })
     .await
-    .map(RunResult::print)
+    .and_then(RunResult::print)
 }
 
 /// One run: its name and its journal.
@@ -480,6 +481,14 @@ pub struct Run {
     pub resumed: bool,
     journal: Journal,
     unfinished: Option<Unfinished>,
+    /// Another run that never ended, which this one leaves to the next scrub.
+    left_open: Option<String>,
+}
+
+impl Run {
+    fn new(id: String, command: &'static str, started_at: Timestamp, journal: Journal) -> Run {
+        Run { id, command, started_at, resumed: false, journal, unfinished: None, left_open: None }
+    }
 }
 
 /// Runs `work` under the lock of the state, with the journal of a new run or of the one that never ended.
@@ -491,16 +500,32 @@ async fn locked(
     let state = session.job.state.location.clone();
     let store = session.stores.of(&state);
     let id = run_id(session.now())?;
+    // It reads a hundred megabytes, which need not wait for the end.
+    std::thread::spawn(tool_digest);
     // First: the lock itself is a conditional write.
     session.probe().await?;
     let lock = Lock::take(store.clone(), &state, &id).await?;
     let outcome = async {
         // A chain that cannot be continued stops the run before it changes anything.
         chain::latest(store.as_ref(), &state).await?;
+        let key = session.signing_key()?.public_key();
+        if let Some(other) = chain::check_end(store.as_ref(), &state, &key).await? {
+            let own = key.keyid();
+            tracing::warn!(own, other, "the last run signed with another key; auditors need both public keys");
+        }
         sweep(session, &state).await?;
         let has_manifest = async |id: &str| chain::has_manifest(store.as_ref(), &state, id).await;
         let unfinished = journal::unfinished(&store, &state, has_manifest).await?;
         let run = match unfinished {
+            // It changes nothing, neither in the lake nor of what another run has begun.
+            left if command == "verify" => {
+                let left_open = left.map(|left| left.run_id);
+                if let Some(run) = &left_open {
+                    tracing::warn!(run, "a run never ended; the next scrub goes on with it");
+                }
+                let journal = Journal::unwritten(store.clone(), &state, &id);
+                Run { left_open, ..Run::new(id, command, session.now(), journal) }
+            }
             Some(unfinished) if unfinished.job != session.job.name => {
                 let (id, job) = (&unfinished.run_id, &unfinished.job);
                 return Err(Error::new(
@@ -513,12 +538,13 @@ async fn locked(
                 tracing::warn!(run = unfinished.run_id, "going on with a run that never ended");
                 let journal = Journal::resume(store.clone(), &state, &unfinished);
                 let (id, started_at) = (unfinished.run_id.clone(), unfinished.started_at);
-                Run { id, command, started_at, resumed: true, journal, unfinished: Some(unfinished) }
+                let run = Run::new(id, command, started_at, journal);
+                Run { resumed: true, unfinished: Some(unfinished), ..run }
             }
             None => {
                 let started_at = session.now();
                 let journal = Journal::begin(store.clone(), &state, &id, started_at, &session.job.name).await?;
-                Run { id, command, started_at, resumed: false, journal, unfinished: None }
+                Run::new(id, command, started_at, journal)
             }
         };
         let outcome = work(session, &run, &lock).await;
@@ -572,14 +598,14 @@ async fn canaries(session: &Session, run: &Run, lock: &Lock) -> Result<Option<ca
 }
 
 /// Settles what a killed attempt announced.
-async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
+async fn recover(session: &Session, run: &Run, tag_key: &TagKey) -> Result<Vec<Recovered>> {
     let mut recovered = Vec::new();
     for (sequence, swap, confirmed) in run.unfinished.iter().flat_map(|unfinished| &unfinished.swaps) {
         if let Some(etag) = confirmed {
             recovered.push(Recovered { swap: swap.clone(), etag: etag.clone() });
             continue;
         }
-        let location = Location::shown(&swap.location);
+        let location = named(session, swap, tag_key).await?;
         match rewrite::settle(&session.stores.of(&location), &location, swap).await? {
             Settled::Swapped { object } => {
                 let etag = object.map_or_else(String::new, |object| object.etag.0);
@@ -600,6 +626,16 @@ async fn recover(session: &Session, run: &Run) -> Result<Vec<Recovered>> {
         }
     }
     Ok(recovered)
+}
+
+/// Where an announced swap took place. A name that may not be told is looked for by its tag; the object may be gone.
+async fn named(session: &Session, swap: &journal::Swap, tag_key: &TagKey) -> Result<Location> {
+    let shown = Location::shown(&swap.location);
+    let dataset = session.job.datasets.iter().find(|spec| spec.name == swap.dataset);
+    let (Some(tag), Some(spec)) = (&swap.name_tag, dataset) else { return Ok(shown) };
+    let root = spec.scope.root();
+    let listed = store::list(session.stores.of(root).as_ref(), root).await?.into_iter().map(|object| object.location);
+    Ok(listed.into_iter().find(|location| tag::of_name(tag_key, &location.to_string()) == *tag).unwrap_or(shown))
 }
 
 /// Carries the plan out; an interrupted rewrite ends what it began and leaves the rest to the next run.
@@ -629,6 +665,7 @@ async fn rewrite(
             tagger: Arc::new(DatasetTagger::new(tag_key.clone(), spec, strays)),
             resources: &session.job.resources,
             meter: stage.meter.clone(),
+            name_tag: &|location| tag::of_name(&tag_key, &location.to_string()),
             stop: &stop,
         };
         outcomes.push(rewrite::rewrite(&rewrite, dataset).await);
@@ -830,11 +867,11 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
     );
     let exit = Exit::gravest(exits);
     if common.json {
-        print_json(&json!({ "command": "check", "exit": exit_json(exit), "checked": lines }));
+        print_json(&json!({ "command": "check", "exit": exit_json(exit), "checked": lines }))?;
     } else {
         let verdict = if exit == Exit::Clean { "the job is ready to run" } else { "a dataset matches no object" };
         lines.push(verdict.to_owned());
-        print_lines(&lines);
+        print_lines(&lines)?;
     }
     Ok(exit)
 }
@@ -843,10 +880,10 @@ fn keygen(common: &Common, dir: &Path) -> Result<Exit> {
     let keys = keys::generate_keys(dir)?;
     if common.json {
         let exit = exit_json(Exit::Clean);
-        print_json(&json!({ "command": "keygen", "exit": exit, "directory": dir, "key_id": keys.keyid }));
+        print_json(&json!({ "command": "keygen", "exit": exit, "directory": dir, "key_id": keys.keyid }))?;
     } else {
         let wrote = format!("wrote signing.key, signing.pub and tag.key to {}", dir.display());
-        print_lines(&[wrote, format!("key id {}", keys.keyid)]);
+        print_lines(&[wrote, format!("key id {}", keys.keyid)])?;
     }
     Ok(Exit::Clean)
 }
@@ -868,9 +905,9 @@ async fn manifest_check(common: &Common, path: &str, public_key: Option<&Path>) 
     let (stores, locations) = stores_for(&[path]).await?;
     let report = manifest_check::check(&locations[0], &stores, public_key).await?;
     if common.json {
-        print_json(&json!({ "command": "manifest check", "exit": exit_json(Exit::Clean), "report": report }));
+        print_json(&json!({ "command": "manifest check", "exit": exit_json(Exit::Clean), "report": report }))?;
     } else {
-        print_lines(&report.lines());
+        print_lines(&report.lines())?;
     }
     Ok(Exit::Clean)
 }
@@ -879,9 +916,9 @@ async fn manifest_diff(common: &Common, a: &str, b: &str) -> Result<Exit> {
     let (stores, locations) = stores_for(&[a, b]).await?;
     let report = manifest_diff::diff(&locations[0], &locations[1], &stores, None).await?;
     if common.json {
-        print_json(&json!({ "command": "manifest diff", "exit": exit_json(Exit::Clean), "report": report }));
+        print_json(&json!({ "command": "manifest diff", "exit": exit_json(Exit::Clean), "report": report }))?;
     } else {
-        print_lines(&report.lines());
+        print_lines(&report.lines())?;
     }
     Ok(Exit::Clean)
 }
@@ -889,10 +926,17 @@ async fn manifest_diff(common: &Common, a: &str, b: &str) -> Result<Exit> {
 /// With `--json`, the result of a command that failed before it had one.
 pub fn print_failure(cli: &Cli, error: &Error) {
     if cli.common.json {
-        print_json(
+        // The exit code says already that there is no result.
+        let _ = print_json(
             &json!({ "command": cli.command.name(), "exit": exit_json(error.exit), "error": error_json(error) }),
         );
     }
+}
+
+/// With `--json`, the result of a command line that names no command.
+pub fn print_not_understood(message: &str) {
+    let error = Error::usage(message);
+    let _ = print_json(&json!({ "command": Value::Null, "exit": exit_json(error.exit), "error": error_json(&error) }));
 }
 
 fn exit_json(exit: Exit) -> Value {
@@ -903,14 +947,14 @@ fn error_json(error: &Error) -> Value {
     json!({ "message": error.message, "hint": error.hint })
 }
 
-fn print_json(document: &Value) {
-    print_result(&json_text(document));
+fn print_json(document: &Value) -> Result<()> {
+    print_result(&json_text(document))
 }
 
 fn json_text(document: &Value) -> String {
     format!("{document:#}\n")
 }
 
-fn print_lines(lines: &[String]) {
-    print_result(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+fn print_lines(lines: &[String]) -> Result<()> {
+    print_result(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())
 }

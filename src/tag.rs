@@ -80,6 +80,11 @@ pub fn shown(key: Option<&TagKey>, name: &str, named: &[Named]) -> String {
     out
 }
 
+/// Finds an object again whose name cannot be told.
+pub fn of_name(key: &TagKey, name: &str) -> String {
+    key.tag("location", &Sha256::digest(name).into())
+}
+
 /// A cell that no rule reads is tagged by its bytes.
 fn plain(value: &[u8]) -> (&'static str, [u8; 32]) {
     (Kind::Text.name(), Sha256::digest(value).into())

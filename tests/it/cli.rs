@@ -510,3 +510,65 @@ fn exit_3_a_name_that_is_not_utf8_stops_its_dataset_and_is_not_shown() {
     let ran = lake.run(&["scrub", "job.toml"]).exits(3).says(&["a name in it is not UTF-8"]);
     assert!(!ran.stderr.contains("ada@") && !ran.stdout.contains("ada@"), "{ran:?}");
 }
+
+#[test]
+fn a_log_or_a_result_that_cannot_be_written_stops_no_run() {
+    let rows = "email\nanna@example.com\nbob@example.com\n";
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for format in ["text", "json"] {
+        let lake = Lake::of_customers(&["anna@example.com"]);
+        lake.write("lake/a.csv", rows);
+        let mut command = lake.command(&["scrub", "job.toml", "--log-format", format, "-vv"]);
+        let exit = command.stdout(std::process::Stdio::null()).stderr(full()).status().unwrap();
+        assert_eq!(exit.code(), Some(0), "{format}");
+        assert_eq!((lake.text("lake/a.csv").as_str(), lake.runs().len()), ("email\nbob@example.com\n", 1));
+    }
+    let lake = Lake::of_customers(&["anna@example.com"]);
+    lake.write("lake/a.csv", rows);
+    for args in [&["scrub", "job.toml"][..], &["plan", "job.toml", "--json"], &["manifest", "check", ".lakescrub"]] {
+        let said = lake.command(args).stdout(full()).output().unwrap();
+        assert_eq!(said.status.code(), Some(1), "{args:?}");
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(text.contains("the result cannot be written to stdout"), "{text}");
+    }
+    assert_eq!((lake.text("lake/a.csv").as_str(), lake.runs().len()), ("email\nbob@example.com\n", 1));
+}
+
+#[test]
+fn a_command_line_that_is_not_understood_is_told_in_json_too() {
+    let lake = Lake::new();
+    for args in [&["scrup", "--json"][..], &["scrub", "--json"], &["--json"], &["plan", "a.toml", "--nope", "--json"]] {
+        let said = lake.run(args).exits(2);
+        let json = said.json();
+        assert_eq!((json["exit"]["code"].as_i64(), &json["command"]), (Some(2), &serde_json::Value::Null), "{args:?}");
+        assert!(!json["error"]["message"].as_str().unwrap().is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_run_does_not_go_on_with_a_chain_that_was_tampered_with() {
+    let rows = "email\nanna@example.com\nbob@example.com\n";
+    let lake = Lake::of_customers(&["anna@example.com"]);
+    lake.write("lake/a.csv", "email\n");
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.write("lake/a.csv", rows);
+    let head = ".lakescrub/manifests/HEAD.json".to_owned();
+    let envelope = format!(".lakescrub/manifests/{}/manifest.dsse.json", lake.runs()[0]);
+    for name in [head, envelope] {
+        let whole = lake.text(&name);
+        let at = whole.rfind("\"sig\": \"").or(whole.rfind("\"sig\":\"")).unwrap() + 14;
+        let mut flipped = whole.clone().into_bytes();
+        flipped[at] = if flipped[at] == b'A' { b'B' } else { b'A' };
+        lake.write(&name, flipped);
+        for command in ["scrub", "verify"] {
+            lake.run(&[command, "job.toml"]).exits(8).says(&["cannot trust"]);
+        }
+        assert_eq!((lake.text("lake/a.csv").as_str(), lake.runs().len()), (rows, 1), "{name}");
+        lake.write(&name, whole);
+    }
+    // A key that was changed on purpose goes on, and is told.
+    std::fs::remove_dir_all(lake.path().join("keys")).unwrap();
+    lakescrub::keys::generate_keys(&lake.path().join("keys")).unwrap();
+    lake.run(&["scrub", "job.toml"]).exits(0).says(&["signed with another key"]);
+    assert_eq!(lake.runs().len(), 2);
+}

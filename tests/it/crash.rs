@@ -97,10 +97,8 @@ fn a_killed_run_is_left_to_its_own_job() {
     let lake = lake();
     assert!(killed_after(&lake, 2));
     let killed = data(&lake);
-    for command in ["scrub", "verify"] {
-        lake.run(&[command, "job.toml", "--set", "name=another"]).exits(6).says(&["never ended", "shares its state"]);
-        assert_eq!(data(&lake), killed);
-    }
+    lake.run(&["scrub", "job.toml", "--set", "name=another"]).exits(6).says(&["never ended", "shares its state"]);
+    assert_eq!(data(&lake), killed);
     lake.run(&["scrub", "job.toml"]).exits(0);
     assert_whole(&lake, &undisturbed(), "after another job was refused");
 }
@@ -152,14 +150,48 @@ fn an_object_rewritten_in_two_attempts_is_counted_from_its_first_row_to_its_last
 }
 
 #[test]
-fn verify_after_a_killed_scrub_tells_what_that_one_removed() {
-    let lake = Lake::of_customers(&["ada@example.com"]);
-    lake.write("lake/a.csv", "email\nada@example.com\neve@example.com\n");
+fn verify_leaves_what_a_killed_scrub_began_to_the_next_scrub() {
+    let lake = lake();
     assert!(killed_after(&lake, 2));
-    lake.run(&["verify", "job.toml"]).exits(0);
-    let row = &lake.objects()["lake/a.csv"];
-    assert_eq!((row.rows_before, row.rows_removed, row.rows_after), (Some(2), Some(1), Some(1)));
-    assert_eq!(lake.runs().len(), 1);
+    let (killed, journal) = (data(&lake), lake.bytes(".lakescrub/journal"));
+    for set in ["name=customers", "name=another"] {
+        // Rows are left that the killed run did not get to.
+        lake.run(&["verify", "job.toml", "--set", set]).exits(4);
+        let manifest = lake.manifest();
+        assert!(manifest["limits"].to_string().contains("never ended"), "{manifest:#}");
+        assert_eq!(
+            (manifest["run"]["command"].as_str(), manifest["run"]["resumed"].as_bool()),
+            (Some("verify"), Some(false))
+        );
+        assert_eq!((data(&lake), lake.bytes(".lakescrub/journal")), (killed.clone(), journal.clone()));
+    }
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(data(&lake), undisturbed());
+    let manifest = lake.manifest();
+    let rows = |dataset: usize, count: &str| manifest["datasets"][dataset]["rows"][count].as_u64().unwrap();
+    assert_eq!((rows(0, "removed"), rows(1, "redacted")), (ROWS_REMOVED, 1));
+    assert!(lake.bytes(".lakescrub/journal").is_empty());
+}
+
+#[test]
+fn an_object_whose_name_is_hidden_is_found_again_after_a_kill() {
+    // Dropped for its name, and killed before, after and after the confirmation of the drop.
+    for entry in 1..4 {
+        let lake = Lake::of_customers(&["ada@example.com"]);
+        lake.write("lake/email=ada@example.com/a.csv", "id\n1\n2\n");
+        lake.write("lake/b.csv", "id,email\n1,eve@example.com\n");
+        let was_killed = killed_after(&lake, entry);
+        let is_there = lake.path().join("lake/email=ada@example.com/a.csv").exists();
+        for (name, bytes) in lake.bytes(".lakescrub") {
+            assert!(!String::from_utf8_lossy(&bytes).contains("ada@"), "{name} after entry {entry}");
+        }
+        lake.run(&["scrub", "job.toml"]).exits(0);
+        assert!(!lake.path().join("lake/email=ada@example.com/a.csv").exists());
+        let manifest = lake.manifest();
+        // A run that was not killed told of it already.
+        let removed = if was_killed { 2 } else { 0 };
+        assert_eq!(manifest["datasets"][0]["rows"]["removed"], removed, "entry {entry}, still there: {is_there}");
+    }
 }
 
 /// The program, stopped at a moment that a test chose by looking at the folder.

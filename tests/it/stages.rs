@@ -71,6 +71,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
                 tagger: Arc::new(DatasetTagger::new(Arc::new(TagKey::new([1; 32])), spec, None)),
                 resources: &job.resources,
                 meter: meter.clone(),
+                name_tag: &Location::to_string,
                 stop: &|| false,
             };
             outcomes.push(rewrite::rewrite(&rewrite, dataset).await);
@@ -85,6 +86,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
             purged: &[],
             recovered: &[],
             verified: &verified,
+            left_open: None,
             unconditional_writes: &[],
             shown: &|_, location| location.to_string(),
             canaries: None,
