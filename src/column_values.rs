@@ -248,6 +248,10 @@ pub struct OwnedPlaced {
 }
 
 impl OwnedPlaced {
+    pub fn of(placed: Placed<'_>) -> Self {
+        OwnedPlaced { element: placed.element.to_vec(), value: OwnedValue::of(placed.value) }
+    }
+
     pub fn as_placed(&self) -> Placed<'_> {
         Placed { element: &self.element, value: self.value.as_value() }
     }

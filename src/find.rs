@@ -3,20 +3,20 @@
 //! An object that cannot be read is a finding of its own, never a silence (invariant 9). Nothing is written here.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::Read;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use roaring::RoaringTreemap;
 
-use crate::column_values::{NoRoute, OwnedPlaced, OwnedValue, Placed};
+use crate::column_values::NoRoute;
 use crate::dataset::listing;
 use crate::error::{Error, Exit, Result};
 use crate::find_parquet::{self, CannotOpen, Opened, Shape, by_column};
-use crate::format::{Compression, Format, FormatError, compression, csv, ndjson};
+use crate::find_records::{self, Scanned};
+use crate::format::{Compression, Format, FormatError};
 use crate::identifier::{ColumnPath, Value};
 use crate::job::{DatasetSpec, MissingColumn, Resources};
-use crate::match_index::{Check, Matcher, Rule, Scratch};
+use crate::match_index::Matcher;
 use crate::meter::Meter;
 use crate::plan::{Finding, Found, Seen};
 use crate::store::{Location, Object, ObjectReader, Store, StoreError};
@@ -165,7 +165,7 @@ fn format_exit(error: &FormatError) -> Exit {
 }
 
 /// An object that lacks a match column: an error or skipped, as the job says.
-fn lacking(spec: &DatasetSpec, reason: String) -> Seen {
+pub fn lacking(spec: &DatasetSpec, reason: String) -> Seen {
     match spec.missing_column {
         MissingColumn::Error => Seen::Failed { exit: Exit::Incomplete, reason },
         MissingColumn::Skip => Seen::Skipped { reason },
@@ -269,15 +269,19 @@ fn add_counts(all: &mut BTreeMap<String, u64>, more: BTreeMap<String, u64>) {
 }
 
 async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression)>, found: &mut Found) {
+    // Few large objects are each scanned by several threads.
+    let threads = find.resources.threads.div_ceil(objects.len().max(1));
     let scans = objects.into_iter().map(|(object, format, compression)| {
         let reader = ObjectReader::new(find.store.clone(), object.clone());
         let (spec, matcher) = (find.spec.clone(), find.matcher.clone());
         let meter = find.meter.clone();
         let in_name: Vec<ColumnPath> = in_name(find, &object).into_iter().map(|(column, _)| column).collect();
         async move {
-            let scan = tokio::task::spawn_blocking(move || scan_records(&spec, &matcher, &in_name, format, &reader));
+            let scan = tokio::task::spawn_blocking(move || {
+                find_records::scan(&spec, &matcher, &in_name, (format, compression), &reader, threads)
+            });
             let outcome = scan.await.unwrap_or_else(|_| Err(FormatError::Corrupt("the decoder panicked".to_owned())));
-            if let Ok(ScannedRecords { seen: Seen::Rows { rows, .. }, .. }) = &outcome {
+            if let Ok(Scanned { seen: Seen::Rows { rows, .. }, .. }) = &outcome {
                 meter.add(1, *rows, object.size_bytes);
             }
             (object, format, compression, outcome)
@@ -296,174 +300,4 @@ async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression
         take_name(find, &mut finding, &|column| lacks.contains(column));
         found.findings.push(finding);
     }
-}
-
-/// What a scan of an object's records saw.
-struct ScannedRecords {
-    seen: Seen,
-    /// By position of the matcher's columns.
-    not_comparable: Vec<u64>,
-    /// Columns that only its name has.
-    lacks: Vec<ColumnPath>,
-}
-
-/// Compares every record of an object with the rules. Blocks.
-fn scan_records(
-    spec: &DatasetSpec,
-    matcher: &Matcher,
-    in_name: &[ColumnPath],
-    format: Format,
-    reader: &ObjectReader,
-) -> std::result::Result<ScannedRecords, FormatError> {
-    let (_, source) = compression::decode(reader.read_from(0))?;
-    let not_comparable = vec![0; matcher.columns.len()];
-    let mut scan = RecordScan { matcher, in_name, scratch: Scratch::default(), not_comparable, lacks: Vec::new() };
-    let seen = match format {
-        Format::Csv | Format::Tsv => scan.csv(spec, csv::Records::new(source, &spec.csv, format == Format::Tsv))?,
-        Format::Ndjson => scan.ndjson(spec, ndjson::Lines::new(source))?,
-        Format::Parquet => return Err(FormatError::Unsupported("Parquet as records".to_owned())),
-    };
-    Ok(ScannedRecords { seen, not_comparable: scan.not_comparable, lacks: scan.lacks })
-}
-
-/// One pass over the records of an object.
-struct RecordScan<'a> {
-    matcher: &'a Matcher,
-    /// Columns that the object may lack because its name has them.
-    in_name: &'a [ColumnPath],
-    scratch: Scratch,
-    /// By position of the matcher's columns.
-    not_comparable: Vec<u64>,
-    /// Those of `in_name` that it does lack.
-    lacks: Vec<ColumnPath>,
-}
-
-impl RecordScan<'_> {
-    fn csv(
-        &mut self,
-        spec: &DatasetSpec,
-        mut records: csv::Records<impl Read>,
-    ) -> std::result::Result<Seen, FormatError> {
-        let (mut rows, mut matched) = (0, RoaringTreemap::new());
-        let mut columns: Option<(usize, Vec<Vec<usize>>)> = None;
-        let delimiter = records.delimiter();
-        while let Some(record) = records.read()? {
-            if columns.is_none() {
-                let header = spec.csv.header.then_some(&record);
-                let names = csv::column_names(header, record.width());
-                let positions = |path| match csv::positions(&names, path) {
-                    Err(NoRoute::Missing(path)) if self.in_name.contains(&path) => {
-                        self.lacks.push(path);
-                        Ok(Vec::new())
-                    }
-                    found => found,
-                };
-                let found: std::result::Result<Vec<_>, _> = self.matcher.columns.iter().map(positions).collect();
-                match found {
-                    Ok(found) => columns = Some((record.width(), found)),
-                    Err(error @ NoRoute::Missing(_)) => return Ok(lacking(spec, error.to_string())),
-                    Err(error) => return Ok(Seen::Failed { exit: Exit::Incomplete, reason: error.to_string() }),
-                }
-                if spec.csv.header {
-                    continue;
-                }
-            }
-            let Some((width, positions)) = &columns else { continue };
-            if record.width() != *width {
-                let (line, fields) = (record.line, record.width());
-                return Err(FormatError::Corrupt(format!(
-                    "the record at line {line} has {fields} fields, not {width}"
-                )));
-            }
-            if csv::may_be_joined(&record, delimiter, spec.csv.quote) {
-                let line = record.line;
-                return Err(FormatError::Corrupt(format!(
-                    "text follows a closing quote in the record at line {line}, so that it may be several"
-                )));
-            }
-            let null = |bytes: &[u8]| spec.csv.null_strings.iter().any(|null| null.as_bytes() == bytes);
-            let fields = |column: usize| {
-                let cells = positions[column].iter().filter_map(|position| record.field(*position));
-                let placed = |cell| Placed { value: cell_value(cell), element: &[] };
-                cells.filter(|cell| !null(cell)).map(placed).collect::<Vec<_>>()
-            };
-            if self.matches(&fields) {
-                matched.insert(rows);
-            }
-            rows += 1;
-        }
-        Ok(Seen::Rows { rows, matched })
-    }
-
-    fn ndjson(
-        &mut self,
-        spec: &DatasetSpec,
-        mut lines: ndjson::Lines<impl Read>,
-    ) -> std::result::Result<Seen, FormatError> {
-        let (mut rows, mut matched) = (0, RoaringTreemap::new());
-        let mut there = vec![false; self.matcher.columns.len()];
-        while let Some(line) = lines.read()? {
-            if line.is_blank() {
-                continue;
-            }
-            let mut cells: Vec<Vec<OwnedPlaced>> = Vec::with_capacity(there.len());
-            for (column, path) in self.matcher.columns.iter().enumerate() {
-                let mut values = Vec::new();
-                let mut keep = |element: &[_], value: Value<'_>| {
-                    values.push(OwnedPlaced { element: element.to_vec(), value: OwnedValue::of(value) });
-                };
-                there[column] |= ndjson::values(&line, path, &mut keep)?;
-                cells.push(values);
-            }
-            if self.matches(&|column| cells[column].iter().map(OwnedPlaced::as_placed).collect()) {
-                matched.insert(rows);
-            }
-            rows += 1;
-        }
-        // A key may be left out of a line; one that no line has is a column the object lacks.
-        let missing: Vec<usize> = (0..there.len()).filter(|column| !there[*column]).collect();
-        let (in_name, missing): (Vec<usize>, Vec<usize>) =
-            missing.into_iter().partition(|column| self.in_name.contains(&self.matcher.columns[*column]));
-        self.lacks = in_name.into_iter().map(|column| self.matcher.columns[column].clone()).collect();
-        match missing.first().copied() {
-            Some(column) if rows > 0 => {
-                Ok(lacking(spec, NoRoute::Missing(self.matcher.columns[column].clone()).to_string()))
-            }
-            _ => Ok(Seen::Rows { rows, matched }),
-        }
-    }
-
-    /// Whether any rule matches a record whose columns hold `values`.
-    fn matches<'v>(&mut self, values: &dyn Fn(usize) -> Vec<Placed<'v>>) -> bool {
-        let mut matched = false;
-        for rule in &self.matcher.rules {
-            match rule {
-                Rule::Single { column, probe } => {
-                    for placed in values(*column) {
-                        match probe.check(placed.value, &mut self.scratch) {
-                            Check::Match => matched = true,
-                            Check::NoMatch => {}
-                            Check::NotComparable => self.not_comparable[*column] += 1,
-                        }
-                    }
-                }
-                Rule::All { columns, composite } => {
-                    let parts: Vec<Vec<Placed<'_>>> = columns.iter().map(|column| values(*column)).collect();
-                    for (part, values) in parts.iter().enumerate() {
-                        let unread = values
-                            .iter()
-                            .filter(|placed| composite.is_not_comparable(part, placed.value, &mut self.scratch))
-                            .count();
-                        self.not_comparable[columns[part]] += unread as u64;
-                    }
-                    matched |= composite.check(&parts, &mut self.scratch);
-                }
-            }
-        }
-        matched
-    }
-}
-
-fn cell_value(bytes: &[u8]) -> Value<'_> {
-    std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Text)
 }

@@ -24,7 +24,6 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::reader::{ChunkReader, Length};
 
-use crate::identifier::Value;
 use crate::match_index::{Matcher, Rule, Scratch};
 use crate::meter::Meter;
 use crate::page_bytes::page_bounds;
@@ -323,12 +322,8 @@ impl Work {
         let mut scratch = Scratch::default();
         let is_text = probed.is_text;
         let ask = |bytes: &[u8]| {
-            let value = match is_text {
-                true => std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Text),
-                false => Value::Bytes(bytes),
-            };
             let mut verdict = Verdict::default();
-            probes.iter().for_each(|probe| verdict.add(probe.check(value, &mut scratch)));
+            probes.iter().for_each(|probe| verdict.add(probe.check_bytes(bytes, is_text, &mut scratch)));
             verdict
         };
         match chunk {

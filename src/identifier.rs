@@ -150,13 +150,22 @@ impl Kind {
     /// says nothing.
     #[inline]
     pub fn is_canonical(&self, text: &str) -> bool {
-        let bytes = text.as_bytes();
+        match self {
+            Kind::Text => !text.is_empty(),
+            _ => self.is_canonical_ascii(text.as_bytes()),
+        }
+    }
+
+    /// As [`Kind::is_canonical`] for bytes that nobody has looked at; only of kinds whose common canonical forms are ASCII.
+    #[inline]
+    pub fn is_canonical_ascii(&self, bytes: &[u8]) -> bool {
         match self {
             Kind::Email => is_canonical_email(bytes),
-            Kind::Text => !bytes.is_empty(),
             Kind::Phone => (1..=10).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_digit),
             Kind::Maid => bytes.len() == 32 && bytes.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')),
-            Kind::PhoneE164 { .. } | Kind::Uuid | Kind::Ip | Kind::Integer | Kind::Vin | Kind::Zip => false,
+            Kind::Text | Kind::PhoneE164 { .. } | Kind::Uuid | Kind::Ip | Kind::Integer | Kind::Vin | Kind::Zip => {
+                false
+            }
         }
     }
 

@@ -101,6 +101,7 @@ pub mod match_index;
 pub mod column_values;
 pub mod probe_chunk;
 pub mod find_probe;
+pub mod find_records;
 pub mod find_parquet;
 pub mod find;
 pub mod plan;

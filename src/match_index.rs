@@ -554,6 +554,19 @@ pub struct Scratch {
 }
 
 impl Probe {
+    /// As [`Probe::check`] of a column's bytes, which are a text when they are UTF-8 and the column `is_text`.
+    #[inline]
+    pub fn check_bytes(&self, bytes: &[u8], is_text: bool, scratch: &mut Scratch) -> Check {
+        if is_text && self.hashed.is_none() && self.kind.is_canonical_ascii(bytes) {
+            return self.check_canonical(bytes, scratch);
+        }
+        let value = match is_text {
+            true => std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Text),
+            false => Value::Bytes(bytes),
+        };
+        self.check(value, scratch)
+    }
+
     pub fn check(&self, value: Value<'_>, scratch: &mut Scratch) -> Check {
         if let Value::Text(text) = value
             && self.hashed.is_none()

@@ -181,8 +181,8 @@ impl Session {
         (self.clock)()
     }
 
-    /// The list's identifiers and what was read of each list.
-    async fn load(&mut self) -> Result<(Arc<MatchIndex>, Vec<(ListReport, Added)>)> {
+    /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself.
+    async fn load(&mut self) -> Result<(Arc<MatchIndex>, Vec<(ListReport, Added)>, verify::Lists)> {
         let stage = self.progress.begin(StageName::Load);
         let mut builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
         let mut added: Vec<Added> = vec![Added::default(); self.job.lists.len()];
@@ -193,12 +193,25 @@ impl Session {
             added[number].merge(&builder.add(entry));
         };
         let reading = request::read_lists(&self.job, &self.stores, &clock, &stage.meter, &mut each);
-        let reports = self.stop.unless(reading).await?;
+        let again = verify::read_lists(&self.job, &self.stores, &clock);
+        // Side by side, and the first one's errors count: the second leaves it to that to say what is wrong with a list.
+        let both = async { Ok(tokio::join!(reading, again)) };
+        let (reports, verifier_lists) = self.stop.unless(both).await?;
+        let (reports, verifier_lists) = (reports?, verifier_lists?);
+        let mut pairs = reports.iter().zip(verifier_lists.read());
+        if let Some(list) = pairs.find(|(report, again)| report.digest != again.digest).map(|(report, _)| &report.name)
+        {
+            return Err(Error::new(
+                Exit::Conflict,
+                format!("list {list} changed while it was read; nothing was written"),
+            )
+            .hint("run again when its writer has finished"));
+        }
         let index = Arc::new(builder.finish());
         self.progress.end(stage);
         let identifiers: u64 = added.iter().flat_map(|added| added.identifiers.values()).sum();
         tracing::info!(identifiers, "lists loaded");
-        Ok((index, reports.into_iter().zip(added).collect()))
+        Ok((index, reports.into_iter().zip(added).collect(), verifier_lists))
     }
 
     /// Scans the objects of every dataset, but for those that are `known` by dataset.
@@ -250,14 +263,6 @@ impl Session {
             self.progress.end(stage);
         }
         Ok(())
-    }
-
-    async fn verifier_lists(&mut self) -> Result<verify::Lists> {
-        let stage = self.progress.begin(StageName::Load);
-        let clock = || self.now();
-        let lists = self.stop.unless(verify::read_lists(&self.job, &self.stores, &clock)).await?;
-        self.progress.end(stage);
-        Ok(lists)
     }
 
     fn plan(&mut self, found: Vec<Found>, shown: plan::Shown<'_>) -> Plan {
@@ -349,8 +354,7 @@ fn self_test() -> Result<()> {
 
 async fn plan(common: &Common, path: &Path) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
-    let (index, lists) = session.load().await?;
-    let verifier_lists = session.verifier_lists().await?;
+    let (index, lists, verifier_lists) = session.load().await?;
     let mut found = session.find(&index, Vec::new()).await?;
     session.inspect(&verifier_lists, &mut found).await?;
     let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
@@ -406,8 +410,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         }
         let recovered = recover(session, run, &tag_key).await?;
         let canaries = canaries(session, run, lock).await?;
-        let (index, lists) = session.load().await?;
-        let verifier_lists = session.verifier_lists().await?;
+        let (index, lists, verifier_lists) = session.load().await?;
         let mut found = session.find(&index, Vec::new()).await?;
         session.inspect(&verifier_lists, &mut found).await?;
         let shown = |spec: &DatasetSpec, location: &Location| {
@@ -446,8 +449,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
     let signing_key = session.signing_key()?;
     locked(&mut session, "verify", async |session, run, lock| {
         let canaries = canaries(session, run, lock).await?;
-        let (_, lists) = session.load().await?;
-        let verifier_lists = session.verifier_lists().await?;
+        let (_, lists, verifier_lists) = session.load().await?;
         let verified = session.verify(&verifier_lists).await?;
         let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
         let shown = |spec: &DatasetSpec, location: &Location| {

@@ -108,6 +108,11 @@ pub struct Lists {
 }
 
 impl Lists {
+    /// What was read of each list, in the order of the job.
+    pub fn read(&self) -> &[VerifiedList] {
+        &self.read
+    }
+
     /// Replaces the listed identifiers of distinctive kinds in a text, see [`Suppressed::without_strays`].
     pub fn without_strays(&self, text: &[u8]) -> Option<Vec<u8>> {
         // What cannot be evaluated stays, and the verifying scan tells.

@@ -153,6 +153,11 @@ impl<R: Read> Records<R> {
         Ok(Some(Record { gap, raw, line, fields }))
     }
 
+    /// The source begins at a record that is not the file's first: what stands there is no byte order mark.
+    pub fn go_on(&mut self) {
+        self.line = self.line.max(2);
+    }
+
     pub fn delimiter(&self) -> u8 {
         self.delimiter
     }

@@ -50,10 +50,11 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Files that are one stage with the file they are named after.
-const PARTS_OF_STAGES: [(&str, &str); 11] = [
+const PARTS_OF_STAGES: [(&str, &str); 12] = [
     ("probe_chunk", "find"),
     ("find_probe", "find"),
     ("find_parquet", "find"),
+    ("find_records", "find"),
     ("verify_read", "verify"),
     ("verify_records", "verify"),
     ("verify_ndjson", "verify"),
