@@ -112,10 +112,11 @@ async fn scan(find: &Find<'_>, objects: Vec<Object>, found: &mut Found) {
         find_wave(find, wave.to_vec(), found).await;
     }
     find_records(find, records, found).await;
+    found.findings.iter_mut().for_each(|finding| take_name(find, finding));
 }
 
-/// The match columns that the name of the object gives a value of (`email=…/`). It is that of every row when the object itself has no
-/// such column; when it has one, that says whose the rows are.
+/// The match columns that the name of the object gives a value of (`email=…/`). It is that of every row, also where the object itself
+/// has such a column: so do Spark, DuckDB and Polars read it.
 fn in_name(find: &Find<'_>, object: &Object) -> Vec<(ColumnPath, String)> {
     let partitions = listing::partitions(find.spec.scope.root(), &object.location);
     let value = |column: &ColumnPath| {
@@ -126,15 +127,13 @@ fn in_name(find: &Find<'_>, object: &Object) -> Vec<(ColumnPath, String)> {
     find.matcher.columns.iter().filter_map(value).collect()
 }
 
-/// Compares what the name of the object gives; the object lacks the columns that `lacks` tells.
-fn take_name(find: &Find<'_>, finding: &mut Finding, lacks: &dyn Fn(&ColumnPath) -> bool) {
+/// When a value in the name is listed, every row of the object matches.
+fn take_name(find: &Find<'_>, finding: &mut Finding) {
     let Seen::Rows { rows, matched } = &mut finding.seen else { return };
-    let mut in_name = in_name(find, &finding.object);
-    in_name.retain(|(column, value)| find.matcher.matches(column, Value::Text(value)));
-    if in_name.iter().any(|(column, _)| lacks(column)) {
+    let listed = |(column, value): &(ColumnPath, String)| find.matcher.matches(column, Value::Text(value));
+    if in_name(find, &finding.object).iter().any(listed) {
         matched.insert_range(0..*rows);
     }
-    finding.name_disagrees = !in_name.is_empty() && matched.len() < *rows;
 }
 
 /// How many objects a dataset has in scope; reads no row.
@@ -197,19 +196,14 @@ async fn find_wave(find: &Find<'_>, wave: Vec<Object>, found: &mut Found) {
             Err(error) => found.findings.push(not_opened(find.spec, object, error)),
         }
     }
-    let scanned = found.findings.len();
     for (shape, group) in &groups {
         scan_group(find, shape, group, found).await;
     }
-    found.findings[scanned..].iter_mut().for_each(|finding| take_name(find, finding, &|_| false));
     for (column, objects) in without {
-        let scanned = found.findings.len();
         let matcher = Arc::new(find.matcher.without(&column));
         let (store, meter) = (find.store.clone(), find.meter.clone());
         let rest = Find { spec: find.spec, store, matcher, resources: find.resources, meter, known: None };
         Box::pin(find_wave(&rest, objects, found)).await;
-        let lacks = |known: &ColumnPath| *known == column;
-        found.findings[scanned..].iter_mut().for_each(|finding| take_name(find, finding, &lacks));
     }
 }
 
@@ -289,15 +283,13 @@ async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression
     });
     let mut scans = futures::stream::iter(scans).buffered(find.resources.threads);
     while let Some((object, format, compression, outcome)) = scans.next().await {
-        let (seen, lacks) = match outcome {
+        let seen = match outcome {
             Ok(scanned) => {
                 add_counts(&mut found.not_comparable, by_column(&find.matcher.columns, &scanned.not_comparable));
-                (scanned.seen, scanned.lacks)
+                scanned.seen
             }
-            Err(error) => (Seen::Failed { exit: format_exit(&error), reason: error.to_string() }, Vec::new()),
+            Err(error) => Seen::Failed { exit: format_exit(&error), reason: error.to_string() },
         };
-        let mut finding = Finding::new(object, Some(format), compression, seen);
-        take_name(find, &mut finding, &|column| lacks.contains(column));
-        found.findings.push(finding);
+        found.findings.push(Finding::new(object, Some(format), compression, seen));
     }
 }

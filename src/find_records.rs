@@ -9,7 +9,7 @@ use std::io::Read;
 
 use roaring::RoaringTreemap;
 
-use crate::column_values::{NoRoute, OwnedPlaced, OwnedValue, Placed};
+use crate::column_values::{NoRoute, OwnedPlaced, Placed};
 use crate::error::Exit;
 use crate::find::lacking;
 use crate::format::{Compression, Format, FormatError, compression, csv, ndjson};
@@ -26,8 +26,6 @@ pub struct Scanned {
     pub seen: Seen,
     /// By position of the matcher's columns.
     pub not_comparable: Vec<u64>,
-    /// Columns that only its name has.
-    pub lacks: Vec<ColumnPath>,
 }
 
 /// A smaller part is not worth a thread.
@@ -251,9 +249,7 @@ impl Scan<'_> {
             for (column, path) in self.matcher.columns.iter().enumerate() {
                 let values = &mut cells[column];
                 values.clear();
-                let mut keep = |element: &[_], value: Value<'_>| {
-                    values.push(OwnedPlaced { element: element.to_vec(), value: OwnedValue::of(value) });
-                };
+                let mut keep = |placed: Placed<'_>| values.push(OwnedPlaced::of(placed));
                 part.there[column] |= ndjson::values(&line, path, &mut keep)?;
             }
             let values = |column: usize, each: &mut dyn FnMut(Placed<'_>)| {
@@ -268,20 +264,18 @@ impl Scan<'_> {
     /// What all parts together come to.
     fn settle(&self, all: Part) -> Scanned {
         let columns = &self.matcher.columns;
-        let missing: Vec<usize> = (0..columns.len()).filter(|column| !all.there[*column]).collect();
-        let (in_name, missing): (Vec<usize>, Vec<usize>) =
-            missing.into_iter().partition(|column| self.in_name.contains(&columns[*column]));
-        let seen = match missing.first() {
+        let is_missing = |column: &usize| !all.there[*column] && !self.in_name.contains(&columns[*column]);
+        let missing = (0..columns.len()).find(is_missing);
+        let seen = match missing {
             // A key may be left out of a line; one that no line has is a column the object lacks.
-            Some(column) if all.rows > 0 => lacking(self.spec, NoRoute::Missing(columns[*column].clone()).to_string()),
+            Some(column) if all.rows > 0 => lacking(self.spec, NoRoute::Missing(columns[column].clone()).to_string()),
             _ => Seen::Rows { rows: all.rows, matched: all.matched },
         };
-        let lacks = in_name.into_iter().map(|column| columns[column].clone()).collect();
-        Scanned { seen, not_comparable: all.not_comparable, lacks }
+        Scanned { seen, not_comparable: all.not_comparable }
     }
 
     fn unseen(&self, seen: Seen) -> Scanned {
-        Scanned { seen, not_comparable: vec![0; self.matcher.columns.len()], lacks: Vec::new() }
+        Scanned { seen, not_comparable: vec![0; self.matcher.columns.len()] }
     }
 }
 

@@ -351,17 +351,15 @@ struct Choice<'a> {
     bytes: Vec<u8>,
 }
 
-/// Calls `each` with the concatenation of one choice a part, for every combination that `together` allows: it is asked about two
-/// parts and a choice of each.
-fn combinations(
-    choices: &[Vec<Choice<'_>>],
-    together: &dyn Fn((usize, &Choice<'_>), (usize, &Choice<'_>)) -> bool,
-    each: &mut dyn FnMut(&[u8]),
-) {
+/// Whether choices of two parts, each told by its part's number, may be of one person.
+type Together<'a> = &'a dyn Fn((usize, &Choice<'_>), (usize, &Choice<'_>)) -> bool;
+
+/// Calls `each` with the concatenation of one choice a part, for every combination whose choices are all `together`.
+fn combinations(choices: &[Vec<Choice<'_>>], together: Together<'_>, each: &mut dyn FnMut(&[u8])) {
     fn extend<'c>(
         choices: &'c [Vec<Choice<'c>>],
         chosen: &mut Vec<&'c Choice<'c>>,
-        together: &dyn Fn((usize, &Choice<'_>), (usize, &Choice<'_>)) -> bool,
+        together: Together<'_>,
         each: &mut dyn FnMut(&[u8]),
     ) {
         let part = chosen.len();

@@ -27,8 +27,6 @@ pub struct Finding {
     pub residues: Residues,
     /// It gathers the footers of others and holds no rows of its own.
     pub is_summary: bool,
-    /// Its name gives a listed identifier for a column that it has itself, with rows of other people.
-    pub name_disagrees: bool,
     /// On a local disk other names (hard links) keep its bytes whatever this one gets.
     pub has_other_names: bool,
 }
@@ -43,7 +41,6 @@ impl Finding {
             chunks: SeenChunks::default(),
             residues: Residues::default(),
             is_summary: false,
-            name_disagrees: false,
             has_other_names: false,
         }
     }
@@ -274,7 +271,7 @@ fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
         Seen::Failed { exit, reason } => {
             step.decision = Decision::Refuse { exit, reason: step.without_name(&reason) };
         }
-        Seen::Rows { rows, .. } if !finding.residues.named.is_empty() && !finding.name_disagrees => {
+        Seen::Rows { rows, .. } if !finding.residues.named.is_empty() => {
             // A name cannot be redacted, so the object goes with all its rows: the guard counts them all.
             step.rows = rows;
             let kinds: std::collections::BTreeSet<&str> =
@@ -300,12 +297,6 @@ fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
             let strays = left.by_column(Place::Undeclared).into_keys().filter(|_| redacts_strays).collect();
             let all = matched.len() == rows && spec.action == Action::Delete && spec.when_empty == WhenEmpty::Drop;
             step.decision = match (&step.beside, matched.is_empty()) {
-                (None, true) if finding.name_disagrees => Decision::Refuse {
-                    exit: Exit::Residue,
-                    reason:
-                        "its name gives a listed identifier, but its own column says that its rows are other people's"
-                            .to_owned(),
-                },
                 (None, true) => Decision::Keep,
                 (Some(beside), _) if finding.is_summary => Decision::Drop {
                     why: format!("is a summary of other objects with a listed identifier in {beside}"),

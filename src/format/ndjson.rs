@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 
 use super::FormatError;
 use super::csv::RECORD_BYTES_MAX;
-use crate::column_values::{Element, NoRoute};
+use crate::column_values::{Element, NoRoute, Placed};
 use crate::identifier::{ColumnPath, Value};
 
 /// A stream of lines.
@@ -60,11 +60,7 @@ impl<R: Read> Lines<R> {
 /// Calls `each` with every value that `path` reaches in the object, and the elements of arrays that it stands in: through objects,
 /// any element of arrays, all values of a repeated key. In each object the exact name is meant, else the only one that differs in case alone. Returns whether the
 /// path's first name was there at all.
-pub fn values(
-    line: &Line<'_>,
-    path: &ColumnPath,
-    each: &mut dyn FnMut(&[(usize, u32)], Value<'_>),
-) -> Result<bool, FormatError> {
+pub fn values(line: &Line<'_>, path: &ColumnPath, each: &mut dyn FnMut(Placed<'_>)) -> Result<bool, FormatError> {
     let mut seen = Seen::default();
     let mut json = serde_json::Deserializer::from_slice(line.json());
     let corrupt = |_| FormatError::Corrupt(format!("line {} is no JSON object", line.number));
@@ -78,7 +74,7 @@ pub fn values(
     scanner.scan(line, path)?;
     for (span, element) in &scanner.found {
         let mut json = serde_json::Deserializer::from_slice(&line.raw[span.clone()]);
-        let mut each = |_: &[_], value: Value<'_>| each(element, value);
+        let mut each = |placed: Placed<'_>| each(Placed { value: placed.value, element });
         let walk = Walk { path: &[], depth: path.0.len(), seen: &mut seen, each: &mut each };
         walk.deserialize(&mut json).map_err(corrupt)?;
     }
@@ -123,7 +119,7 @@ struct Walk<'a> {
     /// How many names of the path lead here.
     depth: usize,
     seen: &'a mut Seen,
-    each: &'a mut dyn FnMut(&[(usize, u32)], Value<'_>),
+    each: &'a mut dyn FnMut(Placed<'_>),
 }
 
 /// Whether two names differ in nothing but case.
@@ -149,7 +145,7 @@ impl Walk<'_> {
             return Err(E::custom("no object"));
         }
         if self.path.is_empty() {
-            (self.each)(&self.seen.place.element, value);
+            (self.each)(Placed { value, element: &self.seen.place.element });
         }
         Ok(())
     }
@@ -415,7 +411,7 @@ mod tests {
         ] {
             let (path, line) = (ColumnPath::parse(path).unwrap(), Line { raw: line.as_bytes(), number: 1 });
             let mut found: Vec<String> = Vec::new();
-            let walked = values(&line, &path, &mut |_, value| match value {
+            let walked = values(&line, &path, &mut |placed| match placed.value {
                 Value::Text(text) => found.push(text.to_owned()),
                 _ => panic!("no text in {path}"),
             });
@@ -447,7 +443,7 @@ mod tests {
             let line = Line { raw: raw.as_bytes(), number: 1 };
             let mut read = None;
             let path = ColumnPath::parse("id").unwrap();
-            values(&line, &path, &mut |_, value| read = Some(!matches!(value, Value::Other))).unwrap();
+            values(&line, &path, &mut |placed| read = Some(!matches!(placed.value, Value::Other))).unwrap();
             assert_eq!(read, Some(is_read), "{number}");
         }
     }

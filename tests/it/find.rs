@@ -297,42 +297,6 @@ fn parts_of_a_composite_below_one_list_match_within_one_element() {
 }
 
 #[test]
-fn a_column_of_the_file_says_whose_rows_they_are_and_not_the_name() {
-    let lake = Lake::of_customers(&["anna@example.com"]);
-    lake.write("job.toml", lake.text("job.toml").replace("format = \"csv\"\n", ""));
-    lake.write("lake/a.csv", "id,email\n1,bob@example.com\n");
-    let folder = "lake/email=anna@example.com";
-    let parquet = |emails: &[&str]| {
-        let emails: ArrayRef = Arc::new(StringArray::from(emails.to_vec()));
-        written(&RecordBatch::try_from_iter([("email", emails)]).unwrap(), WriterProperties::default())
-    };
-    for (name, text) in [
-        ("others.csv", "id,email\n1,bob@example.com\n2,eve@example.com\n"),
-        ("both.csv", "id,email\n1,bob@example.com\n2,anna@example.com\n"),
-        ("hers.csv", "id,email\n1,anna@example.com\n"),
-        ("none.csv", "id\n1\n2\n"),
-        ("others.ndjson", "{\"id\":1,\"email\":\"bob@example.com\"}\n{\"id\":2}\n"),
-        ("none.ndjson", "{\"id\":1}\n"),
-    ] {
-        lake.write(&format!("{folder}/{name}"), text);
-    }
-    lake.write(&format!("{folder}/others.parquet"), parquet(&["bob@example.com"]));
-    lake.write(&format!("{folder}/hers.parquet"), parquet(&["anna@example.com"; 2]));
-    let before = lake.files(folder);
-    lake.run(&["plan", "job.toml", "--set", "guard.max_fraction=1.0"]).exits(4);
-    for _ in 0..2 {
-        lake.run(&["scrub", "job.toml", "--set", "guard.max_fraction=1.0"]).exits(4);
-        let after = lake.files(folder);
-        let names: Vec<&str> = after.keys().map(String::as_str).collect();
-        assert_eq!(names, ["both.csv", "others.csv", "others.ndjson", "others.parquet"]);
-        assert_eq!(lake.text(&format!("{folder}/both.csv")), "id,email\n1,bob@example.com\n");
-        for name in ["others.csv", "others.ndjson", "others.parquet"] {
-            assert_eq!(after[name], before[name], "{name}");
-        }
-    }
-}
-
-#[test]
 fn links_are_followed_within_the_dataset_and_told_where_they_leave_it() {
     use std::os::unix::fs::symlink;
     let (rows, kept) = ("email\nanna@example.com\nbob@example.com\n", "email\nbob@example.com\n");
@@ -381,9 +345,9 @@ fn hard_links_that_keep_the_rows_are_told() {
     lake.write("lake/a.csv", "email\nanna@example.com\nbob@example.com\n");
     std::fs::hard_link(lake.path().join("lake/a.csv"), lake.path().join("kept.csv")).unwrap();
     lake.run(&["scrub", "job.toml"]).exits(0);
-    let limits = lake.manifest()["verification"]["limits"].to_string();
+    let limits = lake.manifest()["limits"].to_string();
     assert!(limits.contains("1 of the changed files had other names (hard links)"), "{limits}");
     lake.run(&["scrub", "job.toml"]).exits(0);
-    let limits = lake.manifest()["verification"]["limits"].to_string();
+    let limits = lake.manifest()["limits"].to_string();
     assert!(!limits.contains("hard links"), "{limits}");
 }
