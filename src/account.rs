@@ -214,6 +214,7 @@ impl Account<'_> {
                 filters: place(Place::Filters),
                 metadata: place(Place::Metadata),
                 gaps: place(Place::Gaps),
+                labels: place(Place::Labels),
                 undeclared: match self.job.datasets.iter().all(|spec| spec.search == Search::Off) {
                     true => Observed::NotChecked,
                     false => place(Place::Undeclared),
@@ -255,6 +256,13 @@ impl Account<'_> {
             if unread > 0 {
                 limits.push(format!(
                     "Dataset {}: {unread} bloom filters hold more than their values explain and could not be compared.",
+                    spec.name
+                ));
+            }
+            let unread: u64 = verified.objects.iter().map(|object| object.residues.unread_labels).sum();
+            if unread > 0 {
+                limits.push(format!(
+                    "Dataset {}: the user metadata or tags of {unread} objects may not be read and were not searched.",
                     spec.name
                 ));
             }

@@ -231,6 +231,9 @@ pub struct Residue {
     pub metadata: Observed<u64>,
     #[serde(default)]
     pub gaps: Observed<u64>,
+    /// User metadata and tags of objects.
+    #[serde(default)]
+    pub labels: Observed<u64>,
     /// Cells of columns that no rule names; counts as residue where the job says so.
     #[serde(default)]
     pub undeclared: Observed<u64>,
@@ -390,9 +393,19 @@ fn verdict_fits(
     if verdict != Verdict::Clean {
         return Ok(());
     }
-    let Residue { rows: in_rows, statistics, dictionaries, paths, versions, filters, metadata, gaps, undeclared: _ } =
-        verification.residue;
-    let found = [in_rows, statistics, dictionaries, paths, versions, filters, metadata, gaps];
+    let Residue {
+        rows: in_rows,
+        statistics,
+        dictionaries,
+        paths,
+        versions,
+        filters,
+        metadata,
+        gaps,
+        labels,
+        undeclared: _,
+    } = verification.residue;
+    let found = [in_rows, statistics, dictionaries, paths, versions, filters, metadata, gaps, labels];
     if found.iter().any(|count| count.or(0) > 0) {
         return Err("the verdict is clean but residue was found".to_owned());
     }

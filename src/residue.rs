@@ -25,13 +25,22 @@ pub enum Place {
     Metadata,
     /// Bytes that belong to no page, index, filter or footer.
     Gaps,
+    /// User metadata or a tag of the object.
+    Labels,
     /// A cell of a column that no rule names.
     Undeclared,
 }
 
 impl Place {
-    pub const ALL: [Place; 6] =
-        [Place::Statistics, Place::Dictionaries, Place::Filters, Place::Metadata, Place::Gaps, Place::Undeclared];
+    pub const ALL: [Place; 7] = [
+        Place::Statistics,
+        Place::Dictionaries,
+        Place::Filters,
+        Place::Metadata,
+        Place::Gaps,
+        Place::Labels,
+        Place::Undeclared,
+    ];
 
     /// What `count` findings there are called.
     fn words(self, count: u64) -> String {
@@ -41,6 +50,7 @@ impl Place {
             Place::Filters => ("bloom filter", "bloom filters"),
             Place::Metadata => ("metadata entry", "metadata entries"),
             Place::Gaps => ("gap between pages", "gaps between pages"),
+            Place::Labels => ("user metadata entry or tag", "user metadata entries or tags"),
             Place::Undeclared => ("cell", "cells"),
         };
         format!("{count} {}", if count == 1 { one } else { many })
@@ -136,6 +146,8 @@ pub struct Residues {
     pub unread_bytes: u64,
     /// Bloom filters that hold more than their values explain, in a form that the lists cannot be compared with.
     pub unread_filters: u64,
+    /// Objects whose user metadata or tags may not be read.
+    pub unread_labels: u64,
 }
 
 impl Residues {
@@ -182,6 +194,7 @@ impl Residues {
         self.named.extend(other.named.iter().cloned());
         self.unread_bytes += other.unread_bytes;
         self.unread_filters += other.unread_filters;
+        self.unread_labels += other.unread_labels;
     }
 
     pub fn count(&self, place: Place) -> u64 {

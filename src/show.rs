@@ -139,6 +139,7 @@ fn residue(residue: &Residue) -> String {
         (residue.filters, "bloom filters"),
         (residue.metadata, "metadata entries"),
         (residue.gaps, "gaps"),
+        (residue.labels, "user metadata entries and tags"),
         (residue.paths, "names"),
         (residue.versions, "versions"),
         (residue.undeclared, "cells of undeclared columns"),

@@ -19,12 +19,13 @@ use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, 
 use crate::meter::Meter;
 use crate::residue::{ChunkId, Named, Place, Residues, SeenChunks};
 use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
-use crate::verify_bytes::Heads;
+use crate::verify_bytes::{Heads, Listed};
 use crate::verify_list::{Asked, Rules, Suppressed, add};
 use crate::verify_names;
 use crate::verify_normalise;
 use crate::verify_read::{CutBound, Fault, Gates, Look, Scanned, Tally, Work, scan_parquet, scan_summary};
 use crate::verify_records::{HELD_BYTES, Layout, Promised, scan_records};
+use crate::verify_tokens::Around;
 
 /// What the verifier saw.
 #[derive(Debug, Clone)]
@@ -241,6 +242,30 @@ async fn names(dataset: &DatasetSpec, object: &Object, asked: &Arc<Asked>) -> Re
     let named = named.map_err(|error| Fault::from_join(&error))??;
     // The others are hidden where the name is shown, and no reason to act.
     Ok(Residues::of_name(named.into_iter().filter(|named| named.is_certain).collect()))
+}
+
+/// Identifiers in the user metadata and the tags that the store keeps with an object. No rewrite takes them out: they are told.
+async fn labels(store: &Arc<dyn Store>, object: &Object, asked: &Arc<Asked>) -> Result<Residues, Fault> {
+    if !asked.suppressed.knows_words() {
+        return Ok(Residues::default());
+    }
+    let mut residues = Residues::default();
+    let labels = match store.labels(object).await {
+        Ok(labels) if labels.is_empty() => return Ok(residues),
+        Ok(labels) => labels,
+        Err(StoreError::Denied { .. }) => {
+            residues.unread_labels = 1;
+            return Ok(residues);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let asked = asked.clone();
+    let found = tokio::task::spawn_blocking(move || {
+        let texts: Vec<&[u8]> = labels.iter().map(String::as_bytes).collect();
+        asked.texts(&texts, Around::Text).map(|found| found.len() as u64)
+    });
+    residues.add(Place::Labels, None, found.await.map_err(|error| Fault::from_join(&error))??);
+    Ok(residues)
 }
 
 /// The footers of other objects, gathered in one file by some writers.
@@ -600,8 +625,11 @@ async fn verify_object(
         Ok(shape) => scan(&store, &object, &shape, &rules.columns, gates, &look).await,
         Err(fault) => Err(fault),
     };
+    let labels = labels(&store, &object, asked).await;
     let mut residues = named.as_ref().cloned().unwrap_or_default();
-    let (verified, tally) = match scanned.and_then(|scanned| named.map(|_| scanned)) {
+    let of_labels = labels.as_ref().cloned().unwrap_or_default();
+    residues.merge(&of_labels);
+    let (verified, tally) = match scanned.and_then(|scanned| named.and(labels).map(|_| scanned)) {
         Err(Fault { exit, reason }) => {
             let outcome = VerifyOutcome::Failed { exit, reason };
             (VerifiedObject { object, rows: 0, rows_matched: 0, residues, outcome }, Tally::default())

@@ -276,6 +276,13 @@ impl Suppressed {
         rules
     }
 
+    /// Whether anything is listed that could be told in running text.
+    pub fn knows_words(&self) -> bool {
+        let known =
+            |selection: &Selection| !looks_of(&selection.kind).is_empty() || !selection.listed_hashes.is_empty();
+        self.selections.iter().any(|selection| known(selection) && !selection.keys.is_empty())
+    }
+
     /// How many rows of the batch match a rule, and what could not be compared.
     pub fn matches(&self, rules: &Rules, batch: &Batch) -> PolarsResult<Tally> {
         let mut matched = vec![false; batch.rows];

@@ -258,6 +258,11 @@ pub trait Store: Send + Sync + fmt::Debug {
         Err(StoreError::Other { location: upload.location.clone(), reason: "its store has no uploads".to_owned() })
     }
 
+    /// What the store keeps beside the object's bytes at its user's wish: names and values of user metadata and of tags.
+    async fn labels(&self, _object: &Object) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
     /// What the place of `prefix` does with objects by itself (replication, lifecycle), in plain sentences; what may not be read is
     /// said, too.
     async fn standing_rules(&self, _prefix: &Location) -> Vec<String> {

@@ -20,6 +20,7 @@ use tokio::sync::OnceCell;
 
 use super::s3_call::{Fault, Line, fault};
 use super::s3_replace::S3Replacement;
+use super::s3_write::WRITE_ID;
 use super::{
     ConditionalWrites, Etag, Location, Object, Precondition, Replacement, Store, StoreError, UnfinishedUpload, Version,
     s3_open,
@@ -345,6 +346,15 @@ impl Store for S3Store {
 
     async fn abort_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
         self.abort_for_good(place_of(&upload.location)?, &upload.upload_id).await
+    }
+
+    async fn labels(&self, object: &Object) -> Result<Vec<String>, StoreError> {
+        let place = place_of(&object.location)?;
+        let head = self.head_output(place, Some(&object.etag)).await.map_err(|fault| fault.error_on(object))?;
+        let metadata = head.metadata.into_iter().flatten().filter(|(name, _)| name != WRITE_ID);
+        let tags = self.tags(place).await.map_err(|fault| fault.error_on(object))?;
+        let tags = tags.into_iter().map(|tag| (tag.key, tag.value));
+        Ok(metadata.chain(tags).flat_map(|(name, value)| [name, value]).collect())
     }
 
     async fn standing_rules(&self, prefix: &Location) -> Vec<String> {

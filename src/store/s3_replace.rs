@@ -329,7 +329,7 @@ async fn send_put(
 }
 
 impl S3Store {
-    async fn tags(&self, place: Place<'_>) -> Result<Vec<Tag>, Fault> {
+    pub(super) async fn tags(&self, place: Place<'_>) -> Result<Vec<Tag>, Fault> {
         let request = self.0.client.get_object_tagging().bucket(place.bucket).key(place.key);
         match self.0.line.call(|| async { request.clone().send().await.map_err(fault) }).await {
             Ok(reply) => Ok(reply.tag_set),

@@ -158,6 +158,25 @@ on_each_server! {
         check_exit(&job.run(&["manifest", "check", &state, "--public-key", public_key.to_str().unwrap()]), 0);
     }
 
+    async fn an_identifier_in_user_metadata_or_a_tag_is_residue(bucket: &Bucket) {
+        bucket.upload("privacy/optouts/a.csv", format!("email\n{LISTED}\n")).await;
+        bucket.upload("lake/b.csv", records(0, 2)).await;
+        let job = Job::new(bucket, &bucket.server.endpoint());
+        for (metadata, tagging, residue) in [
+            (("for", "bob@example.org"), "owner=bob%40example.org", 0),
+            (("for", LISTED), "owner=bob%40example.org", 1),
+            (("for", LISTED), "owner=ann%40example.org", 2),
+        ] {
+            let body = aws_sdk_s3::primitives::ByteStream::from(records(0, 10).into_bytes());
+            let request = bucket.client.put_object().bucket(&bucket.name).key("lake/a.csv").body(body);
+            request.metadata(metadata.0, metadata.1).tagging(tagging).send().await.unwrap();
+            let result = job.scrub(if residue == 0 { 0 } else { 4 });
+            assert_eq!(result["verification"]["residue"]["labels"], residue, "{metadata:?} {tagging}");
+            // They stay as they are, and the row is gone all the same.
+            assert_eq!(bucket.bytes("lake/a.csv").await, without_the_listed(&records(0, 10)).as_bytes());
+        }
+    }
+
     async fn a_store_that_goes_away_in_the_middle_is_exit_7(bucket: &Bucket) {
         for i in 0..20 {
             bucket.upload(&format!("lake/{i}.csv"), records(i * 10, 10)).await;
