@@ -100,6 +100,8 @@ pub struct Step {
     pub beside: Option<String>,
     /// Hard links keep the bytes that it has now.
     pub has_other_names: bool,
+    /// It gathers the footers of others.
+    pub is_summary: bool,
     pub decision: Decision,
 }
 
@@ -223,6 +225,8 @@ pub fn build(datasets: &[DatasetSpec], found: Vec<Found>, shown: Shown<'_>) -> P
 
 fn plan_dataset(spec: &DatasetSpec, found: Found, shown: Shown<'_>) -> DatasetPlan {
     let mut steps: Vec<Step> = found.findings.into_iter().map(|finding| decide(spec, finding, shown)).collect();
+    let mut not_in_scope = found.not_in_scope;
+    not_in_scope.extend(settle_summaries(&mut steps));
     steps.sort_by(|a, b| a.object.location.cmp(&b.object.location));
     let versions = found.versions.map(|findings| {
         let mut steps: Vec<Step> = findings.into_iter().map(|finding| decide_version(spec, finding, shown)).collect();
@@ -236,10 +240,31 @@ fn plan_dataset(spec: &DatasetSpec, found: Found, shown: Shown<'_>) -> DatasetPl
         action: spec.action.clone(),
         listed_at: found.listed_at,
         steps,
-        not_in_scope: found.not_in_scope,
+        not_in_scope,
         not_comparable: found.not_comparable,
         versions,
     }
+}
+
+/// A summary that holds nothing is no part of the dataset, which is what this returns; but a `_metadata` that tells where in the files
+/// around it row groups stand goes with the first change of one: its readers would take other bytes for rows.
+fn settle_summaries(steps: &mut Vec<Step>) -> Vec<Object> {
+    let changed: Vec<String> =
+        steps.iter().filter(|step| step.decision.changes()).map(|step| step.object.location.to_string()).collect();
+    let (mut idle, mut rest): (Vec<Step>, Vec<Step>) =
+        std::mem::take(steps).into_iter().partition(|step| step.is_summary && matches!(step.decision, Decision::Keep));
+    for step in idle.extract_if(.., |step| {
+        step.object.location.file_name() == "_metadata" && {
+            let name = step.object.location.to_string();
+            let folder = name.trim_end_matches("_metadata");
+            changed.iter().any(|changed| changed.starts_with(folder))
+        }
+    }) {
+        let why = "tells where row groups stand in files that change; their writer can make it again".to_owned();
+        rest.push(Step { decision: Decision::Drop { why }, ..step });
+    }
+    *steps = rest;
+    idle.into_iter().map(|step| step.object).collect()
 }
 
 /// A noncurrent version stays or goes as a whole: nobody can write to it.
@@ -264,6 +289,7 @@ fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
         rows_matched: 0,
         beside: None,
         has_other_names: finding.has_other_names,
+        is_summary: finding.is_summary,
         decision: Decision::Keep,
     };
     match finding.seen {

@@ -98,21 +98,30 @@ impl From<Error> for Failure {
 
 /// Carries out the steps of one dataset; `outcomes[i]` belongs to `plan.steps[i]`, `None` where nothing was to be done.
 pub async fn rewrite(rewrite: &Rewrite<'_>, plan: &DatasetPlan) -> Vec<Option<Outcome>> {
-    let steps = plan.steps.iter().map(|step| async move {
-        match &step.decision {
-            Decision::Keep | Decision::Purge | Decision::Report | Decision::Skip { .. } | Decision::Refuse { .. } => {
-                None
-            }
-            Decision::Rewrite { .. } | Decision::Drop { .. } if (rewrite.stop)() => {
-                Some(Outcome::nothing(Ended::NotBegun))
-            }
-            Decision::Rewrite { rows, cleanse } => {
-                Some(ended(rewrite, step, swap_rows(rewrite, step, rows, cleanse).await))
-            }
-            Decision::Drop { .. } => Some(ended(rewrite, step, drop_object(rewrite, step).await)),
+    // Summaries first: a stop in between leaves none that tells of files as they were.
+    let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+    outcomes.resize_with(plan.steps.len(), || None);
+    for summaries in [true, false] {
+        let numbers = (0..plan.steps.len()).filter(|number| plan.steps[*number].is_summary == summaries);
+        let carried = numbers.map(|number| async move { (number, carry_out(rewrite, &plan.steps[number]).await) });
+        let mut carried = futures::stream::iter(carried).buffer_unordered(in_flight(rewrite.resources));
+        while let Some((number, outcome)) = carried.next().await {
+            outcomes[number] = outcome;
         }
-    });
-    futures::stream::iter(steps).buffered(in_flight(rewrite.resources)).collect().await
+    }
+    outcomes
+}
+
+/// `None`: there is nothing to be done.
+async fn carry_out(rewrite: &Rewrite<'_>, step: &Step) -> Option<Outcome> {
+    match &step.decision {
+        Decision::Keep | Decision::Purge | Decision::Report | Decision::Skip { .. } | Decision::Refuse { .. } => None,
+        Decision::Rewrite { .. } | Decision::Drop { .. } if (rewrite.stop)() => Some(Outcome::nothing(Ended::NotBegun)),
+        Decision::Rewrite { rows, cleanse } => {
+            Some(ended(rewrite, step, swap_rows(rewrite, step, rows, cleanse).await))
+        }
+        Decision::Drop { .. } => Some(ended(rewrite, step, drop_object(rewrite, step).await)),
+    }
 }
 
 /// One rewrite holds about one compressed row group next to its part buffers.

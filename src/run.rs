@@ -255,11 +255,6 @@ impl Session {
             let all = found.findings.iter_mut().chain(found.versions.iter_mut().flatten());
             let all = all.filter(|finding| has_rows(finding));
             all.zip(inspected).for_each(|(finding, inspected)| take_inspected(finding, inspected));
-            // A summary that holds nothing is no part of the dataset.
-            let is_idle = |finding: &Finding| finding.is_summary && !finding.residues.in_bytes();
-            let (idle, findings) = std::mem::take(&mut found.findings).into_iter().partition(is_idle);
-            found.findings = findings;
-            found.not_in_scope.extend(Vec::into_iter(idle).map(|finding| finding.object));
             self.progress.end(stage);
         }
         Ok(())

@@ -299,6 +299,19 @@ fn a_summary_file_with_an_identifier_goes() {
     lake.put("lake/_common_metadata", &lake.get("lake/a.parquet"));
     lake.catches("_metadata", "statistics", 1, "1 statistic of column email");
     assert!(!lake.path("lake/_metadata").exists() && lake.path("lake/_common_metadata").exists());
+    // One that holds nobody stays as long as the files that it tells of do, and goes with the first that changes.
+    let others = parquet_of("email", &OTHERS, plain());
+    let at = footer_start(&others);
+    let lake = Lake::emails();
+    for folder in ["lake/x", "lake/y"] {
+        lake.put(&format!("{folder}/a.parquet"), &others);
+        lake.put(&format!("{folder}/_metadata"), &[b"PAR1", &others[at..]].concat());
+    }
+    assert_eq!(lake.run(&["scrub", "job.toml"]).exit, 0);
+    assert!(lake.path("lake/x/_metadata").exists() && lake.path("lake/y/_metadata").exists());
+    lake.put("lake/x/b.parquet", &parquet_of("email", &[ANNA, "b@x.org"], plain()));
+    assert_eq!(lake.run(&["scrub", "job.toml"]).exit, 0);
+    assert!(!lake.path("lake/x/_metadata").exists() && lake.path("lake/y/_metadata").exists());
 }
 
 #[test]
