@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint tools venv install bench clean-demo
+.PHONY: help demo test test-ceph faults lint tools venv install bench clean-demo
 
 CARGO ?= cargo
 PREFIX ?= $(HOME)/.local
@@ -36,6 +36,13 @@ demo: ## cleans a copy of sample_data/ in .demo/ and proves it; needs no server
 
 test: lint venv ## everything: format, clippy, unit and integration tests, S3 included
 	@$(CARGO) test --locked
+
+test-ceph: ## the S3 tests against a Ceph gateway from Debian's packages, which enforces signatures and policies
+	@if ! command -v radosgw ceph-mon ceph-osd >/dev/null; then
+	  apt-get update -q
+	  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-mgr
+	fi
+	$(CARGO) test --locked --test it -- ceph:: --ignored
 
 faults: ## 2,000 seeded fault schedules, a death at every call, 20,000 damaged files; SCHEDULES=n, CASES=n
 	@LAKESCRUB_FAULT_SCHEDULES=$${SCHEDULES:-2000} LAKESCRUB_FUZZ_CASES=$${CASES:-20000} \

@@ -262,7 +262,7 @@ impl Account<'_> {
             let unread: u64 = verified.objects.iter().map(|object| object.residues.unread_labels).sum();
             if unread > 0 {
                 limits.push(format!(
-                    "Dataset {}: the user metadata or tags of {unread} objects may not be read and were not searched.",
+                    "Dataset {}: the user metadata or tags of {unread} objects could not be read and were not searched.",
                     spec.name
                 ));
             }

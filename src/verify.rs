@@ -253,7 +253,8 @@ async fn labels(store: &Arc<dyn Store>, object: &Object, asked: &Arc<Asked>) -> 
     let labels = match store.labels(object).await {
         Ok(labels) if labels.is_empty() => return Ok(residues),
         Ok(labels) => labels,
-        Err(StoreError::Denied { .. }) => {
+        // Some servers find no tags of an old version whose key is deleted.
+        Err(StoreError::Denied { .. } | StoreError::NotFound(_)) => {
             residues.unread_labels = 1;
             return Ok(residues);
         }

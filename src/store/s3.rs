@@ -350,9 +350,13 @@ impl Store for S3Store {
 
     async fn labels(&self, object: &Object) -> Result<Vec<String>, StoreError> {
         let place = place_of(&object.location)?;
-        let head = self.head_output(place, Some(&object.etag)).await.map_err(|fault| fault.error_on(object))?;
+        let version_id = object.version_id.clone();
+        let head = self.0.client.head_object().bucket(place.bucket).key(place.key).if_match(&object.etag.0);
+        let head = head.set_version_id(version_id.clone());
+        let head = self.0.line.call(|| async { head.clone().send().await.map_err(fault) }).await;
+        let head = head.map_err(|fault| fault.error_on(object))?;
         let metadata = head.metadata.into_iter().flatten().filter(|(name, _)| name != WRITE_ID);
-        let tags = self.tags(place).await.map_err(|fault| fault.error_on(object))?;
+        let tags = self.tags(place, version_id).await.map_err(|fault| fault.error_on(object))?;
         let tags = tags.into_iter().map(|tag| (tag.key, tag.value));
         Ok(metadata.chain(tags).flat_map(|(name, value)| [name, value]).collect())
     }

@@ -172,7 +172,7 @@ impl S3Replacement {
         if head.missing_meta().is_some_and(|missing| missing > 0) {
             return Err(other(object, "it has user metadata that the store cannot tell, so that it would be lost"));
         }
-        let tags = store.tags(place).await.map_err(|fault| fault.error_on(object))?;
+        let tags = store.tags(place, None).await.map_err(|fault| fault.error_on(object))?;
         Ok(S3Replacement {
             store: store.clone(),
             object: object.clone(),
@@ -262,14 +262,14 @@ impl S3Replacement {
         let place = self.place()?;
         let failed = |fault: Fault| fault.error_on(written);
         if self.attributes.tags.is_empty()
-            || same_tags(&self.store.tags(place).await.map_err(failed)?, &self.attributes.tags)
+            || same_tags(&self.store.tags(place, None).await.map_err(failed)?, &self.attributes.tags)
         {
             return Ok(());
         }
         // Tags have no condition of their own: at least look whose object it is.
         self.store.head_output(place, Some(&written.etag)).await.map_err(failed)?;
         self.store.put_tags(place, &self.attributes.tags).await.map_err(failed)?;
-        if same_tags(&self.store.tags(place).await.map_err(failed)?, &self.attributes.tags) {
+        if same_tags(&self.store.tags(place, None).await.map_err(failed)?, &self.attributes.tags) {
             Ok(())
         } else {
             Err(other(written, "its new content is written, but the store does not keep its tags"))
@@ -329,8 +329,9 @@ async fn send_put(
 }
 
 impl S3Store {
-    pub(super) async fn tags(&self, place: Place<'_>) -> Result<Vec<Tag>, Fault> {
+    pub(super) async fn tags(&self, place: Place<'_>, version_id: Option<String>) -> Result<Vec<Tag>, Fault> {
         let request = self.0.client.get_object_tagging().bucket(place.bucket).key(place.key);
+        let request = request.set_version_id(version_id);
         match self.0.line.call(|| async { request.clone().send().await.map_err(fault) }).await {
             Ok(reply) => Ok(reply.tag_set),
             // A server without tags has none to lose.

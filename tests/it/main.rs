@@ -2,6 +2,7 @@
 
 mod architecture;
 mod cases;
+mod ceph;
 mod cli;
 mod crash;
 #[path = "../support/damage.rs"]

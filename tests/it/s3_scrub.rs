@@ -17,7 +17,7 @@ pub const LISTED: &str = "ann@example.org";
 pub struct Job {
     pub folder: tempfile::TempDir,
     endpoint: String,
-    credentials: Option<(&'static str, &'static str)>,
+    pub credentials: Option<(&'static str, &'static str)>,
 }
 
 impl Job {

@@ -1,5 +1,5 @@
-//! The S3 servers of the tests: ministack and moto from the virtual environment that `make venv` makes, one of each for the
-//! whole binary, on free loopback ports. They end with the test process, however that ends.
+//! The S3 servers of the tests: ministack and moto from the virtual environment that `make venv` makes, and Ceph's gateway for
+//! `make test-ceph`, one of each for the whole binary, on free loopback ports. They end with the test process, however that ends.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,6 +23,8 @@ use lakescrub::store::{ConditionalWrites, Location};
 pub enum Kind {
     Ministack,
     Moto,
+    /// Enforces signatures and policies; must be installed.
+    Ceph,
 }
 
 /// Where the servers are known to differ; everything else is expected to be the same.
@@ -59,6 +61,14 @@ impl Kind {
                 // Two pages: it takes its time to store them.
                 many_objects: 1_200,
             },
+            Kind::Ceph => Differences {
+                // A quoted If-Match never fits, an unquoted one never on a versioned bucket, and If-None-Match is ignored there.
+                verdict: ConditionalWrites::Ignored,
+                parts_of_20_mib: Some(3),
+                tells_age_of_uploads: true,
+                line_breaks_in_keys: true,
+                many_objects: 1_200,
+            },
         }
     }
 }
@@ -72,11 +82,13 @@ pub struct S3Server {
 
 static MINISTACK: LazyLock<S3Server> = LazyLock::new(|| S3Server::start(Kind::Ministack));
 static MOTO: LazyLock<S3Server> = LazyLock::new(|| S3Server::start(Kind::Moto));
+static CEPH: LazyLock<S3Server> = LazyLock::new(|| S3Server::start(Kind::Ceph));
 
 pub fn server(kind: Kind) -> &'static S3Server {
     match kind {
         Kind::Ministack => &MINISTACK,
         Kind::Moto => &MOTO,
+        Kind::Ceph => &CEPH,
     }
 }
 
@@ -173,6 +185,11 @@ fn command_line(kind: Kind, port: u16, folder: &Path) -> (Vec<PathBuf>, BTreeMap
         Kind::Moto => {
             let arguments = vec![program("moto_server"), "-H".into(), "127.0.0.1".into(), "-p".into(), port.into()];
             (arguments, [("MOTO_S3_DEFAULT_KEY_BUFFER_SIZE", "67108864".to_owned())].into())
+        }
+        Kind::Ceph => {
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/ceph.sh");
+            let monitor = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+            (vec![script, port.into(), monitor.into()], BTreeMap::new())
         }
     }
 }
