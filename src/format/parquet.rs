@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
 
 use parquet::basic::Type as PhysicalType;
 use parquet::bloom_filter::Sbbf;
@@ -40,6 +41,8 @@ pub struct ParquetReceipt {
     schema: Type,
     key_values: Option<Vec<KeyValue>>,
     groups: Vec<GroupProof>,
+    /// Of the bytes after the row groups: where they begin, and their digest.
+    tail: (u64, u128),
 }
 
 #[derive(Debug, Clone)]
@@ -84,7 +87,8 @@ where
     })
 }
 
-/// Opens the new file and compares it with what was kept: schema, key-value metadata, row counts, every column.
+/// Opens the new file and compares it with what was kept: schema, key-value metadata, row counts, every column; and with what was
+/// written behind the columns: bloom filters, page indexes and footer.
 pub fn read_back<R>(new: &R, receipt: &ParquetReceipt) -> Result<(), FormatError>
 where
     R: ChunkReader + Clone + 'static,
@@ -112,6 +116,10 @@ where
             if wrong.collect::<Result<Vec<bool>, FormatError>>()?.contains(&true) {
                 return differs("the values of a column");
             }
+        }
+        let (start, wanted) = receipt.tail;
+        if start > new.len() || digest(new, start..new.len())? != wanted {
+            return differs("what follows the columns");
         }
         Ok(())
     })
@@ -144,14 +152,7 @@ where
     R: ChunkReader + Clone + 'static,
 {
     Ok(match proof {
-        ColumnProof::Bytes(wanted) => {
-            let mut hasher = Xxh3::new();
-            copy(new, range(column), |piece| {
-                hasher.update(piece);
-                Ok(())
-            })?;
-            hasher.digest128() != wanted
-        }
+        ColumnProof::Bytes(wanted) => digest(new, range(column))? != wanted,
         ColumnProof::Values(wanted) => {
             let chunk = Chunk { source: new, column, rows, offset_index: None, has_column_index: false };
             chunk.digest().map_err(parquet_error)? != (wanted, rows)
@@ -246,6 +247,36 @@ fn copy<R: ChunkReader>(
     Ok(())
 }
 
+fn digest<R: ChunkReader>(source: &R, range: Range<u64>) -> Result<u128, FormatError> {
+    let mut hasher = Xxh3::new();
+    copy(source, range, |piece| {
+        hasher.update(piece);
+        Ok(())
+    })?;
+    Ok(hasher.digest128())
+}
+
+/// Where a rewrite writes to.
+struct Output<'w> {
+    out: &'w mut (dyn Write + Send),
+    /// Sees what is written once the row groups are.
+    tail: Arc<Mutex<Option<Xxh3>>>,
+}
+
+impl Write for Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        if let Some(tail) = &mut *self.tail.lock().unwrap_or_else(|broken| broken.into_inner()) {
+            tail.update(&bytes[..written]);
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 /// What a rewrite reads.
 struct Input<'a, R> {
     source: &'a R,
@@ -264,7 +295,8 @@ struct Input<'a, R> {
 /// A rewrite on its way: what has been written, and the footer that will describe it.
 struct Rewrite<'a, 'w, R> {
     input: Input<'a, R>,
-    out: TrackedWrite<&'w mut (dyn Write + Send)>,
+    out: TrackedWrite<Output<'w>>,
+    tail: Arc<Mutex<Option<Xxh3>>>,
     groups: Vec<RowGroupMetaData>,
     column_indexes: Vec<Vec<ColumnIndexMetaData>>,
     offset_indexes: Vec<Vec<OffsetIndexMetaData>>,
@@ -307,9 +339,11 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
         });
         let strayed = strayed.collect::<Result<_, _>>()?;
         let key_values = kept_key_values(metadata, edit);
+        let tail = Arc::default();
         Ok(Rewrite {
             input: Input { source, metadata, edit, redactions, cleansed, strayed, key_values },
-            out: TrackedWrite::new(out),
+            out: TrackedWrite::new(Output { out, tail: Arc::clone(&tail) }),
+            tail,
             groups: Vec::new(),
             column_indexes: Vec::new(),
             offset_indexes: Vec::new(),
@@ -457,6 +491,9 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
 
     /// Bloom filters, page indexes and the footer.
     fn finish(mut self, rows_before: u64) -> Result<ParquetReceipt, FormatError> {
+        self.out.flush().map_err(FormatError::from_io)?;
+        let tail_start = self.out.bytes_written() as u64;
+        *self.tail.lock().unwrap_or_else(|broken| broken.into_inner()) = Some(Xxh3::new());
         for (group, filters) in self.bloom_filters.iter().enumerate() {
             let mut columns = self.groups[group].columns().to_vec();
             for (leaf, filter) in filters.iter().enumerate() {
@@ -496,7 +533,9 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             .set_column_index((indexed && any_bounds).then_some(self.column_indexes))
             .set_offset_index(indexed.then_some(self.offset_indexes))
             .build();
+        // Dropped with its buffer written, which the digest waits for.
         ParquetMetaDataWriter::new_with_tracked(self.out, &footer).finish().map_err(parquet_error)?;
+        let tail = self.tail.lock().unwrap_or_else(|broken| broken.into_inner()).take();
         Ok(ParquetReceipt {
             counts: Receipt {
                 rows_before,
@@ -508,6 +547,7 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             schema: source.schema().clone(),
             key_values: self.input.key_values,
             groups: self.proofs,
+            tail: (tail_start, tail.unwrap_or_default().digest128()),
         })
     }
 }

@@ -544,6 +544,19 @@ fn a_read_back_sees_every_planted_fault() {
         flipped[at] ^= 1;
         assert!(read_back(&Bytes::from(flipped), &receipt).is_err(), "byte {at}");
     }
+    // Bloom filters, page indexes, the footer: the file may well be readable, and its readers be led astray.
+    let with_filters = written(&people(900, &email), groups_of(300).set_bloom_filter_enabled(true).build());
+    let (good, receipt) = edited(&with_filters, [301], &Action::Delete).unwrap();
+    read_back(&good, &receipt).unwrap();
+    let column = footer(&good).row_group(0).column(1).clone();
+    let filter = column.bloom_filter_offset().unwrap() as usize + column.bloom_filter_length().unwrap() as usize - 1;
+    let bounds = column.column_index_offset().unwrap() as usize + column.column_index_length().unwrap() as usize / 2;
+    let places = column.offset_index_offset().unwrap() as usize + 3;
+    for at in [filter, bounds, places, good.len() - 20] {
+        let mut flipped = good.to_vec();
+        flipped[at] ^= 1;
+        assert!(read_back(&Bytes::from(flipped), &receipt).is_err(), "byte {at}");
+    }
 }
 
 #[test]
