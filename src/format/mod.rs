@@ -6,6 +6,7 @@ pub mod ndjson;
 pub mod parquet;
 pub mod parquet_chunk;
 pub mod parquet_column;
+pub mod parquet_v1;
 pub mod records;
 
 use std::io;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use parquet::basic::{Compression, Encoding, PageType, Type as PhysicalType};
 use parquet::bloom_filter::Sbbf;
-use parquet::column::page::{Page, PageMetadata, PageReader};
+use parquet::column::page::{Page, PageMetadata, PageReader, PageWriter};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
 use parquet::column::writer::{ColumnCloseResult, ColumnWriter, ColumnWriterImpl, get_column_writer};
 use parquet::data_type::{AsBytes, ByteArray, DataType, FixedLenByteArray};
@@ -25,6 +25,7 @@ use parquet::schema::types::ColumnDescPtr;
 use roaring::RoaringTreemap;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::parquet_v1::{self, FirstVersion};
 use crate::parquet_bounds::{self, Expansion};
 
 /// Records decoded at a time.
@@ -128,8 +129,11 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
         let shape = Shape::of(self)?;
         let mut bloom_filter = Sbbf::read_from_column_chunk(self.column, self.source)?
             .map(|source| Sbbf::new_with_num_of_bytes(source.num_blocks() * 32));
-        let pages = Box::new(SerializedPageWriter::new(out));
-        let mut writer = get_column_writer(descr.clone(), Arc::new(shape.properties(self)), pages);
+        let (codec, pages) = (self.column.compression(), SerializedPageWriter::new(out));
+        let is_turned = shape.needs_first_version(self);
+        let pages: Box<dyn PageWriter> =
+            if is_turned { Box::new(FirstVersion::new(pages, codec, &descr)) } else { Box::new(pages) };
+        let mut writer = get_column_writer(descr.clone(), Arc::new(shape.properties(self, is_turned)), pages);
         macro_rules! transcode {
             ($reader:expr, $variant:path, $constant:expr, $tag:expr) => {{
                 let $variant(typed) = &mut writer else { return Err(general("a writer of another type")) };
@@ -167,7 +171,9 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
                 transcode!(r, ColumnWriter::FixedLenByteArrayColumnWriter, fixed_constant, no_tag)
             }
         };
-        Ok(Encoded { close: writer.close()?, bloom_filter, digest })
+        let close = writer.close()?;
+        let close = if is_turned { parquet_v1::told(close, codec)? } else { close };
+        Ok(Encoded { close, bloom_filter, digest })
     }
 
     fn pages(&self) -> Result<Box<dyn PageReader>> {
@@ -191,7 +197,10 @@ impl Shape {
     fn of<R: ChunkReader + Clone + 'static>(chunk: &Chunk<'_, R>) -> Result<Shape> {
         match chunk.column.page_encoding_stats() {
             Some(stats) if stats.iter().any(|page| page.page_type != PageType::DICTIONARY_PAGE) => {
-                Ok(Shape::from_stats(stats))
+                let mut shape = Shape::from_stats(stats);
+                // Arrow's C++ library counts pages of the second version as of the first.
+                shape.second_version |= Shape::begins_in_second_version(chunk)?;
+                Ok(shape)
             }
             // Writers before encoding stats: the pages themselves tell.
             Some(_) | None => Shape::from_pages(chunk),
@@ -200,6 +209,18 @@ impl Shape {
 
     fn empty() -> Shape {
         Shape { data_pages: 0, fallback: None, has_dictionary: false, dictionary_only: true, second_version: false }
+    }
+
+    fn begins_in_second_version<R: ChunkReader + Clone + 'static>(chunk: &Chunk<'_, R>) -> Result<bool> {
+        let mut pages = chunk.pages()?;
+        while let Some(page) = pages.get_next_page()? {
+            match page {
+                Page::DictionaryPage { .. } => {}
+                Page::DataPage { .. } => return Ok(false),
+                Page::DataPageV2 { .. } => return Ok(true),
+            }
+        }
+        Ok(false)
     }
 
     fn from_stats(stats: &[PageEncodingStats]) -> Shape {
@@ -237,9 +258,16 @@ impl Shape {
         }
     }
 
-    /// The properties that make our writer do as the source's did. The level of a codec is not stored in files; ours are the
-    /// codec's defaults.
-    fn properties<R>(&self, chunk: &Chunk<'_, R>) -> WriterProperties {
+    /// Whether the crate's writer would drop the dictionary for the sake of the page version.
+    fn needs_first_version<R>(&self, chunk: &Chunk<'_, R>) -> bool {
+        let column = chunk.column;
+        let is_fixed = column.column_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY;
+        is_fixed && self.has_dictionary && !self.second_version && parquet_v1::compresses(column.compression())
+    }
+
+    /// The properties that make our writer do as the source's did; `is_turned`: its pages go through [`FirstVersion`]. The level of
+    /// a codec is not stored in files; ours are the codec's defaults.
+    fn properties<R>(&self, chunk: &Chunk<'_, R>, is_turned: bool) -> WriterProperties {
         let column = chunk.column;
         let statistics = match (chunk.has_column_index, column.statistics()) {
             (true, _) => EnabledStatistics::Page,
@@ -250,12 +278,12 @@ impl Shape {
         let page_bytes =
             if self.data_pages > 1 { (bytes / self.data_pages).clamp(4 << 10, 64 << 20) } else { bytes.max(1 << 20) };
         let mut builder = WriterProperties::builder()
-            .set_writer_version(if self.second_version {
+            .set_writer_version(if self.second_version || is_turned {
                 WriterVersion::PARQUET_2_0
             } else {
                 WriterVersion::PARQUET_1_0
             })
-            .set_compression(column.compression())
+            .set_compression(if is_turned { Compression::UNCOMPRESSED } else { column.compression() })
             .set_dictionary_enabled(self.has_dictionary)
             .set_encoding(self.fallback.unwrap_or(Encoding::PLAIN))
             .set_dictionary_page_size_limit(if self.dictionary_only { usize::MAX } else { 1 << 20 })
