@@ -394,3 +394,19 @@ fn a_skipped_column_leaves_the_other_rules_at_work_in_every_format() {
     assert!(!lake.read("lake/a.parquet").windows(15).any(|bytes| bytes == b"ann@example.com"));
     lake.run(&["verify", "job.toml"]).exits(3);
 }
+
+#[test]
+fn a_decimal_that_the_verifier_cannot_read_is_refused_before_anything_is_written() {
+    let wide = Decimal256Array::from_iter_values([arrow::datatypes::i256::from(7), arrow::datatypes::i256::from(8)]);
+    let wide = wide.with_precision_and_scale(50, 0).unwrap();
+    let emails = StringArray::from(vec!["ann@example.org", "x@example.org"]);
+    let batch =
+        RecordBatch::try_from_iter(vec![("w", Arc::new(wide) as ArrayRef), ("email", Arc::new(emails))]).unwrap();
+    let files = || vec![("/lake/a.parquet", written(&batch, WriterProperties::default()).to_vec())];
+    let (objects, _) = found(&[("email", "email", ""), ("w", "integer", "")], files());
+    let refused = objects["a.parquet"].as_ref().unwrap_err();
+    assert!(refused.contains("match column w, a decimal of more than 38 digits"), "{refused}");
+    // One that no rule names is carried along.
+    let (objects, _) = found(&[("email", "email", "")], files());
+    assert_eq!(objects["a.parquet"].as_ref().map(|(rows, matched)| (*rows, matched.len())), Ok((2, 1)));
+}
