@@ -582,25 +582,17 @@ impl DatasetRows<'_> {
             VerifyOutcome::Checked => {
                 row.rows_scanned = Some(object.rows);
                 row.checked_by = Some(self.engine.clone());
-                if changed {
-                    // Another writer's content: our counts are of bytes that are no longer there.
-                    forget_counts(row);
-                    if row.outcome.is_clean() {
-                        row.outcome = RowOutcome::Changed;
-                        row.reason = Some("changed after this run had looked at it".to_owned());
-                    }
-                    self.exits.push(Exit::Conflict);
-                } else if row.rows_after.is_some_and(|after| after != object.rows) {
-                    let ours = row.rows_after.unwrap_or(0);
-                    row.outcome = RowOutcome::Failed;
-                    row.reason = Some(format!("the engines disagree: {ours} rows counted, {} verified", object.rows));
-                    forget_counts(row);
-                    self.exits.push(Exit::Internal);
-                }
+                self.exits.extend(take_difference(row, changed, object.rows));
             }
             VerifyOutcome::Skipped { reason } => {
-                row.outcome = RowOutcome::Skipped;
-                row.reason = Some(reason.replace(&name, &row.location));
+                self.exits.extend(take_difference(row, changed, object.rows));
+                // What the other rules led to stays on the line, and names the column too.
+                let is_rewritten = row.outcome == RowOutcome::Rewritten;
+                if row.outcome.is_clean() || row.outcome == RowOutcome::Skipped {
+                    row.outcome = RowOutcome::Skipped;
+                    let done = row.reason.take().filter(|_| is_rewritten);
+                    row.reason = Some(done.unwrap_or_else(|| reason.replace(&name, &row.location)));
+                }
                 self.exits.push(Exit::Incomplete);
             }
             VerifyOutcome::Failed { exit, reason } => {
@@ -753,6 +745,24 @@ fn counts(row: &mut ObjectRow, before: u64, removed: u64, after: u64) {
     row.rows_before = Some(before);
     row.rows_removed = Some(removed);
     row.rows_after = Some(after);
+}
+
+/// How the verified object differs from the one that was counted: another writer's content, or rows that one engine did not see.
+/// The counts, which are of bytes that are no longer there or wrong, go.
+fn take_difference(row: &mut ObjectRow, changed: bool, rows: u64) -> Option<Exit> {
+    if changed {
+        forget_counts(row);
+        if row.outcome.is_clean() {
+            row.outcome = RowOutcome::Changed;
+            row.reason = Some("changed after this run had looked at it".to_owned());
+        }
+        return Some(Exit::Conflict);
+    }
+    let ours = row.rows_after.filter(|after| *after != rows)?;
+    row.outcome = RowOutcome::Failed;
+    row.reason = Some(format!("the engines disagree: {ours} rows counted, {rows} verified"));
+    forget_counts(row);
+    Some(Exit::Internal)
 }
 
 fn forget_counts(row: &mut ObjectRow) {

@@ -112,7 +112,13 @@ async fn scan(find: &Find<'_>, objects: Vec<Object>, found: &mut Found) {
         find_wave(find, wave.to_vec(), found).await;
     }
     find_records(find, records, found).await;
-    found.findings.iter_mut().for_each(|finding| take_name(find, finding));
+    for finding in &mut found.findings {
+        let asked = finding.lacks.iter().fold(find.matcher.as_ref().clone(), |rest, column| rest.without(column));
+        if !finding.lacks.is_empty() && asked.rules.is_empty() && matches!(finding.seen, Seen::Rows { .. }) {
+            finding.seen = Seen::Skipped;
+        }
+        take_name(find, finding);
+    }
 }
 
 /// The match columns that the name of the object gives a value of (`email=…/`). It is that of every row, also where the object itself
@@ -125,6 +131,10 @@ fn in_name(find: &Find<'_>, object: &Object) -> Vec<(ColumnPath, String)> {
         find.matcher.is_single(column).then(|| (column.clone(), found.1.clone()))
     };
     find.matcher.columns.iter().filter_map(value).collect()
+}
+
+fn is_in_name(find: &Find<'_>, object: &Object, column: &ColumnPath) -> bool {
+    in_name(find, object).iter().any(|(known, _)| known == column)
 }
 
 /// When a value in the name is listed, every row of the object matches.
@@ -163,14 +173,6 @@ fn format_exit(error: &FormatError) -> Exit {
     }
 }
 
-/// An object that lacks a match column: an error or skipped, as the job says.
-pub fn lacking(spec: &DatasetSpec, reason: String) -> Seen {
-    match spec.missing_column {
-        MissingColumn::Error => Seen::Failed { exit: Exit::Incomplete, reason },
-        MissingColumn::Skip => Seen::Skipped { reason },
-    }
-}
-
 async fn find_wave(find: &Find<'_>, wave: Vec<Object>, found: &mut Found) {
     let opening = wave.into_iter().map(|object| async {
         let outcome = find_parquet::open(&find.store, object.clone(), &find.matcher.columns).await;
@@ -182,7 +184,7 @@ async fn find_wave(find: &Find<'_>, wave: Vec<Object>, found: &mut Found) {
     for (object, outcome) in opened {
         match outcome {
             Err(CannotOpen::Column(NoRoute::Missing(column)))
-                if in_name(find, &object).iter().any(|(known, _)| *known == column) =>
+                if find.spec.missing_column == MissingColumn::Skip || is_in_name(find, &object, &column) =>
             {
                 match without.iter_mut().find(|(known, _)| *known == column) {
                     Some((_, objects)) => objects.push(object),
@@ -193,7 +195,7 @@ async fn find_wave(find: &Find<'_>, wave: Vec<Object>, found: &mut Found) {
                 Some((_, group)) => group.push(opened),
                 None => groups.push((shape, vec![opened])),
             },
-            Err(error) => found.findings.push(not_opened(find.spec, object, error)),
+            Err(error) => found.findings.push(not_opened(object, error)),
         }
     }
     for (shape, group) in &groups {
@@ -203,15 +205,20 @@ async fn find_wave(find: &Find<'_>, wave: Vec<Object>, found: &mut Found) {
         let matcher = Arc::new(find.matcher.without(&column));
         let (store, meter) = (find.store.clone(), find.meter.clone());
         let rest = Find { spec: find.spec, store, matcher, resources: find.resources, meter, known: None };
+        let before = found.findings.len();
         Box::pin(find_wave(&rest, objects, found)).await;
+        for finding in &mut found.findings[before..] {
+            if !is_in_name(find, &finding.object, &column) {
+                finding.lacks.insert(0, column.clone());
+            }
+        }
     }
 }
 
-fn not_opened(spec: &DatasetSpec, object: Object, error: CannotOpen) -> Finding {
+fn not_opened(object: Object, error: CannotOpen) -> Finding {
     let reason = error.to_string();
     let seen = match error {
-        CannotOpen::Column(NoRoute::Missing(_)) => lacking(spec, reason),
-        CannotOpen::Column(NoRoute::Ambiguous(_) | NoRoute::Struct(_)) => {
+        CannotOpen::Column(NoRoute::Missing(_) | NoRoute::Ambiguous(_) | NoRoute::Struct(_)) => {
             Seen::Failed { exit: Exit::Incomplete, reason }
         }
         CannotOpen::Format(error) => Seen::Failed { exit: format_exit(&error), reason },
@@ -221,8 +228,8 @@ fn not_opened(spec: &DatasetSpec, object: Object, error: CannotOpen) -> Finding 
 
 /// Scans a group in one plan; when that fails, one object after the other, to learn which one it was.
 async fn scan_group(find: &Find<'_>, shape: &Shape, group: &[Opened], found: &mut Found) {
-    if find.matcher.columns.is_empty() {
-        // Every rule is about the name.
+    if find.matcher.rules.is_empty() {
+        // Every rule is about the name, or on a column that is skipped.
         for opened in group {
             find.meter.add(1, opened.rows, opened.object.size_bytes);
             let seen = Seen::Rows { rows: opened.rows, matched: RoaringTreemap::new() };
@@ -283,13 +290,13 @@ async fn find_records(find: &Find<'_>, objects: Vec<(Object, Format, Compression
     });
     let mut scans = futures::stream::iter(scans).buffered(find.resources.threads);
     while let Some((object, format, compression, outcome)) = scans.next().await {
-        let seen = match outcome {
+        let (seen, lacks) = match outcome {
             Ok(scanned) => {
                 add_counts(&mut found.not_comparable, by_column(&find.matcher.columns, &scanned.not_comparable));
-                scanned.seen
+                (scanned.seen, scanned.lacks)
             }
-            Err(error) => Seen::Failed { exit: format_exit(&error), reason: error.to_string() },
+            Err(error) => (Seen::Failed { exit: format_exit(&error), reason: error.to_string() }, Vec::new()),
         };
-        found.findings.push(Finding::new(object, Some(format), compression, seen));
+        found.findings.push(Finding { lacks, ..Finding::new(object, Some(format), compression, seen) });
     }
 }

@@ -11,10 +11,9 @@ use roaring::RoaringTreemap;
 
 use crate::column_values::{NoRoute, OwnedPlaced, Placed};
 use crate::error::Exit;
-use crate::find::lacking;
 use crate::format::{Compression, Format, FormatError, compression, csv, ndjson};
 use crate::identifier::{ColumnPath, Value};
-use crate::job::DatasetSpec;
+use crate::job::{DatasetSpec, MissingColumn};
 use crate::match_index::{Check, Matcher, Rule, Scratch};
 use crate::plan::Seen;
 use crate::store::ObjectReader;
@@ -24,6 +23,8 @@ type Result<T, E = FormatError> = std::result::Result<T, E>;
 /// What a scan of an object's records saw.
 pub struct Scanned {
     pub seen: Seen,
+    /// Match columns that the object lacks, when the job says to skip such.
+    pub lacks: Vec<ColumnPath>,
     /// By position of the matcher's columns.
     pub not_comparable: Vec<u64>,
 }
@@ -159,13 +160,16 @@ impl Scan<'_> {
     fn csv_columns(&self, first: &csv::Record<'_>) -> std::result::Result<CsvColumns, Seen> {
         let names = csv::column_names(self.spec.csv.header.then_some(first), first.width());
         let positions = |path| match csv::positions(&names, path) {
-            Err(NoRoute::Missing(path)) if self.in_name.contains(&path) => Ok(Vec::new()),
+            Err(NoRoute::Missing(path))
+                if self.spec.missing_column == MissingColumn::Skip || self.in_name.contains(&path) =>
+            {
+                Ok(Vec::new())
+            }
             found => found,
         };
         let found: std::result::Result<Vec<_>, _> = self.matcher.columns.iter().map(positions).collect();
         match found {
             Ok(positions) => Ok(CsvColumns { width: first.width(), positions }),
-            Err(error @ NoRoute::Missing(_)) => Err(lacking(self.spec, error.to_string())),
             Err(error) => Err(Seen::Failed { exit: Exit::Incomplete, reason: error.to_string() }),
         }
     }
@@ -265,17 +269,26 @@ impl Scan<'_> {
     fn settle(&self, all: Part) -> Scanned {
         let columns = &self.matcher.columns;
         let is_missing = |column: &usize| !all.there[*column] && !self.in_name.contains(&columns[*column]);
-        let missing = (0..columns.len()).find(is_missing);
-        let seen = match missing {
-            // A key may be left out of a line; one that no line has is a column the object lacks.
-            Some(column) if all.rows > 0 => lacking(self.spec, NoRoute::Missing(columns[column].clone()).to_string()),
-            _ => Seen::Rows { rows: all.rows, matched: all.matched },
+        let mut lacks: Vec<ColumnPath> = match self.format {
+            // A key may be left out of a line; one that no line has is a column the object lacks, unless it has no line.
+            Format::Ndjson if all.rows == 0 => Vec::new(),
+            Format::Ndjson | Format::Csv | Format::Tsv | Format::Parquet => {
+                (0..columns.len()).filter(is_missing).map(|column| columns[column].clone()).collect()
+            }
         };
-        Scanned { seen, not_comparable: all.not_comparable }
+        let seen = match (self.spec.missing_column, lacks.first()) {
+            (MissingColumn::Error, Some(_)) => {
+                let reason = NoRoute::Missing(lacks.swap_remove(0)).to_string();
+                lacks.clear();
+                Seen::Failed { exit: Exit::Incomplete, reason }
+            }
+            (MissingColumn::Error | MissingColumn::Skip, _) => Seen::Rows { rows: all.rows, matched: all.matched },
+        };
+        Scanned { seen, lacks, not_comparable: all.not_comparable }
     }
 
     fn unseen(&self, seen: Seen) -> Scanned {
-        Scanned { seen, not_comparable: vec![0; self.matcher.columns.len()] }
+        Scanned { seen, lacks: Vec::new(), not_comparable: vec![0; self.matcher.columns.len()] }
     }
 }
 
@@ -391,7 +404,7 @@ mod tests {
         let scan = Scan { spec, matcher: &matcher, in_name: &[], format, reader: &reader };
         let seen = |scanned: Scanned| match scanned.seen {
             Seen::Rows { rows, matched } => Some((rows, matched.iter().collect(), scanned.not_comparable)),
-            Seen::Skipped { .. } | Seen::Failed { .. } => None,
+            Seen::Skipped | Seen::Failed { .. } => None,
         };
         (scan.whole().ok().and_then(seen), scan.in_parts(parts).and_then(seen))
     }

@@ -502,13 +502,14 @@ impl Matcher {
         })
     }
 
-    /// Without the rules on a column that [`Matcher::is_single`].
+    /// Without the rules that need the column.
     pub fn without(&self, column: &ColumnPath) -> Matcher {
         let Some(gone) = self.columns.iter().position(|known| known == column) else { return self.clone() };
         let moved = |number: usize| if number > gone { number - 1 } else { number };
         let kept = self.rules.iter().filter_map(|rule| match rule {
             Rule::Single { column, .. } if *column == gone => None,
             Rule::Single { column, probe } => Some(Rule::Single { column: moved(*column), probe: probe.clone() }),
+            Rule::All { columns, .. } if columns.contains(&gone) => None,
             Rule::All { columns, composite } => Some(Rule::All {
                 columns: columns.iter().map(|column| moved(*column)).collect(),
                 composite: composite.clone(),

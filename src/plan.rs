@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::action::Action;
 use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, Format};
+use crate::identifier::ColumnPath;
 use crate::job::{DatasetSpec, Guard, Noncurrent, Stray, WhenEmpty};
 use crate::residue::{Cleanse, Place, Residues, SeenChunks};
 use crate::store::{Location, Object};
@@ -21,6 +22,8 @@ pub struct Finding {
     pub format: Option<Format>,
     pub compression: Compression,
     pub seen: Seen,
+    /// Match columns that the object lacks and the job says to skip: the rules on them asked nothing.
+    pub lacks: Vec<ColumnPath>,
     /// The chunks whose pages the byte-level check need not read again.
     pub chunks: SeenChunks,
     /// What the byte-level check found beside the rows.
@@ -38,6 +41,7 @@ impl Finding {
             format,
             compression,
             seen,
+            lacks: Vec::new(),
             chunks: SeenChunks::default(),
             residues: Residues::default(),
             is_summary: false,
@@ -50,8 +54,8 @@ impl Finding {
 pub enum Seen {
     /// Every row was compared; `matched` holds row numbers from 0.
     Rows { rows: u64, matched: RoaringTreemap },
-    /// Left alone because the job says so.
-    Skipped { reason: String },
+    /// No rule could be asked: the object lacks the columns of all, and the job says so much is to be skipped.
+    Skipped,
     /// Could not be read or must not be.
     Failed { exit: Exit, reason: String },
 }
@@ -98,6 +102,8 @@ pub struct Step {
     pub rows_matched: u64,
     /// What the object holds beside the rows that match, in words.
     pub beside: Option<String>,
+    /// The match columns that were skipped, in words.
+    pub skipped: Option<String>,
     /// Hard links keep the bytes that it has now.
     pub has_other_names: bool,
     /// It gathers the footers of others.
@@ -161,10 +167,9 @@ impl Step {
     }
 
     fn with_beside(&self, rows: String) -> String {
-        match &self.beside {
-            Some(beside) => format!("{rows}; a listed identifier is in {beside}"),
-            None => rows,
-        }
+        let beside = self.beside.iter().map(|beside| format!("; a listed identifier is in {beside}"));
+        let skipped = self.skipped.iter().map(|skipped| format!("; {skipped}"));
+        std::iter::once(rows).chain(beside).chain(skipped).collect()
     }
 
     /// Why the step is what it is, for people.
@@ -288,12 +293,13 @@ fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
         rows: 0,
         rows_matched: 0,
         beside: None,
+        skipped: lacking(&finding.lacks),
         has_other_names: finding.has_other_names,
         is_summary: finding.is_summary,
         decision: Decision::Keep,
     };
     match finding.seen {
-        Seen::Skipped { reason } => step.decision = Decision::Skip { reason: step.without_name(&reason) },
+        Seen::Skipped => {}
         Seen::Failed { exit, reason } => {
             step.decision = Decision::Refuse { exit, reason: step.without_name(&reason) };
         }
@@ -338,7 +344,17 @@ fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
             };
         }
     }
+    if let (Decision::Keep, Some(reason)) = (&step.decision, &step.skipped) {
+        // Its rows were not compared by all rules, so they do not count among those that were.
+        (step.rows, step.decision) = (0, Decision::Skip { reason: reason.clone() });
+    }
     step
+}
+
+/// What a skipped column is told as.
+fn lacking(columns: &[ColumnPath]) -> Option<String> {
+    let names: Vec<String> = columns.iter().map(ColumnPath::to_string).collect();
+    (!names.is_empty()).then(|| format!("lacks match column {}", names.join(", ")))
 }
 
 /// Refuses a plan that would change more than the job allows.
@@ -372,7 +388,9 @@ pub fn exits(plan: &Plan) -> Vec<Exit> {
     let left_alone = |step: &Step| match &step.decision {
         Decision::Refuse { exit, .. } => Some(*exit),
         Decision::Skip { .. } => Some(Exit::Incomplete),
-        Decision::Keep | Decision::Rewrite { .. } | Decision::Drop { .. } | Decision::Purge | Decision::Report => None,
+        Decision::Keep | Decision::Rewrite { .. } | Decision::Report => step.skipped.as_ref().map(|_| Exit::Incomplete),
+        // No row is left that a skipped rule could mean.
+        Decision::Drop { .. } | Decision::Purge => None,
     };
     let steps = plan.datasets.iter().flat_map(|dataset| dataset.steps.iter().chain(dataset.versions.iter().flatten()));
     let mut exits: Vec<Exit> = steps.filter_map(left_alone).collect();
@@ -443,7 +461,7 @@ mod tests {
         };
         for seen in [
             Seen::Failed { exit: Exit::Conflict, reason: StoreError::Changed(location.clone()).to_string() },
-            Seen::Skipped { reason: format!("{location} lacks a column") },
+            Seen::Failed { exit: Exit::Incomplete, reason: format!("{location} is cut") },
         ] {
             let found = Found {
                 findings: vec![Finding::new(object.clone(), Some(Format::Csv), Compression::None, seen)],

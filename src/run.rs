@@ -325,7 +325,7 @@ fn take_inspected(finding: &mut Finding, inspected: std::result::Result<Residues
         (Err(Fault { exit, reason }), plan::Seen::Rows { matched, .. }) if matched.is_empty() => {
             finding.seen = plan::Seen::Failed { exit, reason };
         }
-        (Err(_), plan::Seen::Rows { .. } | plan::Seen::Skipped { .. } | plan::Seen::Failed { .. }) => {}
+        (Err(_), plan::Seen::Rows { .. } | plan::Seen::Skipped | plan::Seen::Failed { .. }) => {}
     }
 }
 

@@ -243,7 +243,13 @@ struct Scanner<'a> {
     names: usize,
     first_name: bool,
     ambiguous: bool,
+    /// Objects and arrays around the place.
+    depth: usize,
+    too_deep: bool,
 }
+
+/// Nesting beyond it is refused, as the parser refuses it: the walk would use up the stack, which ends the program.
+const DEPTH_MAX: usize = 127;
 
 impl<'a> Scanner<'a> {
     fn of(line: &Line<'a>, path: &ColumnPath) -> Self {
@@ -256,6 +262,8 @@ impl<'a> Scanner<'a> {
             names,
             first_name: false,
             ambiguous: false,
+            depth: 0,
+            too_deep: false,
         }
     }
 
@@ -263,6 +271,10 @@ impl<'a> Scanner<'a> {
         let walked = self.value(&path.0);
         if self.ambiguous {
             return Err(FormatError::Unsupported(NoRoute::Ambiguous(path.clone()).to_string()));
+        }
+        if self.too_deep {
+            let reason = format!("line {} is nested more than {DEPTH_MAX} deep", line.number);
+            return Err(FormatError::Unsupported(reason));
         }
         walked.ok_or_else(|| FormatError::Corrupt(format!("line {} is no JSON object", line.number)))
     }
@@ -277,8 +289,19 @@ impl<'a> Scanner<'a> {
     fn value(&mut self, path: &[String]) -> Option<()> {
         let (first, start) = (self.peek()?, self.at);
         match first {
-            b'{' => self.object(path)?,
-            b'[' => self.array(path)?,
+            b'{' | b'[' if self.depth == DEPTH_MAX => {
+                self.too_deep = true;
+                return None;
+            }
+            b'{' | b'[' => {
+                self.depth += 1;
+                if first == b'{' {
+                    self.object(path)?
+                } else {
+                    self.array(path)?
+                }
+                self.depth -= 1;
+            }
             b'"' => self.string().map(|_| ())?,
             _ => {
                 while self
@@ -425,6 +448,18 @@ mod tests {
                     .join(" ")
             };
             assert_eq!(spans(&line, &path).ok().map(texts).as_deref(), wish, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_is_refused_and_ends_no_stack() {
+        let path = ColumnPath::parse("email").unwrap();
+        for (arrays, is_read) in [(126, true), (127, false), (1_000_000, false)] {
+            let raw = format!("{{\"a\": {}{}, \"EMAIL\": 1}}", "[".repeat(arrays), "]".repeat(arrays));
+            let line = Line { raw: raw.as_bytes(), number: 1 };
+            let found = spans(&line, &path).map(|spans| spans.len());
+            assert_eq!(found.is_ok_and(|found| found == 1), is_read, "{arrays}");
+            assert_eq!(values(&line, &path, &mut |_| {}).is_ok(), is_read, "{arrays}");
         }
     }
 

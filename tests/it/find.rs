@@ -72,7 +72,8 @@ fn found(rules: &[(&str, &str, &str)], files: Vec<(&str, Vec<u8>)>) -> Found {
     let found = runtime.block_on(find(&find_it, jiff::Timestamp::UNIX_EPOCH)).unwrap();
     let seen = |seen| match seen {
         Seen::Rows { rows, matched } => Ok((rows, matched)),
-        Seen::Skipped { reason } | Seen::Failed { reason, .. } => Err(reason),
+        Seen::Skipped => Err("skipped".to_owned()),
+        Seen::Failed { reason, .. } => Err(reason),
     };
     let findings = found.findings.into_iter();
     let objects = findings.map(|finding| (finding.object.location.file_name().to_owned(), seen(finding.seen)));
@@ -350,4 +351,62 @@ fn hard_links_that_keep_the_rows_are_told() {
     lake.run(&["scrub", "job.toml"]).exits(0);
     let limits = lake.manifest()["limits"].to_string();
     assert!(!limits.contains("hard links"), "{limits}");
+}
+
+#[test]
+fn a_skipped_column_leaves_the_other_rules_at_work_in_every_format() {
+    let lake = Lake::new();
+    let part = |column: &str| format!("{{ column = \"{column}\", kind = \"text\", list_column = \"{column}\" }}");
+    lake.write(
+        "job.toml",
+        format!(
+            "version = 1\n[guard]\nmax_fraction = 1.0\n[[list]]\nname = \"l\"\nuri = \"l.csv\"\n\
+             [[list.column]]\ncolumn = \"name\"\nkind = \"text\"\n[[list.column]]\ncolumn = \"town\"\nkind = \"text\"\n\
+             [[list.column]]\ncolumn = \"phone\"\nkind = \"phone\"\n[[list.column]]\ncolumn = \"email\"\nkind = \"email\"\n\
+             [[dataset]]\nname = \"d\"\nuri = \"lake/\"\nmissing_column = \"skip\"\n\
+             [[dataset.match]]\ncolumn = \"phone\"\nkind = \"phone\"\n[[dataset.match]]\nall = [{}, {}]\n\
+             [[dataset.match]]\ncolumn = \"email\"\nkind = \"email\"\n",
+            part("name"),
+            part("town")
+        ),
+    );
+    lake.write("l.csv", "name,town,phone,email\nann,Bonn,2125550101,ann@example.com\n");
+    let column = |name, cells: [&str; 2]| (name, Arc::new(StringArray::from(cells.to_vec())) as ArrayRef);
+    let batch = |columns: Vec<(&str, ArrayRef)>| {
+        written(&RecordBatch::try_from_iter(columns).unwrap(), WriterProperties::default())
+    };
+    let (names, emails) = (["ann", "bo"], ["ann@example.com", "bo@example.com"]);
+    lake.write("lake/a.parquet", batch(vec![column("name", names), column("email", emails)]));
+    lake.write("lake/b.csv", "name,email\nann,ann@example.com\nbo,bo@example.com\n");
+    lake.write("lake/c.ndjson", "{\"email\":\"ann@example.com\"}\n{\"email\":\"bo@example.com\"}\n");
+    // The name answers one rule, and the others have nothing to ask.
+    lake.write("lake/email=ann%40example.com/d.parquet", batch(vec![column("other", names)]));
+    // No rule can be asked: left as it is.
+    let left = batch(vec![column("name", names)]);
+    lake.write("lake/e.parquet", left.clone());
+    let plan = lake.run(&["plan", "job.toml", "--json"]).exits(3).json().to_string();
+    assert!(plan.contains("1 of 2 rows match; lacks match column phone, town"), "{plan}");
+    let said = lake.run(&["scrub", "job.toml", "--json"]).exits(3).json();
+    assert_eq!(said["datasets"][0]["rows"]["removed"], 5, "{said:#}");
+    assert_eq!(lake.text("lake/b.csv"), "name,email\nbo,bo@example.com\n");
+    assert_eq!(lake.text("lake/c.ndjson"), "{\"email\":\"bo@example.com\"}\n");
+    assert_eq!(lake.read("lake/e.parquet"), left);
+    assert!(!lake.read("lake/a.parquet").windows(15).any(|bytes| bytes == b"ann@example.com"));
+    lake.run(&["verify", "job.toml"]).exits(3);
+}
+
+#[test]
+fn a_decimal_that_the_verifier_cannot_read_is_refused_before_anything_is_written() {
+    let wide = Decimal256Array::from_iter_values([arrow::datatypes::i256::from(7), arrow::datatypes::i256::from(8)]);
+    let wide = wide.with_precision_and_scale(50, 0).unwrap();
+    let emails = StringArray::from(vec!["ann@example.org", "x@example.org"]);
+    let batch =
+        RecordBatch::try_from_iter(vec![("w", Arc::new(wide) as ArrayRef), ("email", Arc::new(emails))]).unwrap();
+    let files = || vec![("/lake/a.parquet", written(&batch, WriterProperties::default()).to_vec())];
+    let (objects, _) = found(&[("email", "email", ""), ("w", "integer", "")], files());
+    let refused = objects["a.parquet"].as_ref().unwrap_err();
+    assert!(refused.contains("match column w, a decimal of more than 38 digits"), "{refused}");
+    // One that no rule names is carried along.
+    let (objects, _) = found(&[("email", "email", "")], files());
+    assert_eq!(objects["a.parquet"].as_ref().map(|(rows, matched)| (*rows, matched.len())), Ok((2, 1)));
 }
