@@ -274,7 +274,15 @@ fn delete(listed: &Object) -> Result<(), StoreError> {
         // The bytes go, not only this way to them.
         fs::remove_file(&target).and_then(|()| sync_folder(parent(&target))).map_err(failed(&target))?;
     }
-    fs::remove_file(path).and_then(|()| folder.sync_all()).map_err(failed(path))
+    fs::remove_file(path).and_then(|()| folder.sync_all()).map_err(failed(path))?;
+    // A partition of no file is none, and its folder's name may be what the object went for. One that holds anything stays.
+    let is_partition = |folder: &&Path| folder.file_name().is_some_and(|name| name.as_encoded_bytes().contains(&b'='));
+    for folder in path.ancestors().skip(1).take_while(is_partition) {
+        if fs::remove_dir(folder).is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Runs file work where it may block.

@@ -406,6 +406,8 @@ fn an_identifier_in_a_name_takes_the_object_and_its_name_is_shown_by_tag() {
         assert!(shown.contains(&dropped[0].location), "{name}: the same name by tag in both runs");
         assert_eq!((dropped[0].rows_removed, dropped[0].rows_after), (Some(7), Some(0)), "{name}");
         assert!(!lake.path(&format!("lake/{name}")).exists() && lake.path("lake/b.parquet").exists(), "{name}");
+        let folder = name.split('/').next().unwrap();
+        assert_eq!(lake.path(&format!("lake/{folder}")).exists(), !folder.contains('='), "{name}");
         let told = format!("{:#} {}", said.document, said.stderr).to_lowercase();
         assert!(!told.contains("anna") && !told.contains("4155559317"), "{name}: {told}");
         assert_eq!(lake.run(&["verify", "job.toml"]).exit, 0, "{name}");
