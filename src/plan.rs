@@ -162,7 +162,7 @@ impl Decision {
 
 impl Step {
     /// A store's message names the object as it is, and the name may hold an identifier.
-    fn without_name(&self, reason: &str) -> String {
+    pub fn without_name(&self, reason: &str) -> String {
         reason.replace(&self.object.location.to_string(), &self.shown)
     }
 

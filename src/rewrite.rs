@@ -269,6 +269,9 @@ async fn after_failed_swap(
     };
     if settled == Settled::NotSwapped {
         rewrite.journal.write(&Event::GivenUp { sequence }).await?;
+    } else {
+        let reason = step.without_name(&error.to_string());
+        tracing::warn!(object = step.shown, reason, "swapped, although the store told of a fault");
     }
     Ok(settled)
 }

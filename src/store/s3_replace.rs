@@ -379,7 +379,9 @@ impl Replacement for S3Replacement {
         }
         let mut object = swapped?;
         object.storage_class = self.object.storage_class.clone();
-        self.keep_tags(&object).await?;
+        // The swap has happened: whatever stops the tags must not be taken for a swap that did not.
+        let untagged = |error| other(&object, &format!("its new content is written, but not its tags: {error}"));
+        self.keep_tags(&object).await.map_err(untagged)?;
         Ok(object)
     }
 
