@@ -42,7 +42,7 @@ test-ceph: ## the S3 tests against a Ceph gateway from Debian's packages, which 
 	  apt-get update -q
 	  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-mgr
 	fi
-	$(CARGO) test --locked --test it -- ceph:: --ignored
+	$(CARGO) test --locked --test it -- ceph --ignored
 
 faults: ## 2,000 seeded fault schedules, a death at every call, 20,000 damaged files; SCHEDULES=n, CASES=n
 	@LAKESCRUB_FAULT_SCHEDULES=$${SCHEDULES:-2000} LAKESCRUB_FUZZ_CASES=$${CASES:-20000} \

@@ -3,7 +3,7 @@
 //! Pure: it takes the plan, the outcomes and what the verifying scan saw, and invents nothing. A count that nobody took is
 //! "not checked".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -154,12 +154,14 @@ impl Account<'_> {
 
     fn record(&self, number: usize, verified: &VerifiedDataset, rows: &[ObjectRow]) -> DatasetRecord {
         let spec = &self.job.datasets[number];
-        let not_in_scope = Observed::Seen(verified.not_in_scope.len() as u64);
+        let is_listed = verified.unlisted.is_none();
+        let listed = |count: u64| if is_listed { Observed::Seen(count) } else { Observed::NotChecked };
+        let not_in_scope = listed(verified.not_in_scope.len() as u64);
         DatasetRecord {
             name: spec.name.clone(),
             uri: spec.uri.clone(),
             action: spec.action.name().to_owned(),
-            listed_at: Observed::Seen(verified.listed_at),
+            listed_at: if is_listed { Observed::Seen(verified.listed_at) } else { Observed::NotChecked },
             objects: ObjectCounts::tally(&spec.name, rows, not_in_scope),
             rows: RowCounts::tally(&spec.name, rows),
             not_comparable: Observed::Seen(verified.not_comparable.clone()),
@@ -170,7 +172,7 @@ impl Account<'_> {
                     self.purged.get(number).map_or(verified.uploads, |purged| purged.uploads_listed),
                 ),
                 aborted: Observed::Seen(self.purged.get(number).map_or(0, |purged| purged.uploads_aborted)),
-                remaining: Observed::Seen(verified.uploads),
+                remaining: listed(verified.uploads),
             },
         }
     }
@@ -188,7 +190,7 @@ impl Account<'_> {
             listed: Observed::Seen(before.map_or(remaining, |versions| versions.listed)),
             purged: of(RowOutcome::Purged),
             locked: of(RowOutcome::Locked),
-            remaining: Observed::Seen(remaining),
+            remaining: if verified.unlisted.is_none() { Observed::Seen(remaining) } else { Observed::NotChecked },
         }
     }
 
@@ -235,6 +237,10 @@ impl Account<'_> {
             self.left_open
                 .map(|run| format!("Run {run} never ended. What it had announced was left to the next scrub.")),
         );
+        let purged = self.purged.iter().filter_map(|purged| purged.unlisted.as_ref());
+        let verified = self.verified.datasets.iter().filter_map(|dataset| dataset.unlisted.as_ref());
+        let unlisted: BTreeSet<&str> = purged.chain(verified).map(|error| error.message.as_str()).collect();
+        limits.extend(unlisted.iter().map(|message| format!("Not looked at: {message}.")));
         for (spec, verified) in self.job.datasets.iter().zip(&self.verified.datasets) {
             if spec.search == Search::Off {
                 let name = &spec.name;
@@ -525,6 +531,14 @@ impl DatasetRows<'_> {
     }
 
     fn take_verified(&mut self, verified: &VerifiedDataset) {
+        if let Some(error) = &verified.unlisted {
+            self.exits.push(error.exit);
+            for row in self.rows.values_mut().filter(|row| row.outcome.is_clean()) {
+                row.outcome = failed(error.exit);
+                row.reason = Some(format!("not verified: {}", error.message));
+            }
+            return;
+        }
         if let Some(table) = verified.table_format {
             self.take_table(table, &verified.objects);
             return;
@@ -661,6 +675,7 @@ impl VersionRows<'_> {
 
     fn take_purged(&mut self, purged: &Purged) {
         self.exits.extend(purged.uploads_failed.iter().map(|(exit, _)| *exit));
+        self.exits.extend(purged.unlisted.iter().map(|error| error.exit));
         for outcome in purged.versions.iter().flat_map(|versions| &versions.outcomes) {
             let exit = {
                 let row = self.row(&outcome.object);

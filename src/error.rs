@@ -110,6 +110,11 @@ impl Error {
         Error::new(Exit::Internal, message)
     }
 
+    /// Whether a dataset that cannot be listed for this reason leaves the others to go on: a store that is out of reach stops the run.
+    pub fn is_of_one_dataset(&self) -> bool {
+        matches!(self.exit, Exit::Incomplete | Exit::Blocked)
+    }
+
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

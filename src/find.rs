@@ -10,7 +10,7 @@ use roaring::RoaringTreemap;
 
 use crate::column_values::NoRoute;
 use crate::dataset::listing;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Exit, Result};
 use crate::find_parquet::{self, CannotOpen, Opened, Shape, by_column};
 use crate::find_records::{self, Scanned};
 use crate::format::{Compression, Format, FormatError};
@@ -19,7 +19,7 @@ use crate::job::{DatasetSpec, MissingColumn, Resources};
 use crate::match_index::Matcher;
 use crate::meter::Meter;
 use crate::plan::{Finding, Found, Seen};
-use crate::store::{Location, Object, ObjectReader, Store, StoreError};
+use crate::store::{Location, Object, ObjectReader, Store};
 
 /// How many objects have their footers open at a time.
 const WAVE_OBJECTS: usize = 128;
@@ -41,12 +41,8 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
     let belongs = |name: &str| listing::belongs(name, find.spec.format);
     let mut listing = match listing::list_dataset(find.store.as_ref(), &find.spec.scope, &belongs).await {
         Ok(listing) => listing,
-        Err(StoreError::NotFound(_)) => listing::Listing::default(),
-        Err(error) => {
-            let mut error = Error::from(error);
-            error.message = format!("cannot list dataset {} ({}): {}", find.spec.name, find.spec.uri, error.message);
-            return Err(error);
-        }
+        Err(error) if error.is_no_object() => listing::Listing::default(),
+        Err(error) => return Err(error.not_listed("the objects", &find.spec.name, &find.spec.uri)),
     };
     if let Some(known) = &find.known {
         listing.in_scope.retain(|object| !known.contains(&object.location));
@@ -75,11 +71,9 @@ pub async fn find(find: &Find<'_>, now: jiff::Timestamp) -> Result<Found> {
 
 /// The noncurrent versions of the dataset's objects, compared like current ones; `None` where the store keeps none.
 async fn find_versions(find: &Find<'_>) -> Result<Option<Vec<Finding>>> {
-    let versions = find.store.list_versions(find.spec.scope.root()).await.map_err(|error| {
-        let mut error = Error::from(error);
-        error.message = format!("cannot list the object versions of dataset {}: {}", find.spec.name, error.message);
-        error
-    })?;
+    let versions = find.store.list_versions(find.spec.scope.root()).await;
+    let versions =
+        versions.map_err(|error| error.not_listed("the object versions", &find.spec.name, &find.spec.uri))?;
     let Some(versions) = versions else { return Ok(None) };
     let belongs = |name: &str| listing::belongs(name, find.spec.format);
     let old = versions.into_iter().filter(|version| !version.is_current && !version.is_delete_marker);
@@ -150,8 +144,8 @@ fn take_name(find: &Find<'_>, finding: &mut Finding) {
 pub async fn reach(spec: &DatasetSpec, store: &dyn Store) -> Result<usize> {
     match listing::list(store, &spec.scope, &|name| listing::belongs(name, spec.format)).await {
         Ok(listing) => Ok(listing.in_scope.len()),
-        Err(StoreError::NotFound(_)) => Ok(0),
-        Err(error) => Err(error.into()),
+        Err(error) if error.is_no_object() => Ok(0),
+        Err(error) => Err(error.not_listed("the objects", &spec.name, &spec.uri)),
     }
 }
 

@@ -492,7 +492,11 @@ impl ObjectCounts {
             Observed::Seen(current(dataset, rows).filter(|row| wish(row)).count() as u64)
         };
         ObjectCounts {
-            listed: Observed::Seen(current(dataset, rows).count() as u64 + not_in_scope.or(0)),
+            // A dataset that could not be listed has no count of either.
+            listed: match not_in_scope {
+                Observed::Seen(count) => Observed::Seen(current(dataset, rows).count() as u64 + count),
+                Observed::NotChecked => Observed::NotChecked,
+            },
             scanned: count(&|row| row.rows_scanned.is_some()),
             rewritten: count(&|row| row.outcome == Outcome::Rewritten),
             dropped: count(&|row| row.outcome == Outcome::Dropped),

@@ -70,6 +70,8 @@ pub struct Found {
     pub not_comparable: BTreeMap<String, u64>,
     /// Noncurrent object versions; `None` where the store keeps none.
     pub versions: Option<Vec<Finding>>,
+    /// The dataset could not be listed, so that nothing of it was looked at.
+    pub unlisted: Option<Error>,
 }
 
 #[derive(Debug, Clone)]
@@ -88,6 +90,8 @@ pub struct DatasetPlan {
     pub not_comparable: BTreeMap<String, u64>,
     /// Noncurrent object versions; `None` where the store keeps none.
     pub versions: Option<Vec<Step>>,
+    /// The dataset could not be listed, so that it has no steps.
+    pub unlisted: Option<Error>,
 }
 
 /// What is to happen to one object.
@@ -248,6 +252,7 @@ fn plan_dataset(spec: &DatasetSpec, found: Found, shown: Shown<'_>) -> DatasetPl
         not_in_scope,
         not_comparable: found.not_comparable,
         versions,
+        unlisted: found.unlisted,
     }
 }
 
@@ -394,9 +399,12 @@ pub fn exits(plan: &Plan) -> Vec<Exit> {
     };
     let steps = plan.datasets.iter().flat_map(|dataset| dataset.steps.iter().chain(dataset.versions.iter().flatten()));
     let mut exits: Vec<Exit> = steps.filter_map(left_alone).collect();
-    if plan.datasets.iter().any(|dataset| dataset.steps.is_empty()) {
-        exits.push(Exit::Incomplete);
-    }
+    exits.extend(plan.datasets.iter().filter(|dataset| dataset.steps.is_empty()).map(
+        |dataset| match &dataset.unlisted {
+            Some(error) => error.exit,
+            None => Exit::Incomplete,
+        },
+    ));
     exits
 }
 
@@ -431,6 +439,7 @@ pub fn to_json(plan: &Plan) -> Value {
             },
             "rows": { "before": dataset.rows(), "matched": dataset.rows_matched() },
             "not_comparable": dataset.not_comparable,
+            "unlisted": dataset.unlisted.as_ref().map(|error| &error.message),
             "steps": dataset.steps.iter().map(step).collect::<Vec<_>>(),
             "versions": dataset.versions.as_ref().map(|versions| versions.iter().map(step).collect::<Vec<_>>()),
         })

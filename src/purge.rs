@@ -11,7 +11,7 @@ use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::dataset::listing;
-use crate::error::{Exit, Result};
+use crate::error::{Error, Exit, Result};
 use crate::job::{DatasetSpec, Resources};
 use crate::journal::{AnnouncedPurge, Event, Held, Journal, Lock};
 use crate::meter::Meter;
@@ -52,6 +52,8 @@ pub struct Purged {
     pub uploads_aborted: u64,
     /// Uploads that should have gone and did not, with the reason.
     pub uploads_failed: Vec<(Exit, String)>,
+    /// Its versions or uploads could not be listed: what had to go is still there.
+    pub unlisted: Option<Error>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -92,8 +94,8 @@ struct Doomed {
 /// So many versions are announced to the journal at a time.
 const ANNOUNCED_AT_A_TIME: usize = 1000;
 
-/// Purges one dataset. `earlier` are versions that a killed attempt of this run had announced. An `Err` is about the dataset as a
-/// whole: its versions or uploads could not be listed.
+/// Purges one dataset. `earlier` are versions that a killed attempt of this run had announced. Errors: the store is out of reach, or
+/// the lock is lost.
 pub async fn purge(
     purge: &Purge<'_>,
     plan: &DatasetPlan,
@@ -103,10 +105,22 @@ pub async fn purge(
 ) -> Result<Purged> {
     let root = purge.spec.scope.root();
     let mut purged = Purged::default();
-    if let Some(versions) = purge.store.list_versions(root).await? {
-        purged.versions = Some(purge_versions(purge, &versions, plan, replaced, earlier).await?);
+    let spec = purge.spec;
+    let versions = purge.store.list_versions(root).await;
+    match versions.map_err(|error| error.not_listed("the object versions", &spec.name, &spec.uri)) {
+        Ok(Some(versions)) => {
+            purged.versions = Some(purge_versions(purge, &versions, plan, replaced, earlier).await?);
+        }
+        Ok(None) => {}
+        Err(error) if error.is_of_one_dataset() => purged.unlisted = Some(error),
+        Err(error) => return Err(error),
     }
-    abort_uploads(purge, now, &mut purged).await?;
+    let uploads = purge.store.list_uploads(root).await;
+    match uploads.map_err(|error| error.not_listed("the uploads", &spec.name, &spec.uri)) {
+        Ok(uploads) => abort_uploads(purge, &uploads, now, &mut purged).await,
+        Err(error) if error.is_of_one_dataset() => purged.unlisted = Some(error),
+        Err(error) => return Err(error),
+    }
     Ok(purged)
 }
 
@@ -263,8 +277,7 @@ async fn delete(purge: &Purge<'_>, version: &Doomed) -> PurgeOutcome {
     }
 }
 
-async fn abort_uploads(purge: &Purge<'_>, now: Timestamp, purged: &mut Purged) -> Result<(), StoreError> {
-    let uploads = purge.store.list_uploads(purge.spec.scope.root()).await?;
+async fn abort_uploads(purge: &Purge<'_>, uploads: &[UnfinishedUpload], now: Timestamp, purged: &mut Purged) {
     let belongs = |name: &str| listing::belongs(name, purge.spec.format);
     let ours = uploads.iter().filter(|upload| listing::is_in_scope(&purge.spec.scope, &upload.location, &belongs));
     for upload in ours {
@@ -284,7 +297,6 @@ async fn abort_uploads(purge: &Purge<'_>, now: Timestamp, purged: &mut Purged) -
             }
         }
     }
-    Ok(())
 }
 
 /// The name as it may be shown, and a store's message with that name in it.

@@ -228,7 +228,13 @@ impl Session {
                 meter: stage.meter.clone(),
                 known: known.next(),
             };
-            found.push(self.stop.unless(find::find(&find, self.now())).await?);
+            let now = self.now();
+            found.push(match self.stop.unless(find::find(&find, now)).await {
+                Err(error) if error.is_of_one_dataset() => {
+                    Found { listed_at: now, unlisted: Some(error), ..Found::default() }
+                }
+                other => other?,
+            });
             self.progress.end(stage);
         }
         Ok(found)
@@ -265,7 +271,9 @@ impl Session {
         let plan = plan::build(&self.job.datasets, found, shown);
         self.progress.end(stage);
         for dataset in &plan.datasets {
-            if dataset.steps.is_empty() {
+            if let Some(error) = &dataset.unlisted {
+                tracing::error!(dataset = dataset.name, error = error.message, "dataset left alone");
+            } else if dataset.steps.is_empty() {
                 tracing::warn!(dataset = dataset.name, uri = dataset.uri, "no object matches the dataset's uri");
             }
             for step in &dataset.steps {
@@ -301,7 +309,12 @@ impl Session {
             if !asked.insert(bucket.clone()) {
                 continue;
             }
-            match self.stores.of(location).probe(location).await? {
+            let verdict = match self.stores.of(location).probe(location).await {
+                // Its listing tells, and no object of it is written without the same question.
+                Err(error) if location != state && Error::from(error.clone()).is_of_one_dataset() => continue,
+                other => other?,
+            };
+            match verdict {
                 // On the second the store itself makes every swap a single write.
                 ConditionalWrites::Honoured | ConditionalWrites::SingleWritesOnly => {}
                 ConditionalWrites::Ignored if self.job.s3.unconditional_writes => ignored.push(bucket.clone()),
@@ -708,9 +721,9 @@ async fn rewrite_late(
         let known: Vec<HashSet<Location>> = plan.datasets.iter().map(locations).collect();
         let mut found = session.find(with.index, known.clone()).await?;
         session.inspect(with.lists, &mut found).await?;
-        for (found, known) in found.iter_mut().zip(&known) {
-            // A summary file is listed each time.
-            found.findings.retain(|finding| !known.contains(&finding.object.location));
+        for ((found, known), planned) in found.iter_mut().zip(&known).zip(&plan.datasets) {
+            // A summary file is listed each time. What could not be listed at first, or whose versions could not, is left alone.
+            found.findings.retain(|finding| planned.unlisted.is_none() && !known.contains(&finding.object.location));
         }
         let late = plan::build(&session.job.datasets, found, with.shown);
         let objects: usize = late.datasets.iter().map(|dataset| dataset.steps.len()).sum();
@@ -853,11 +866,17 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
         lines.push(format!("list {}: {} rows in {} files", report.name, report.rows, report.files));
     }
     for spec in &session.job.datasets {
-        let objects = find::reach(spec, session.stores.of(spec.scope.root()).as_ref()).await?;
-        if objects == 0 {
-            exits.push(Exit::Incomplete);
+        match find::reach(spec, session.stores.of(spec.scope.root()).as_ref()).await {
+            Err(error) if error.is_of_one_dataset() => {
+                exits.push(error.exit);
+                lines.push(error.message);
+            }
+            reached => {
+                let objects = reached?;
+                exits.extend((objects == 0).then_some(Exit::Incomplete));
+                lines.push(format!("dataset {}: {objects} objects at {}", spec.name, spec.uri));
+            }
         }
-        lines.push(format!("dataset {}: {objects} objects at {}", spec.name, spec.uri));
     }
     lines.extend(
         ignored.iter().map(|bucket| format!("bucket {bucket}: ignores conditional writes, allowed by the job")),
@@ -866,7 +885,11 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
     if common.json {
         print_json(&json!({ "command": "check", "exit": exit_json(exit), "checked": lines }))?;
     } else {
-        let verdict = if exit == Exit::Clean { "the job is ready to run" } else { "a dataset matches no object" };
+        let verdict = if exit == Exit::Clean {
+            "the job is ready to run"
+        } else {
+            "a dataset matches no object or cannot be listed"
+        };
         lines.push(verdict.to_owned());
         print_lines(&lines)?;
     }

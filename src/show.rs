@@ -43,7 +43,9 @@ fn steps(out: &mut String, dataset: &DatasetPlan) {
     for (column, count) in &dataset.not_comparable {
         line(out, &format!("{}: {count} values of column {column} could not be compared", dataset.name));
     }
-    if dataset.steps.is_empty() {
+    if let Some(error) = &dataset.unlisted {
+        line(out, &error.message);
+    } else if dataset.steps.is_empty() {
         line(out, &format!("{}: no object matches {}", dataset.name, dataset.uri));
     }
     let all = dataset.steps.iter().chain(dataset.versions.iter().flatten());

@@ -65,6 +65,25 @@ pub struct VerifiedDataset {
     pub uploads: u64,
     /// What the place does with objects by itself, in plain sentences.
     pub standing_rules: Vec<String>,
+    /// It could not be listed, so that nothing of it was looked at.
+    pub unlisted: Option<Error>,
+}
+
+impl VerifiedDataset {
+    fn unlisted(dataset: &DatasetSpec, listed_at: Timestamp, error: Error) -> VerifiedDataset {
+        VerifiedDataset {
+            name: dataset.name.clone(),
+            listed_at,
+            table_format: None,
+            objects: Vec::new(),
+            not_in_scope: Vec::new(),
+            not_comparable: BTreeMap::new(),
+            versions: None,
+            uploads: 0,
+            standing_rules: Vec::new(),
+            unlisted: Some(error),
+        }
+    }
 }
 
 /// What lies behind the current objects, as a fresh listing showed it.
@@ -169,7 +188,11 @@ pub async fn verify_with(
     let mut datasets = Vec::with_capacity(job.datasets.len());
     for dataset in &job.datasets {
         let source = Source { job, stores, gates: &gates };
-        datasets.push(verify_dataset(dataset, &source, clock(), &lists.suppressed, meter).await?);
+        let listed_at = clock();
+        datasets.push(match verify_dataset(dataset, &source, listed_at, &lists.suppressed, meter).await {
+            Err(error) if error.is_of_one_dataset() => VerifiedDataset::unlisted(dataset, listed_at, error),
+            other => other?,
+        });
     }
     Ok(Verified { engine: "polars", engine_version: polars::VERSION, lists: lists.read.clone(), datasets })
 }
@@ -491,8 +514,8 @@ async fn verify_dataset(
     let listing = match listing::list_dataset(&*store, &dataset.scope, &belongs).await {
         Ok(listing) => listing,
         // An object named in the job that is not there is a dataset without objects.
-        Err(StoreError::NotFound(_)) => listing::Listing::default(),
-        Err(error) => return Err(not_listed(dataset, error)),
+        Err(error) if error.is_no_object() => listing::Listing::default(),
+        Err(error) => return Err(error.not_listed("the objects", &dataset.name, &dataset.uri)),
     };
     listing.in_scope.iter().for_each(|object| meter.expect(1, object.size_bytes));
     let rules = Arc::new(suppressed.rules(dataset));
@@ -519,7 +542,8 @@ async fn verify_dataset(
             Some(VerifiedVersions { objects: check(noncurrent).await?.0, delete_markers })
         }
     };
-    let uploads = store.list_uploads(dataset.scope.root()).await.map_err(|error| not_listed(dataset, error))?;
+    let uploads = store.list_uploads(dataset.scope.root()).await;
+    let uploads = uploads.map_err(|error| error.not_listed("the uploads", &dataset.name, &dataset.uri))?;
     let uploads = uploads.iter().filter(|upload| listing::is_in_scope(&dataset.scope, &upload.location, &belongs));
     Ok(VerifiedDataset {
         name: dataset.name.clone(),
@@ -531,18 +555,14 @@ async fn verify_dataset(
         versions,
         uploads: uploads.count() as u64,
         standing_rules: store.standing_rules(dataset.scope.root()).await,
+        unlisted: None,
     })
-}
-
-fn not_listed(dataset: &DatasetSpec, error: StoreError) -> Error {
-    let mut out = Error::from(error);
-    out.message = format!("dataset {} cannot be listed: {}", dataset.name, out.message);
-    out
 }
 
 /// The noncurrent versions in scope, and how many delete markers; `None` where the store keeps no versions.
 async fn list_versions(dataset: &DatasetSpec, store: &dyn Store) -> Result<Option<(Vec<Object>, u64)>> {
-    let listed = store.list_versions(dataset.scope.root()).await.map_err(|error| not_listed(dataset, error))?;
+    let listed = store.list_versions(dataset.scope.root()).await;
+    let listed = listed.map_err(|error| error.not_listed("the object versions", &dataset.name, &dataset.uri))?;
     let Some(versions) = listed else { return Ok(None) };
     let belongs = |name: &str| listing::belongs(name, dataset.format);
     let ours =

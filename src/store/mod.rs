@@ -167,6 +167,45 @@ impl StoreError {
         }
     }
 
+    /// Whether the answer to a listing is that there is no object: a bucket that does not exist is another matter.
+    pub fn is_no_object(&self) -> bool {
+        match self {
+            StoreError::NotFound(Location::S3 { key, .. }) => !key.is_empty(),
+            StoreError::NotFound(Location::Local(_)) => true,
+            StoreError::Changed(_)
+            | StoreError::Denied { .. }
+            | StoreError::Locked { .. }
+            | StoreError::Archived { .. }
+            | StoreError::Unavailable { .. }
+            | StoreError::Other { .. } => false,
+        }
+    }
+
+    /// The error without the name of the object, which may hold an identifier.
+    pub fn reason(&self) -> String {
+        match self {
+            // A bucket's name is the job's own word.
+            StoreError::NotFound(Location::S3 { bucket, key }) if key.is_empty() => {
+                format!("bucket {bucket} does not exist")
+            }
+            StoreError::NotFound(_) => "it does not exist".to_owned(),
+            StoreError::Changed(_) => "it changed since it was listed".to_owned(),
+            StoreError::Denied { reason, .. } => format!("access is denied: {reason}"),
+            StoreError::Locked { reason, .. } => format!("it is locked: {reason}"),
+            StoreError::Archived { class, .. } => format!("it is archived in storage class {class}"),
+            StoreError::Unavailable { reason, .. } => format!("it cannot be reached: {reason}"),
+            StoreError::Other { reason, .. } => reason.clone(),
+        }
+    }
+
+    /// That `what` of dataset `name` could not be listed; `uri` is the job's.
+    pub fn not_listed(&self, what: &str, name: &str, uri: &str) -> Error {
+        let mut error =
+            Error::new(self.exit(), format!("{what} of dataset {name} ({uri}) cannot be listed: {}", self.reason()));
+        error.hint = self.hint().map(str::to_owned);
+        error
+    }
+
     /// What the person who runs the job can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {

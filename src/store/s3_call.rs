@@ -27,8 +27,10 @@ pub(super) enum Fault {
     Archived,
     /// The server does not know this request.
     Unsupported,
-    /// Lost, late or cut short, or an answer that asks to come again: the request may have been carried out or not.
+    /// Lost, late or cut short, or an answer of a server in trouble: the request may have been carried out or not.
     Transient(String),
+    /// The server is well and asks to come again later; the request was not carried out.
+    Throttled(String),
     Other(String),
 }
 
@@ -56,7 +58,7 @@ impl Fault {
             Fault::Refused | Fault::Busy => StoreError::Changed(location),
             Fault::Denied(reason) => StoreError::Denied { location, reason },
             Fault::Archived => StoreError::Archived { location, class: "(not told)".to_owned() },
-            Fault::Transient(reason) => StoreError::Unavailable { location, reason },
+            Fault::Transient(reason) | Fault::Throttled(reason) => StoreError::Unavailable { location, reason },
             Fault::MissingUpload => {
                 StoreError::Other { location, reason: "its upload is gone; was it aborted by another?".to_owned() }
             }
@@ -119,12 +121,8 @@ fn by_answer(status: u16, code: Option<&str>) -> Fault {
         | "AllAccessDisabled"
         | "AccountProblem" => Fault::Denied(told),
         "RequestTimeTooSkewed" => Fault::Denied(format!("{told}: the clock of this machine is wrong")),
-        "SlowDown"
-        | "InternalError"
-        | "ServiceUnavailable"
-        | "RequestTimeout"
-        | "Throttling"
-        | "ThrottlingException" => Fault::Transient(told),
+        "SlowDown" | "Throttling" | "ThrottlingException" => Fault::Throttled(told),
+        "InternalError" | "ServiceUnavailable" | "RequestTimeout" => Fault::Transient(told),
         "NotImplemented" | "MethodNotAllowed" => Fault::Unsupported,
         "PermanentRedirect"
         | "TemporaryRedirect"
@@ -142,7 +140,8 @@ fn by_status(status: u16, told: String) -> Fault {
         409 => Fault::Busy,
         // The object is shorter than it was.
         412 | 416 => Fault::Refused,
-        429 | 500 | 502..=504 | 509 => Fault::Transient(told),
+        429 => Fault::Throttled(told),
+        500 | 502..=504 | 509 => Fault::Transient(told),
         301 | 307 | 308 => another_region(&told),
         _ => Fault::Other(format!("the store answers {told}")),
     }
@@ -191,6 +190,8 @@ impl Line {
             sent += 1;
             match outcome {
                 Err(Fault::Transient(reason)) if sent < attempts => self.pause(sent, &reason).await,
+                // It answers, so that the patience of a store that went away is not asked of it.
+                Err(Fault::Throttled(reason)) if sent < ATTEMPTS => self.pause(sent, &reason).await,
                 Err(Fault::Busy) if sent < attempts => self.pause(sent, "another write is under way").await,
                 outcome => {
                     self.is_down.store(matches!(outcome, Err(Fault::Transient(_))), Ordering::Relaxed);
@@ -237,13 +238,23 @@ mod tests {
     #[tokio::test]
     async fn a_store_that_went_away_is_asked_once_until_it_answers() {
         let line = Line { first_pause: Duration::from_micros(100), ..Line::new(1) };
-        for (answers, wanted) in [(false, ATTEMPTS), (false, 1), (true, 1), (false, ATTEMPTS)] {
+        let (silence, busy) = (|| Err(Fault::transient("timed out")), || Err(Fault::Throttled("SlowDown".into())));
+        let outcomes: [(&dyn Fn() -> Result<(), Fault>, u32); 7] = [
+            (&silence, ATTEMPTS),
+            (&silence, 1),
+            (&|| Ok(()), 1),
+            (&silence, ATTEMPTS),
+            (&busy, ATTEMPTS),
+            (&busy, ATTEMPTS),
+            (&silence, ATTEMPTS),
+        ];
+        for (answer, wanted) in outcomes {
             let mut sent = 0;
             let outcome = line.call(|| {
                 sent += 1;
-                async move { if answers { Ok(()) } else { Err(Fault::transient("timed out")) } }
+                async { answer() }
             });
-            assert_eq!(outcome.await.is_ok(), answers);
+            assert_eq!(outcome.await, answer());
             assert_eq!(sent, wanted);
         }
     }

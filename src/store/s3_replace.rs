@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 
 use async_trait::async_trait;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
@@ -307,6 +309,10 @@ fn spool_failed(object: &Object, error: &std::io::Error) -> StoreError {
     other(object, &format!("the temporary file of its new content cannot be written: {}", error.kind()))
 }
 
+fn is_empty_ok(reply: &HttpResponse) -> bool {
+    reply.status().as_u16() == 200 && reply.body().bytes() == Some(b"")
+}
+
 fn same_tags(a: &[Tag], b: &[Tag]) -> bool {
     let pairs = |tags: &[Tag]| {
         tags.iter().map(|tag| (tag.key().to_owned(), tag.value().to_owned())).collect::<std::collections::BTreeSet<_>>()
@@ -332,8 +338,15 @@ impl S3Store {
     pub(super) async fn tags(&self, place: Place<'_>, version_id: Option<String>) -> Result<Vec<Tag>, Fault> {
         let request = self.0.client.get_object_tagging().bucket(place.bucket).key(place.key);
         let request = request.set_version_id(version_id);
-        match self.0.line.call(|| async { request.clone().send().await.map_err(fault) }).await {
-            Ok(reply) => Ok(reply.tag_set),
+        let ask = || async {
+            match request.clone().send().await {
+                // Ceph's answer for an object that was uploaded in parts: nothing at all, which is no XML.
+                Err(SdkError::ServiceError(answer)) if is_empty_ok(answer.raw()) => Ok(Vec::new()),
+                reply => reply.map(|reply| reply.tag_set).map_err(fault),
+            }
+        };
+        match self.0.line.call(ask).await {
+            Ok(tags) => Ok(tags),
             // A server without tags has none to lose.
             Err(Fault::Unsupported) => Ok(Vec::new()),
             Err(Fault::Other(told)) if told.ends_with("NoSuchTagSet") => Ok(Vec::new()),

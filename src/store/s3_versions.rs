@@ -22,7 +22,9 @@ impl S3Store {
     pub(super) async fn list_all_versions(&self, place: Place<'_>) -> Result<Option<Vec<Version>>, StoreError> {
         match self.versioning(place).await {
             Ok(Versioning::Never) | Err(Fault::Unsupported) => return Ok(None),
-            Err(fault @ (Fault::Transient(_) | Fault::MissingBucket)) => return Err(fault.error(place.location)),
+            Err(fault @ (Fault::Transient(_) | Fault::Throttled(_) | Fault::MissingBucket)) => {
+                return Err(fault.error(place.location));
+            }
             // Who may not ask may still be allowed to list, and moto's answer is not S3's.
             Ok(Versioning::Kept { .. }) | Err(_) => {}
         }
@@ -30,7 +32,10 @@ impl S3Store {
         let (mut marker, mut seen) = (None, HashSet::new());
         loop {
             let page = match self.versions_page(place, marker.as_ref()).await {
-                Err(Fault::Unsupported) => return Ok(None),
+                Err(Fault::Unsupported) => {
+                    let reason = "its bucket may keep versions and the store cannot list them".to_owned();
+                    return Err(StoreError::Other { location: place.location.clone(), reason });
+                }
                 other => other.map_err(|fault| fault.error(place.location))?,
             };
             versions.extend(listed_versions(place, &page)?);

@@ -117,9 +117,14 @@ impl S3Store {
         let error = match (fault, write.when) {
             // What was to be replaced is gone.
             (Fault::Missing, Precondition::Unchanged(_)) => StoreError::Changed(place.location.clone()),
-            (fault @ (Fault::Refused | Fault::Busy | Fault::MissingUpload | Fault::Transient(_)), _) => {
-                fault.error(place.location)
-            }
+            (
+                fault @ (Fault::Refused
+                | Fault::Busy
+                | Fault::MissingUpload
+                | Fault::Transient(_)
+                | Fault::Throttled(_)),
+                _,
+            ) => fault.error(place.location),
             (certain, _) => return Err(certain.error(place.location)),
         };
         match self.ours(write).await {

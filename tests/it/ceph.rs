@@ -34,7 +34,7 @@ async fn versions(bucket: &Bucket) -> Vec<(String, String)> {
 
 fn allowed(job: &Job, exit: i32) -> Value {
     let path = job.path();
-    let arguments = ["scrub", path.to_str().unwrap(), "--json", "--set", "storage.s3.unconditional_writes=allow"];
+    let arguments = ["scrub", path.to_str().unwrap(), "--json"];
     let output = job.run(&arguments);
     check_exit(&output, exit);
     serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
@@ -51,7 +51,7 @@ async fn its_broken_conditions_are_found_out_and_refused() {
         let before = versions(&bucket).await;
         let job = Job::new(&bucket, &bucket.server.endpoint());
         let path = job.path();
-        let refused = job.run(&["scrub", path.to_str().unwrap()]);
+        let refused = job.run(&["scrub", path.to_str().unwrap(), "--set", "storage.s3.unconditional_writes=refuse"]);
         check_exit(&refused, 10);
         let told = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(told.contains("ignores conditional writes") && told.contains("unconditional_writes"), "{told}");

@@ -8,7 +8,7 @@ use lakescrub::store::Store;
 use serde_json::Value;
 
 use crate::fault_proxy::{Fault, FaultProxy, at};
-use crate::s3::on_each_server;
+use crate::s3::{on_each_server, on_each_simulator};
 use crate::s3_server::{Bucket, Kind, server, store};
 
 pub const LISTED: &str = "ann@example.org";
@@ -28,6 +28,7 @@ impl Job {
             credentials: Some(("test", "test")),
         };
         let name = &bucket.name;
+        let allowed = if bucket.server.kind.ignores_conditions() { "unconditional_writes = \"allow\"" } else { "" };
         let text = format!(
             r#"
 version = 1
@@ -36,6 +37,7 @@ uri = "s3://{name}/privacy/lakescrub/"
 [storage.s3]
 endpoint = "{endpoint}"
 allow_http = true
+{allowed}
 [guard]
 max_fraction = 0.5
 [[list]]
@@ -203,18 +205,39 @@ on_each_server! {
         assert_eq!(lake(bucket).await.len(), 20);
     }
 
-    async fn a_write_lost_to_another_writer_is_exit_6(bucket: &Bucket) {
-        bucket.upload("lake/a.csv", records(0, 10)).await;
+    async fn a_dataset_that_cannot_be_listed_leaves_the_others_to_go_on(bucket: &Bucket) {
         bucket.upload("privacy/optouts/a.csv", format!("email\n{LISTED}\n")).await;
-        let is_swap = |request: &str| request.starts_with("PUT ") && request.contains("/lake/a.csv");
-        let proxy = FaultProxy::before(bucket.server.port, vec![at(1, is_swap, Fault::OtherWriter("id,email\r\n"))]);
-        let job = Job::new(bucket, &proxy.endpoint());
-        job.scrub(6);
-        assert!(proxy.all_faults_happened());
-        assert_eq!(bucket.bytes("lake/a.csv").await, "id,email\r\n");
-        assert_eq!(job.scrub(0)["verdict"], "clean");
+        bucket.upload("secret/a.csv", records(0, 10)).await;
+        let denied = "<Error><Code>AccessDenied</Code></Error>";
+        let is_secret = |request: &str| request.contains("list-type=2") && request.contains("secret");
+        let proxy = FaultProxy::before(bucket.server.port, vec![at(0, is_secret, Fault::Answer(403, denied))]);
+        let name = &bucket.name;
+        for (uri, exit, told) in [
+            ("s3://no-such-bucket-of-ours/lake/".to_owned(), 3, "bucket no-such-bucket-of-ours does not exist"),
+            (format!("s3://{name}/secret/"), 5, "access is denied: AccessDenied"),
+        ] {
+            bucket.upload("lake/a.csv", records(0, 10)).await;
+            let job = Job::new(bucket, &proxy.endpoint());
+            let more = format!("[[dataset]]\nname = \"other\"\nuri = \"{uri}\"\nformat = \"csv\"\n[[dataset.match]]\ncolumn = \"email\"\nkind = \"email\"\n");
+            std::fs::write(job.path(), std::fs::read_to_string(job.path()).unwrap() + &more).unwrap();
+            for command in ["check", "plan"] {
+                let output = job.run(&[command, job.path().to_str().unwrap()]);
+                check_exit(&output, exit);
+                assert!(String::from_utf8_lossy(&output.stdout).contains(told), "{command}: {output:?}");
+            }
+            let result = job.scrub(exit);
+            assert_eq!(bucket.bytes("lake/a.csv").await, without_the_listed(&records(0, 10)).as_bytes());
+            assert_eq!(result["datasets"][0]["rows"]["removed"], 1);
+            assert_eq!(result["datasets"][1]["objects"]["listed"], "not checked");
+            assert!(result["limits"].to_string().contains(told), "{result:#}");
+            check_exit(&job.run(&["verify", job.path().to_str().unwrap()]), exit);
+            let state = format!("s3://{name}/privacy/lakescrub/");
+            check_exit(&job.run(&["manifest", "check", &state]), 0);
+        }
     }
+}
 
+on_each_simulator! {
     async fn a_store_that_ignores_conditions_is_refused(bucket: &Bucket) {
         bucket.upload("lake/a.csv", records(0, 10)).await;
         bucket.upload("privacy/optouts/a.csv", format!("email\n{LISTED}\n")).await;
@@ -230,6 +253,18 @@ on_each_server! {
         let result: Value = serde_json::from_slice(&allowed.stdout).unwrap();
         assert!(result["limits"].to_string().contains("ignores conditional writes"));
         assert_eq!(bucket.bytes("lake/a.csv").await, without_the_listed(&records(0, 10)).as_bytes());
+    }
+
+    async fn a_write_lost_to_another_writer_is_exit_6(bucket: &Bucket) {
+        bucket.upload("lake/a.csv", records(0, 10)).await;
+        bucket.upload("privacy/optouts/a.csv", format!("email\n{LISTED}\n")).await;
+        let is_swap = |request: &str| request.starts_with("PUT ") && request.contains("/lake/a.csv");
+        let proxy = FaultProxy::before(bucket.server.port, vec![at(1, is_swap, Fault::OtherWriter("id,email\r\n"))]);
+        let job = Job::new(bucket, &proxy.endpoint());
+        job.scrub(6);
+        assert!(proxy.all_faults_happened());
+        assert_eq!(bucket.bytes("lake/a.csv").await, "id,email\r\n");
+        assert_eq!(job.scrub(0)["verdict"], "clean");
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Fault {
     Answer(u16, &'static str),
     /// Half of the reply's body.
     Truncate,
+    /// The server acts, and its reply comes so many milliseconds late.
+    Delay(u64),
     /// The server does not see the conditions of the request.
     StripConditions,
     /// The server does not see which range is asked for.
@@ -213,6 +215,7 @@ async fn exchange(client: &mut BufReader<TcpStream>, shared: &Shared) -> std::io
             Fault::DropAfter
             | Fault::StatusAfter(_)
             | Fault::Truncate
+            | Fault::Delay(_)
             | Fault::StripConditions
             | Fault::StripRange
             | Fault::StripTags,
@@ -220,6 +223,9 @@ async fn exchange(client: &mut BufReader<TcpStream>, shared: &Shared) -> std::io
         | None => {}
     }
     let reply = forward(shared, request, &line, fault).await?;
+    if let Some(Fault::Delay(milliseconds)) = fault {
+        tokio::time::sleep(std::time::Duration::from_millis(milliseconds)).await;
+    }
     match fault {
         Some(Fault::DropAfter) => Ok(false),
         Some(Fault::StatusAfter(status)) => answer(client, status, "", line.starts_with("HEAD")).await,

@@ -36,15 +36,22 @@ pub struct Differences {
     pub line_breaks_in_keys: bool,
     /// How many the listing of several pages has.
     pub many_objects: usize,
+    /// Whether it knows storage classes beside the standard one, and keys of a key service.
+    pub has_classes: bool,
     /// Whether it tells when an upload was begun.
     pub tells_age_of_uploads: bool,
 }
 
 impl Kind {
+    pub fn ignores_conditions(self) -> bool {
+        self.differences().verdict == ConditionalWrites::Ignored
+    }
+
     pub fn differences(self) -> Differences {
         match self {
             Kind::Ministack => Differences {
                 verdict: ConditionalWrites::Honoured,
+                has_classes: true,
                 parts_of_20_mib: Some(3),
                 tells_age_of_uploads: true,
                 line_breaks_in_keys: true,
@@ -53,6 +60,7 @@ impl Kind {
             Kind::Moto => Differences {
                 // Completes an upload whatever its If-Match says.
                 verdict: ConditionalWrites::SingleWritesOnly,
+                has_classes: true,
                 parts_of_20_mib: None,
                 // All uploads are of 2010.
                 tells_age_of_uploads: false,
@@ -64,6 +72,7 @@ impl Kind {
             Kind::Ceph => Differences {
                 // A quoted If-Match never fits, an unquoted one never on a versioned bucket, and If-None-Match is ignored there.
                 verdict: ConditionalWrites::Ignored,
+                has_classes: false,
                 parts_of_20_mib: Some(3),
                 tells_age_of_uploads: true,
                 line_breaks_in_keys: true,
@@ -227,8 +236,9 @@ impl Bucket {
         Bucket { server: self.server, name: name.to_owned(), client: self.client.clone() }
     }
 
+    /// Where conditions are ignored, as a job that allows it has it.
     pub async fn store(&self) -> S3Store {
-        store(&self.server.endpoint(), false).await
+        store(&self.server.endpoint(), self.server.kind.ignores_conditions()).await
     }
 
     /// Another writer's, or what was there before.
