@@ -43,6 +43,8 @@ pub struct Account<'a> {
     pub verified: &'a Verified,
     /// Buckets on which conditional writes are ignored and the job allows it.
     pub unconditional_writes: &'a [String],
+    /// The run's times are what `--now` says.
+    pub is_clock_set: bool,
     /// A run that never ended and that this one has left as it is.
     pub left_open: Option<&'a str>,
     pub shown: Shown<'a>,
@@ -233,6 +235,9 @@ impl Account<'_> {
     /// What was not looked at, in plain sentences.
     fn limits(&self) -> Vec<String> {
         let mut limits = vec!["Objects that were written after a dataset was listed were not looked at.".to_owned()];
+        if self.is_clock_set {
+            limits.push("The times of this run are not the clock's: --now set them.".to_owned());
+        }
         limits.extend(
             self.left_open
                 .map(|run| format!("Run {run} never ended. What it had announced was left to the next scrub.")),

@@ -14,7 +14,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 /// The version of the canonical forms below; it changes whenever one of them does.
-pub const NORMALISER_VERSION: &str = "1 (DROP 1.2.0)";
+pub const NORMALISER_VERSION: &str = "2 (DROP 1.2.0)";
 
 /// What an identifier identifies a person by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,7 +31,7 @@ pub enum Kind {
     Uuid,
     /// RFC 5952 text form of the address; an IPv4-mapped IPv6 address is the IPv4 address.
     Ip,
-    /// Decimal digits without leading zeros or a plus sign; compares by value with integer, decimal and float columns.
+    /// Decimal digits without leading zeros, a plus sign or a fraction of zeros; compares by value with integer, decimal and float columns.
     Integer,
     /// Compared byte for byte; a numeric column compares by value with an entry that is a plain decimal number.
     Text,
@@ -392,6 +392,12 @@ fn integer(text: &str, out: &mut Vec<u8>) -> bool {
         Some(b'+') => ("", &text[1..]),
         _ => ("", text),
     };
+    // A column of floats that was written as text (pandas does so once a value is missing) is still compared by value.
+    let digits = match digits.split_once('.') {
+        Some((whole, zeros)) if !zeros.is_empty() && zeros.bytes().all(|b| b == b'0') => whole,
+        Some(_) => return false,
+        None => digits,
+    };
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return false;
     }
@@ -645,7 +651,12 @@ mod tests {
             ("ip", "192.0.2.256", None),
             ("integer", "+0012", Some("12")),
             ("integer", "-0", Some("0")),
-            ("integer", "1.0", None),
+            ("integer", "042.00", Some("42")),
+            ("integer", "-0.0", Some("0")),
+            ("integer", "1.5", None),
+            ("integer", "1.", None),
+            ("integer", ".0", None),
+            ("integer", "1.0.0", None),
             ("text", " As Is ", Some(" As Is ")),
             ("zip", "02139-1234", Some("2139")),
         ] {

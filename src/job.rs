@@ -464,7 +464,13 @@ impl Edge {
         };
         let signing_key = key(table.take("signing_key"), "signing.key");
         let tag_key = key(table.take("tag_key"), "tag.key");
-        let location = match self.location(uri.trim_end_matches('/')) {
+        let folder = uri.trim_end_matches('/');
+        let location = match self.location(folder) {
+            // The job's own folder, or the root of the disk, would fill with journals and be swept of what looks like ours.
+            Ok(_) if folder.trim().is_empty() => {
+                table.fault("uri", "names no folder for the state".to_owned());
+                None
+            }
             Ok(location) => Some(location),
             Err(message) => {
                 table.fault("uri", message);
@@ -560,6 +566,9 @@ impl Edge {
     }
 
     fn parse_scope(&self, uri: &str) -> Result<Scope, String> {
+        if uri.trim().is_empty() {
+            return Err("is empty".to_owned());
+        }
         let location = self.location(uri)?;
         if let Some(wildcard) = uri.find(['*', '?', '[', '{']) {
             let (folder, wild) = uri.split_at(uri[..wildcard].rfind('/').map_or(0, |slash| slash + 1));
@@ -845,6 +854,19 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
         assert!(faults(&lost)[0].contains("no list has a column \"plz\" of kind zip"), "{:?}", faults(&lost));
         let kept = DEMO.replace("format = \"parquet\"", "action = \"redact\"\nredact = { name = \"null\" }");
         assert!(faults(&kept)[0].contains("user.email is matched but not redacted"), "{:?}", faults(&kept));
+    }
+
+    #[test]
+    fn a_uri_that_names_nothing_is_a_fault() {
+        for (from, to, wanted) in [
+            ("uri = \"state/\"", "uri = \"\"", "names no folder for the state"),
+            ("uri = \"state/\"", "uri = \"/\"", "names no folder for the state"),
+            ("uri = \"s3://privacy/optouts/*.csv\"", "uri = \" \"", "is empty"),
+            ("uri = \"lake/../lake/events/\"", "uri = \"\"", "is empty"),
+        ] {
+            let found = faults(&DEMO.replace(from, to));
+            assert!(found.iter().any(|fault| fault.contains(wanted)), "{to}: {found:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Pure: the same findings and policy give the same plan, byte for byte, and nothing here reads or writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use roaring::RoaringTreemap;
 use serde_json::{Value, json};
@@ -383,6 +383,24 @@ pub fn check_guard(plan: &Plan, guard: &Guard) -> Result<()> {
                 ),
             )
             .hint("look at `lakescrub plan`; if the lists are right, raise [guard] max_fraction"));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses two datasets that hold one object: the second would find it changed by the first, run after run.
+pub fn check_overlap(plan: &Plan) -> Result<()> {
+    let mut owners: HashMap<&Location, &str> = HashMap::new();
+    for dataset in &plan.datasets {
+        for step in &dataset.steps {
+            if let Some(other) =
+                owners.insert(&step.object.location, &dataset.name).filter(|other| *other != dataset.name)
+            {
+                let (name, shown) = (&dataset.name, &step.shown);
+                return Err(Error::usage(format!("{shown} is in dataset {other} and in {name}; nothing was written")).hint(
+                    "give each object to one dataset, which may have several [[dataset.match]], or narrow a uri or a format",
+                ));
+            }
         }
     }
     Ok(())

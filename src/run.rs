@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use clap::CommandFactory;
 use jiff::Timestamp;
@@ -370,7 +371,7 @@ async fn plan(common: &Common, path: &Path) -> Result<Exit> {
         tag::shown(tag_key.as_ref(), &location.to_string(), &verifier_lists.named(spec, location))
     };
     let plan = session.plan(found, &shown);
-    let guard = plan::check_guard(&plan, &session.job.guard);
+    let guard = plan::check_overlap(&plan).and_then(|()| plan::check_guard(&plan, &session.job.guard));
     let exit = Exit::gravest(plan::exits(&plan).into_iter().chain(guard.as_ref().err().map(|error| error.exit)));
     if common.json {
         let mut document = plan::to_json(&plan);
@@ -425,6 +426,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
             tag::shown(Some(&tag_key), &location.to_string(), &verifier_lists.named(spec, location))
         };
         let plan = session.plan(found, &shown);
+        plan::check_overlap(&plan)?;
         plan::check_guard(&plan, &session.job.guard)?;
         let outcomes = rewrite(session, run, lock, &plan, tag_key.clone(), &verifier_lists).await?;
         let late = Late { index: &index, lists: &verifier_lists, tag_key: tag_key.clone(), shown: &shown };
@@ -440,6 +442,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
             recovered: &recovered,
             verified: &verified,
             unconditional_writes: &ignored,
+            is_clock_set: session.common.now.is_some(),
             left_open: None,
             shown: &shown,
             canaries,
@@ -472,6 +475,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
             recovered: &[],
             verified: &verified,
             unconditional_writes: &[],
+            is_clock_set: session.common.now.is_some(),
             left_open: run.left_open.as_deref(),
             shown: &shown,
             canaries,
@@ -818,7 +822,10 @@ async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run
         tool_digest: tool_digest(),
         stages: session.progress.stages(),
     };
-    let Settlement { observations, rows, exit } = account.settle(facts);
+    let started = Instant::now();
+    let Settlement { mut observations, rows, exit } = account.settle(facts);
+    // Up to what is signed, which cannot tell how long its own signature took.
+    observations.run.stages.push(Stage { name: StageName::Manifest, seconds: started.elapsed().as_secs_f64() });
     let shown = show::result(&observations, &rows, exit);
     let published = chain::publish(store.as_ref(), state, observations, rows, key).await?;
     if session.common.json {

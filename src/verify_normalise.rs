@@ -239,7 +239,8 @@ fn rule(kind: &Kind) -> Expr {
         }
         Kind::Ip => each_distinct(trimmed(), address),
         Kind::Integer => {
-            let digits = replaced(only(trimmed(), "^[+-]?[0-9]+$"), r"^\+?(-?)0*([0-9])", "${1}${2}");
+            let whole = replaced(only(trimmed(), r"^[+-]?[0-9]+(?:\.0+)?$"), r"\.0+$", "");
+            let digits = replaced(whole, r"^\+?(-?)0*([0-9])", "${1}${2}");
             replaced(digits, "^-0$", "0")
         }
         Kind::Vin => only(replaced(v(), "[^0-9A-Za-z]+", "").str().to_lowercase(), "^[0-9a-z]{17}$"),
@@ -541,7 +542,12 @@ mod tests {
             (Kind::Ip, "192.0.2.01", None),
             (Kind::Integer, "-0012", Some("-12")),
             (Kind::Integer, "-000", Some("0")),
-            (Kind::Integer, "1.0", None),
+            (Kind::Integer, "042.00", Some("42")),
+            (Kind::Integer, "-0.0", Some("0")),
+            (Kind::Integer, "1.5", None),
+            (Kind::Integer, "1.", None),
+            (Kind::Integer, ".0", None),
+            (Kind::Integer, "1.0.0", None),
             (Kind::Text, " As Is ", Some(" As Is ")),
             (Kind::Text, "", Some("")),
             (Kind::Zip, "02139-1234", Some("2139")),

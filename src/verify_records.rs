@@ -168,6 +168,9 @@ struct Regular {
     out: Vec<u8>,
     field_start: usize,
     irregular: bool,
+    /// Of the record so far: text follows a closing quote, and a line ends inside quotes.
+    has_text_after_quote: bool,
+    has_line_break: bool,
     fields: usize,
     width: Option<usize>,
     /// Whole records in `out`, and where they end.
@@ -186,6 +189,8 @@ impl Regular {
             out: Vec::new(),
             field_start: 0,
             irregular: false,
+            has_text_after_quote: false,
+            has_line_break: false,
             fields: 0,
             width: None,
             whole: 0,
@@ -206,6 +211,9 @@ impl Regular {
                 At::RecordStart | At::FieldStart | At::Quote | At::AfterQuoted => 0,
             };
             let (taken, after) = rest.split_at(run);
+            if self.at == At::Quoted && !self.has_line_break {
+                self.has_line_break = memchr::memchr2(b'\n', b'\r', taken).is_some();
+            }
             self.out.extend_from_slice(taken);
             rest = after;
             if run == 0 {
@@ -257,6 +265,7 @@ impl Regular {
             return Ok(());
         }
         self.irregular |= quote || self.at == At::Quote;
+        self.has_text_after_quote |= self.at == At::Quote;
         self.at = match self.at {
             At::Quote | At::AfterQuoted => At::AfterQuoted,
             At::RecordStart | At::FieldStart | At::Unquoted | At::Quoted => At::Unquoted,
@@ -303,6 +312,14 @@ impl Regular {
         self.end_field();
         self.out.push(b'\n');
         self.record += 1;
+        // A stray quote opens a field that swallows the records up to the next quote: nobody can tell what was meant.
+        let has_line_break = std::mem::take(&mut self.has_line_break);
+        if std::mem::take(&mut self.has_text_after_quote) && has_line_break {
+            let number = self.record;
+            return Err(Fault::unreadable(format!(
+                "text follows a closing quote in record {number}, which may be several"
+            )));
+        }
         let fields = std::mem::take(&mut self.fields);
         let width = *self.width.get_or_insert(fields);
         if fields != width {
@@ -567,6 +584,8 @@ mod tests {
         check("\"\"\n\"a\"\"b\"\n", Ok(("\"\"\n\"a\"\"b\"\n", 2)));
         check("a,b\n1\n", Err("record 2 has 1 fields, the first has 2"));
         check("a,b\n1,\"2\n", Err("ends inside quotes, in record 2"));
+        check("a,\"b\nc\"d\n", Err("text follows a closing quote in record 1, which may be several"));
+        check("a,\"b\"c\nd,\"e\nf\"\n", Ok(("a,\"bc\"\nd,\"e\nf\"\n", 2)));
         check("", Ok(("", 0)));
     }
 

@@ -175,6 +175,32 @@ fn exit_2_malformed_list_entries_are_told_by_line_and_never_quoted() {
 }
 
 #[test]
+fn exit_2_an_object_that_two_datasets_hold() {
+    let lake = lake();
+    let twice = "[[dataset]]\nname = \"again\"\nuri = \"lake/*.csv\"\n[[dataset.match]]\ncolumn = \"email\"\nkind = \"email\"\n";
+    lake.write("job.toml", lake.text("job.toml") + twice);
+    let before = lake.files("lake");
+    for command in ["plan", "scrub"] {
+        lake.run(&[command, "job.toml"]).exits(2).says(&["lake/a.csv is in dataset customers and in again", "hint: "]);
+    }
+    assert_eq!(lake.files("lake"), before);
+    assert_eq!(lake.runs(), [""; 0]);
+}
+
+#[test]
+fn a_manifest_times_its_stages_and_says_when_its_clock_was_set() {
+    let lake = lake();
+    lake.run(&["scrub", "job.toml", "--now", NOW]).exits(0);
+    let manifest = lake.manifest();
+    let stages = manifest["run"]["stages"].as_array().unwrap();
+    let names: Vec<&str> = stages.iter().map(|stage| stage["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["load", "find", "plan", "rewrite", "purge", "verify", "manifest"]);
+    assert!(manifest["limits"].to_string().contains("--now set them"));
+    lake.run(&["verify", "job.toml"]).exits(0);
+    assert!(!lake.manifest()["limits"].to_string().contains("--now set them"));
+}
+
+#[test]
 fn exit_3_what_could_not_be_looked_at_is_listed_beside_what_was_done() {
     let lake = lake();
     lake.write("lake/c.csv", "id,email\n5,ada@example.com,surplus\n");
@@ -330,7 +356,7 @@ fn every_command_prints_one_json_document() {
     let scrub = document(&["scrub", "job.toml", "--json"], 0);
     let stages: Vec<&str> =
         scrub["run"]["stages"].as_array().unwrap().iter().map(|stage| stage["name"].as_str().unwrap()).collect();
-    assert_eq!(stages, ["load", "find", "plan", "rewrite", "purge", "verify"]);
+    assert_eq!(stages, ["load", "find", "plan", "rewrite", "purge", "verify", "manifest"]);
     assert!(scrub["run"]["stages"][0]["seconds"].is_number());
     document(&["manifest", "check", ".lakescrub", "--json"], 0);
     let runs = lake.runs();

@@ -88,6 +88,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
             verified: &verified,
             left_open: None,
             unconditional_writes: &[],
+            is_clock_set: false,
             shown: &|_, location| location.to_string(),
             canaries: None,
         };

@@ -287,6 +287,56 @@ fn bytes_that_belong_to_no_page_are_caught() {
     assert_eq!(lake.run(&["verify", "job.toml"]).exit, 0);
 }
 
+/// The file with other bytes in place of `old`, which its footer must hold once.
+fn with_footer(file: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
+    let start = footer_start(file);
+    let footer = &file[start..file.len() - 8];
+    let found: Vec<usize> = (0..footer.len()).filter(|at| footer[*at..].starts_with(old)).collect();
+    let [at] = found[..] else { panic!("{old:02x?} is at {found:?} of {footer:02x?}") };
+    let footer = [&footer[..at], new, &footer[at + old.len()..]].concat();
+    [&file[..start], &footer, &(footer.len() as u32).to_le_bytes(), b"PAR1"].concat()
+}
+
+/// Field 8 of a chunk's metadata in Thrift's compact form, after field 7: a list of one entry (`parquet.thrift`, ColumnMetaData).
+fn key_value_of_a_chunk() -> Vec<u8> {
+    let text = |text: &str| [&[0x18, text.len() as u8], text.as_bytes()].concat();
+    [&[0x19, 0x1c], &text("owner")[..], &text(ANNA), &[0x00]].concat()
+}
+
+#[test]
+fn metadata_of_a_column_chunk_is_caught() {
+    let file = parquet_of("email", &OTHERS, plain().set_dictionary_enabled(false));
+    assert_eq!(metadata(&file).row_group(0).column(0).data_page_offset(), 4);
+    // Field 9, the offset 4 of the first page, two fields after field 7; then one after field 8. Field 12 follows.
+    let file = with_footer(&file, &[0x26, 0x08, 0x3c], &[&key_value_of_a_chunk()[..], &[0x16, 0x08, 0x3c]].concat());
+    assert_eq!(metadata(&file).row_group(0).column(0).data_page_offset(), 4);
+    let lake = Lake::emails();
+    lake.put("lake/a.parquet", &file);
+    lake.catches("a.parquet", "metadata", 1, "1 metadata entry");
+}
+
+#[test]
+fn the_copy_of_a_chunks_metadata_behind_it_is_caught() {
+    let bare = plain().set_dictionary_enabled(false).set_statistics_enabled(EnabledStatistics::Chunk);
+    let file = parquet_of("email", &OTHERS, bare.set_offset_index_disabled(true));
+    let column = metadata(&file).row_group(0).column(0).clone();
+    let end = column.byte_range().0 + column.byte_range().1;
+    assert_eq!((column.file_offset(), end < 1 << 13), (0, true));
+    // Fields 1, 2, 3, 4, 5, 6 and 7 of a chunk of plain pages, as old writers of the C++ library left them behind it, and field 8.
+    let path: &[u8] = b"\x05email";
+    let head: &[u8] = &[0x15, 0x0c, 0x19, 0x15, 0x00, 0x19, 0x18];
+    let sizes: &[u8] = &[0x15, 0x00, 0x16, 0x02, 0x16, 0x02, 0x16, 0x02];
+    let copy = [head, path, sizes, &key_value_of_a_chunk(), &[0x16, 0x08, 0x00]].concat();
+    // Where the copy is stands in the chunk's entry: its `file_offset`, zigzag as two bytes of a varint.
+    let offset = [0x80 | ((end << 1) & 0x7f) as u8, (end >> 6) as u8];
+    let file = with_footer(&file, &[0x26, 0x00, 0x1c], &[&[0x26], &offset[..], &[0x1c]].concat());
+    assert_eq!(metadata(&file).row_group(0).column(0).file_offset(), end as i64);
+    let (lake, at) = (Lake::emails(), footer_start(&file));
+    assert_eq!(at as u64, end);
+    lake.put("lake/a.parquet", &[&file[..end as usize], &copy, &file[at..]].concat());
+    lake.catches("a.parquet", "metadata", 1, "1 metadata entry");
+}
+
 #[test]
 fn a_summary_file_with_an_identifier_goes() {
     let lake = Lake::emails();
