@@ -17,7 +17,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -392,7 +392,12 @@ pub struct ObjectReader {
     store: Arc<dyn Store>,
     object: Object,
     runtime: tokio::runtime::Handle,
+    /// All of a small object far away: a request costs as much as hundreds of kilobytes, and a decoder makes one for each column.
+    whole: Arc<Mutex<Option<Bytes>>>,
 }
+
+/// How large an object may be that is fetched as a whole for the first byte that is asked of it.
+const WHOLE_BYTES_MAX: u64 = 8 << 20;
 
 /// How many bytes a sequential read asks for at a time.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
@@ -405,7 +410,7 @@ impl ObjectReader {
 
     /// A reader whose I/O runs on `runtime`.
     pub fn on(runtime: tokio::runtime::Handle, store: Arc<dyn Store>, object: Object) -> Self {
-        ObjectReader { store, object, runtime }
+        ObjectReader { store, object, runtime, whole: Arc::default() }
     }
 
     pub fn object(&self) -> &Object {
@@ -413,7 +418,21 @@ impl ObjectReader {
     }
 
     pub fn read_range(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
-        self.runtime.block_on(read(self.store.as_ref(), &self.object, range))
+        let is_far = matches!(self.object.location, Location::S3 { .. });
+        let size_bytes = self.object.size_bytes;
+        if !is_far || size_bytes > WHOLE_BYTES_MAX || range.is_empty() || range.end > size_bytes {
+            return self.runtime.block_on(read(self.store.as_ref(), &self.object, range));
+        }
+        // Held while it is fetched: whoever asks meanwhile waits for the same bytes.
+        let mut whole = self.whole.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let bytes = match &*whole {
+            Some(bytes) => bytes.clone(),
+            None => {
+                let bytes = self.runtime.block_on(read(self.store.as_ref(), &self.object, 0..size_bytes))?;
+                whole.insert(bytes).clone()
+            }
+        };
+        Ok(bytes.slice(range.start as usize..range.end as usize))
     }
 
     /// The object's bytes from `start` on, read ahead in bounded pieces.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lakescrub::error::Exit;
-use lakescrub::store::{ConditionalWrites, Object, Precondition, Store, StoreError};
+use lakescrub::store::{ConditionalWrites, Object, ObjectReader, Precondition, Store, StoreError};
 
 use crate::fault_proxy::{Fault, FaultProxy, Rule, always, at};
 use crate::s3::{MIB, content, on_each_server, on_each_simulator, prepared, replaced};
@@ -129,6 +129,22 @@ on_each_server! {
         store.delete(&object).await.unwrap();
         assert_eq!(store.list(&bucket.at("")).await.unwrap(), []);
         assert!(proxy.all_faults_happened() || bucket.server.kind == Kind::Moto);
+    }
+
+    async fn a_small_object_is_fetched_once_for_all_its_columns(bucket: &Bucket) {
+        for (size, wanted) in [(3 * MIB, 1), (9 * MIB, 4)] {
+            bucket.upload("a.csv", content(size)).await;
+            let proxy = proxy(bucket, Vec::new());
+            let store = store(&proxy.endpoint(), bucket.server.kind.ignores_conditions()).await;
+            let listed = store.head(&bucket.at("a.csv")).await.unwrap();
+            let reader = ObjectReader::new(std::sync::Arc::new(store), listed);
+            let ranges = [0..10, 100..200, 5000..5001, MIB as u64..2 * MIB as u64];
+            let read = move || ranges.map(|range| (reader.read_range(range.clone()).unwrap(), range));
+            for (bytes, range) in tokio::task::spawn_blocking(read).await.unwrap() {
+                assert!(bytes == content(size).slice(range.start as usize..range.end as usize), "{size}: {range:?}");
+            }
+            assert_eq!(proxy.requests(is_get), wanted, "{size}");
+        }
     }
 
     async fn late_replies_and_throttling_change_nothing(bucket: &Bucket) {

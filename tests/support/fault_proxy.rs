@@ -111,6 +111,11 @@ impl FaultProxy {
         format!("http://{}", self.address)
     }
 
+    /// How many requests so far match.
+    pub fn requests(&self, matches: fn(&str) -> bool) -> usize {
+        self.shared.requests.lock().unwrap().iter().filter(|request| matches(request)).count()
+    }
+
     /// Whether each rule met its request: a test whose fault never happened proves nothing.
     pub fn all_faults_happened(&self) -> bool {
         self.shared.rules.iter().all(|rule| rule.seen.load(Ordering::SeqCst) >= rule.nth.max(1))
