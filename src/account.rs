@@ -277,6 +277,16 @@ impl Account<'_> {
                     spec.name
                 ));
             }
+            let unsure: u64 = verified.objects.iter().map(|object| object.residues.unsure_cells).sum();
+            if unsure > 0 {
+                limits.push(format!(
+                    "Dataset {}: in {unsure} cells a listed address is part of a longer one, which may be another person's; they are not residue.",
+                    spec.name
+                ));
+            }
+            limits.extend(verified.not_comparable.iter().map(|(column, count)| {
+                format!("Dataset {}: {count} values of column {column} are no identifiers of its kind and were not compared.", spec.name)
+            }));
             limits.extend(unlisted_kinds(self.job, spec));
             limits.extend(tagged_columns(spec));
         }
@@ -359,7 +369,7 @@ fn other_names(plan: &Plan, spec: &DatasetSpec) -> Option<String> {
 }
 
 /// A rule for whose kind no list has a column can never match; that is said, not assumed clean.
-fn unlisted_kinds(job: &Job, spec: &DatasetSpec) -> Vec<String> {
+pub fn unlisted_kinds(job: &Job, spec: &DatasetSpec) -> Vec<String> {
     let listed =
         |kind: &Kind| job.lists.iter().flat_map(|list| &list.columns).any(|column| column.kind.same_family(kind));
     let parts = spec.rules.iter().flat_map(MatchRule::parts).filter(|part| !listed(&part.kind));

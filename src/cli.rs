@@ -33,7 +33,7 @@ pub enum Command {
     Verify {
         job: PathBuf,
         /// Also searches the columns that no rule names, whatever the job says; what is found there is residue
-        #[arg(long, env = "LAKESCRUB_SEARCH")]
+        #[arg(long, env = "LAKESCRUB_SEARCH", value_parser = FalseyValueParser::new())]
         search: bool,
     },
     /// Validates the job file, lists, keys, credentials and reach of every location; reads no rows

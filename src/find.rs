@@ -140,11 +140,11 @@ fn take_name(find: &Find<'_>, finding: &mut Finding) {
     }
 }
 
-/// How many objects a dataset has in scope; reads no row.
-pub async fn reach(spec: &DatasetSpec, store: &dyn Store) -> Result<usize> {
+/// The objects that a dataset has in scope; reads no row.
+pub async fn reach(spec: &DatasetSpec, store: &dyn Store) -> Result<Vec<Object>> {
     match listing::list(store, &spec.scope, &|name| listing::belongs(name, spec.format)).await {
-        Ok(listing) => Ok(listing.in_scope.len()),
-        Err(error) if error.is_no_object() => Ok(0),
+        Ok(listing) => Ok(listing.in_scope),
+        Err(error) if error.is_no_object() => Ok(Vec::new()),
         Err(error) => Err(error.not_listed("the objects", &spec.name, &spec.uri)),
     }
 }

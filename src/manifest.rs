@@ -498,7 +498,7 @@ impl ObjectCounts {
                 Observed::NotChecked => Observed::NotChecked,
             },
             scanned: count(&|row| row.rows_scanned.is_some()),
-            rewritten: count(&|row| row.outcome == Outcome::Rewritten),
+            rewritten: count(&ObjectRow::is_rewritten),
             dropped: count(&|row| row.outcome == Outcome::Dropped),
             unreadable: count(&|row| row.outcome.is_unread()),
             not_in_scope,

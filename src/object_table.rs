@@ -76,6 +76,13 @@ pub enum Outcome {
     Failed,
 }
 
+impl ObjectRow {
+    /// Whether the run gave the object new content: also where the verifying scan then found residue in it.
+    pub fn is_rewritten(&self) -> bool {
+        self.outcome == Outcome::Rewritten || (self.outcome != Outcome::Dropped && self.sha256.is_some())
+    }
+}
+
 impl Outcome {
     pub const ALL: [Outcome; 13] = [
         Outcome::Unchanged,

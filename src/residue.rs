@@ -148,6 +148,8 @@ pub struct Residues {
     pub unread_filters: u64,
     /// Objects whose user metadata or tags may not be read.
     pub unread_labels: u64,
+    /// Cells of undeclared columns in which a listed address is part of a longer one, which may be another person's.
+    pub unsure_cells: u64,
 }
 
 impl Residues {
@@ -195,6 +197,7 @@ impl Residues {
         self.unread_bytes += other.unread_bytes;
         self.unread_filters += other.unread_filters;
         self.unread_labels += other.unread_labels;
+        self.unsure_cells += other.unsure_cells;
     }
 
     pub fn count(&self, place: Place) -> u64 {

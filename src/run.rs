@@ -1,6 +1,6 @@
 //! One function per command, and the only place that knows the order of the stages.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -162,7 +162,9 @@ impl Stop {
 
 impl Session {
     async fn open(common: &Common, path: &Path) -> Result<Session> {
-        let job = Job::read(path, &common.set)?;
+        // An empty `LAKESCRUB_SET` is none.
+        let set: Vec<String> = common.set.iter().filter(|set| !set.is_empty()).cloned().collect();
+        let job = Job::read(path, &set)?;
         for key in [&job.state.signing_key, &job.state.tag_key] {
             keys::open_to_others(key).into_iter().for_each(|warning| tracing::warn!("{warning}"));
         }
@@ -210,6 +212,13 @@ impl Session {
         }
         let index = Arc::new(builder.finish());
         self.progress.end(stage);
+        for ((report, added), list) in reports.iter().zip(&added).zip(&self.job.lists) {
+            if added.identifiers.values().sum::<u64>() == 0 && added.duplicates == 0 {
+                tracing::warn!(list = report.name, uri = list.uri, "list holds no identifier");
+            }
+        }
+        let unlisted = self.job.datasets.iter().flat_map(|spec| account::unlisted_kinds(&self.job, spec));
+        unlisted.for_each(|sentence| tracing::warn!("{sentence}"));
         let identifiers: u64 = added.iter().flat_map(|added| added.identifiers.values()).sum();
         tracing::info!(identifiers, "lists loaded");
         Ok((index, reports.into_iter().zip(added).collect(), verifier_lists))
@@ -872,7 +881,9 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
     for report in &reports {
         lines.push(format!("list {}: {} rows in {} files", report.name, report.rows, report.files));
     }
+    let mut owners: BTreeMap<Location, &str> = BTreeMap::new();
     for spec in &session.job.datasets {
+        lines.extend(account::unlisted_kinds(&session.job, spec));
         match find::reach(spec, session.stores.of(spec.scope.root()).as_ref()).await {
             Err(error) if error.is_of_one_dataset() => {
                 exits.push(error.exit);
@@ -880,8 +891,13 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
             }
             reached => {
                 let objects = reached?;
-                exits.extend((objects == 0).then_some(Exit::Incomplete));
-                lines.push(format!("dataset {}: {objects} objects at {}", spec.name, spec.uri));
+                exits.extend(objects.is_empty().then_some(Exit::Incomplete));
+                lines.push(format!("dataset {}: {} objects at {}", spec.name, objects.len(), spec.uri));
+                let taken = objects.into_iter().filter_map(|object| owners.insert(object.location, &spec.name)).next();
+                if let Some(other) = taken {
+                    exits.push(Exit::Usage);
+                    lines.push(format!("datasets {other} and {}: an object is in both", spec.name));
+                }
             }
         }
     }
@@ -892,10 +908,9 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
     if common.json {
         print_json(&json!({ "command": "check", "exit": exit_json(exit), "checked": lines }))?;
     } else {
-        let verdict = if exit == Exit::Clean {
-            "the job is ready to run"
-        } else {
-            "a dataset matches no object or cannot be listed"
+        let verdict = match exit {
+            Exit::Clean => "the job is ready to run",
+            _ => "the job is not ready to run",
         };
         lines.push(verdict.to_owned());
         print_lines(&lines)?;

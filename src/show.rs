@@ -6,7 +6,7 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 
 use crate::error::Exit;
-use crate::manifest::{Observations, Observed, Residue};
+use crate::manifest::{ObjectCounts, Observations, Observed, Residue};
 use crate::object_table::ObjectRow;
 use crate::plan::{DatasetPlan, Plan, Step};
 
@@ -41,7 +41,7 @@ pub fn plan(plan: &Plan) -> String {
 
 fn steps(out: &mut String, dataset: &DatasetPlan) {
     for (column, count) in &dataset.not_comparable {
-        line(out, &format!("{}: {count} values of column {column} could not be compared", dataset.name));
+        line(out, &not_comparable(&dataset.name, column, *count));
     }
     if let Some(error) = &dataset.unlisted {
         line(out, &error.message);
@@ -87,7 +87,7 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
             .sum();
         totals.add_row([
             dataset.name.clone(),
-            count(dataset.objects.listed),
+            count(in_scope(&dataset.objects)),
             count(dataset.objects.rewritten),
             count(dataset.objects.dropped),
             count(dataset.rows.before),
@@ -117,6 +117,11 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
             line(&mut out, &format!("and {} more objects; objects.parquet lists all", bad.len() - OBJECTS_SHOWN));
         }
     }
+    for dataset in &observed.datasets {
+        if let Observed::Seen(columns) = &dataset.not_comparable {
+            columns.iter().for_each(|(column, count)| line(&mut out, &not_comparable(&dataset.name, column, *count)));
+        }
+    }
     let verification = &observed.verification;
     let (objects, verified) = (count(verification.objects), count(verification.rows));
     line(&mut out, &format!("lists     {} identifiers", listed(observed)));
@@ -130,6 +135,10 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
     line(&mut out, &format!("residue   {}", residue(&verification.residue)));
     line(&mut out, &format!("verdict   {} (exit {})", observed.verdict.name(), exit.code()));
     out
+}
+
+fn not_comparable(dataset: &str, column: &str, count: u64) -> String {
+    format!("{dataset}: {count} values of column {column} are no identifiers of its kind and were not compared")
 }
 
 /// Rows always; the other places only where something was found.
@@ -150,6 +159,13 @@ fn residue(residue: &Residue) -> String {
         places.iter().filter(|(found, _)| found.or(0) > 0).map(|(found, name)| format!("{} {name}", count(*found))),
     );
     words.join(", ")
+}
+
+fn in_scope(objects: &ObjectCounts) -> Observed<u64> {
+    match objects.listed {
+        Observed::Seen(listed) => Observed::Seen(listed - objects.not_in_scope.or(0)),
+        Observed::NotChecked => Observed::NotChecked,
+    }
 }
 
 fn listed(observed: &Observations) -> u64 {

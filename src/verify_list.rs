@@ -334,10 +334,14 @@ impl Suppressed {
                 _ => continue,
             };
             for cells in cells.chunks(CELLS_A_TIME) {
-                let mut hits: Vec<usize> = self.tokens(cells, Around::Text)?.into_iter().map(|hit| hit.text).collect();
-                hits.sort_unstable();
-                hits.dedup();
-                found.add(Place::Undeclared, Some((0, path.clone())), hits.len() as u64);
+                let hits = self.tokens(cells, Around::Text)?;
+                // `anna@x.y` in `mary-anna@x.y` is nobody's who is listed.
+                let is_sure =
+                    |hit: &&Hit| hit.look != Look::Email || stands_alone(cells[hit.text], &hit.range, hit.look);
+                let sure: BTreeSet<usize> = hits.iter().filter(is_sure).map(|hit| hit.text).collect();
+                let all: BTreeSet<usize> = hits.iter().map(|hit| hit.text).collect();
+                found.unsure_cells += (all.len() - sure.len()) as u64;
+                found.add(Place::Undeclared, Some((0, path.clone())), sure.len() as u64);
             }
         }
         Ok(())

@@ -6,6 +6,7 @@ Below --out:
     sorted/part-N.parquet    as many rows of the same people, sorted by user: a person lies in one row group, or two
     csv/part-0.csv           the first rows of the arrival order, without the list column
     lists/NAME.txt           one address a line, shuffled
+    lists/NAME_sha256.txt    SHA-256 of the same addresses, in hex
     lake.json                what was made; run.py makes the lake again when these settings change
 
 Events are 20 columns wide. Users are Zipf-distributed (s = 0.7), one user to four rows. Even files are zstd 3, odd ones snappy; eight files
@@ -14,6 +15,7 @@ finds fewer rows than the rest.
 """
 
 import argparse
+import hashlib
 import json
 import pathlib
 import shutil
@@ -155,12 +157,12 @@ def zipf_users(rows, users):
     return rng.permutation(users)[np.clip(rank.astype(np.int64) - 1, 0, users - 1)] + 1
 
 
-def one_group_of_five(in_order, people):
-    """People of the sorted lake all of whose rows lie in the third row group of some file."""
+def of_row_groups(in_order, groups, people):
+    """People of the sorted lake all of whose rows lie in these of its row groups."""
     chosen = []
-    for group in in_order.reshape(FILES, GROUPS_PER_FILE, -1)[:, 2, :]:
+    for group in in_order.reshape(FILES * GROUPS_PER_FILE, -1)[groups]:
         inside = np.unique(group)[1:-1]  # the first and last one may reach into the neighbours
-        chosen.append(np.random.default_rng([SEED, len(chosen)]).choice(inside, min(people // FILES, len(inside)), replace=False))
+        chosen.append(np.random.default_rng([SEED, len(chosen)]).choice(inside, min(people // len(groups), len(inside)), replace=False))
     return np.concatenate(chosen)
 
 
@@ -174,14 +176,23 @@ def write_lists(folder, arrival, in_order, users):
         "clustered_1k": newest + rng.choice(users - newest, thousand, replace=False) + 1,
         # A tenth of them are in the lake.
         "large": np.concatenate([rng.choice(users, large // 10, replace=False) + 1, np.arange(users + 1, users + 1 + large - large // 10)]),
-        "one_group_of_five": one_group_of_five(in_order, thousand),
+        "one_group_of_five": of_row_groups(in_order, range(2, FILES * GROUPS_PER_FILE, GROUPS_PER_FILE), thousand),
+        "one_group": of_row_groups(in_order, [FILES * GROUPS_PER_FILE - 3], thousand),
+        "spread_20": rng.choice(users, 20, replace=False) + 1,
+        # A twentieth of them are in the lake.
+        "five_million": np.concatenate([rng.choice(users, min(250_000, users // 4), replace=False) + 1, np.arange(users + 1, users + 4_750_001)]),
     }
-    counts = np.bincount(arrival, minlength=users + large + 1)
+    counts = np.bincount(arrival, minlength=max(int(ids.max()) for ids in lists.values()) + 1)
     made = {}
     for name, ids in lists.items():
         rng.shuffle(ids)
-        (folder / f"{name}.txt").write_text("\n".join(emails(ids).to_pylist()) + "\n")
+        addresses = emails(ids).to_pylist()
+        (folder / f"{name}.txt").write_text("\n".join(addresses) + "\n")
         made[name] = {"identifiers": len(ids), "rows_matched": int(counts[ids].sum())}
+        if name == "five_million":
+            hashes = (hashlib.sha256(address.encode()).hexdigest() for address in addresses)
+            (folder / f"{name}_sha256.txt").write_text("\n".join(hashes) + "\n")
+            made[f"{name}_sha256"] = made[name]
     return made
 
 

@@ -7,7 +7,8 @@ Everything it needs it makes below .bench/: a virtual environment for the peers,
 median of --runs runs, which are interleaved; caches are warm. Times:
 
     wall, cpu, rss   of the whole child process, from wait4
-    inside           what the program itself timed: lakescrub's stages load + find, a peer's work after its imports
+    inside           what the program itself timed: of `plan` the stages load and find, of `scrub` all but verify and manifest (the
+                     read-back is part of the rewrite), of a peer its work after its imports
 
 No ratio is printed between programs that matched different rows; then the exit code is 1. Results go to .bench/result.json, too.
 """
@@ -44,11 +45,29 @@ class Case:
         return f"{self.order}/{self.list}"
 
 
+# What is aimed at, as ratios of times inside: by case and work, over Polars and over DuckDB.
+GOALS = {
+    ("arrival/random_1k", "find"): {"polars": 0.3, "duckdb": 0.18},
+    ("arrival/large", "find"): {"polars": 0.3, "duckdb": 0.18},
+    ("arrival/five_million", "find"): {"polars": 0.35, "duckdb": 0.35},
+    ("arrival/random_1k", "scrub"): {"polars": 0.6, "duckdb": 0.4},
+    ("sorted/one_group", "scrub"): {"polars": 0.25, "duckdb": 0.12},
+    ("sorted/spread_20", "scrub"): {"polars": 0.35, "duckdb": 0.2},
+    ("csv/random_1k", "scrub"): {"polars": 0.3, "duckdb": 0.3},
+}
+VERIFY_GOAL = 1.2  # over the semi-join of Polars
+HASHED_GOAL = 2.0  # find by hashes over find by addresses
+CP_GOAL = 1.5  # scrub of a small part over cp and fsync of the touched files
+
 CASES = [
     Case("arrival", "random_1k", ("find", "scrub")),
     Case("arrival", "large", ("find",)),
+    Case("arrival", "five_million", ("find",)),
+    Case("arrival", "five_million_sha256", ()),
     Case("sorted", "random_1k", ()),
     Case("sorted", "one_group_of_five", ()),
+    Case("sorted", "one_group", ("scrub",)),
+    Case("sorted", "spread_20", ("scrub",)),
     Case("sorted", "clustered_1k", ("find", "scrub")),
     Case("csv", "random_1k", ("find", "scrub")),
 ]
@@ -106,6 +125,7 @@ uri = "../lake/lists/{case.list}.txt"
 [[list.column]]
 column = "email"
 kind = "email"
+{'hashed = "sha256-hex"' if case.list.endswith("sha256") else ""}
 
 [[dataset]]
 name = "{case.order}"
@@ -168,7 +188,8 @@ def measure_lakescrub(binary, command, job):
     sample, result = measure([binary, command, job, "--json", "--progress", "never"])
     sample.stages = {stage["name"]: stage["seconds"] for stage in result.get("run", {}).get("stages", [])}
     if "find" in sample.stages:
-        sample.inside_s = sample.stages.get("load", 0.0) + sample.stages["find"]
+        apart = ("plan",) if command == "plan" else ("verify", "manifest")
+        sample.inside_s = sum(seconds for name, seconds in sample.stages.items() if name not in apart)
     matched = [dataset.get("rows", {}).get("matched") for dataset in result.get("datasets", [])]
     # After a scrub `verify` matches nothing; that it exits 0 says so.
     if command != "verify" and matched and all(isinstance(rows, int) for rows in matched):
@@ -185,11 +206,12 @@ def measure_peer(engine, work, case, threads):
     return sample
 
 
-def measure_cp(case):
+def measure_cp(objects):
     target = BENCH / "work" / "copy"
     shutil.rmtree(target, ignore_errors=True)
-    copy = 'cp -r --reflink=never "$0" "$1" && sync "$1"/*'
-    sample, _ = measure(["sh", "-c", copy, BENCH / "lake" / case.order, target], results_on_stdout=False)
+    target.mkdir()
+    copy = 'cp --reflink=never "$@" "$0" && sync "$0"/*'
+    sample, _ = measure(["sh", "-c", copy, target, *objects], results_on_stdout=False)
     shutil.rmtree(target)
     return sample
 
@@ -206,12 +228,16 @@ def run_case(case, binary, threads, runs):
         print(f"{case.name}: run {run + 1} of {runs}", file=sys.stderr)
         fresh_copy(case)
         warm(BENCH / "lake" / case.order)
+        before = {path.name: path.stat().st_mtime_ns for path in (BENCH / "work" / "lake").iterdir()}
         for command in ("plan", "scrub", "verify"):
             samples[f"lakescrub {command}"].append(measure_lakescrub(binary, command, job))
+        changed = [path.name for path in (BENCH / "work" / "lake").iterdir() if path.stat().st_mtime_ns != before.get(path.name)]
         for work in case.peers:
             for engine in PEERS:
                 samples[f"{engine} {work}"].append(measure_peer(engine, work, case, threads))
-        samples["cp + sync"].append(measure_cp(case))
+        originals = BENCH / "lake" / case.order
+        samples["cp + sync"].append(measure_cp(sorted(originals.iterdir())))
+        samples["cp + sync of the touched"].append(measure_cp([originals / name for name in sorted(changed)]))
     shutil.rmtree(BENCH / "work")
     return {name: median(many) for name, many in samples.items()}
 
@@ -237,8 +263,8 @@ class Ratios:
     def __init__(self):
         self.lines, self.values, self.refused = [], {}, False
 
-    def add(self, label, a, b, figure, same_rows=True):
-        """`figure` of sample `a` over that of `b`."""
+    def add(self, label, a, b, figure, same_rows=True, goal=None):
+        """`figure` of sample `a` over that of `b`; `goal` is what it should not exceed."""
         if same_rows and (a.rows_matched is None or a.rows_matched != b.rows_matched):
             self.refused = True
             self.lines.append(f"{label:<62} refused: matched rows differ ({a.rows_matched} and {b.rows_matched})")
@@ -248,7 +274,8 @@ class Ratios:
             self.lines.append(f"{label:<62} not measured: no stage times in the result")
             return
         self.values[label] = over / under
-        self.lines.append(f"{label:<62} {over:8.2f} / {under:8.2f} s = {over / under:5.2f}")
+        aim = "" if goal is None else f"   goal {goal:.2f} {'met' if over / under <= goal else 'missed'}"
+        self.lines.append(f"{label:<62} {over:8.2f} / {under:8.2f} s = {over / under:5.2f}{aim}")
 
 
 def compare(results, made):
@@ -263,12 +290,28 @@ def compare(results, made):
             ratios.lines.append(f"{case.name}: lakescrub matched {rows['lakescrub scrub'].rows_matched} rows, the lake holds {planned}")
         for engine in PEERS:
             if "find" in case.peers:
-                ratios.add(f"{case.name}: find, lakescrub over {engine}, inside", rows["lakescrub plan"], rows[f"{engine} find"], "inside_s")
+                goal = GOALS.get((case.name, "find"), {}).get(engine)
+                ratios.add(f"{case.name}: find, lakescrub over {engine}, inside", rows["lakescrub plan"], rows[f"{engine} find"], "inside_s", goal=goal)
+                ratios.add(f"{case.name}: find, lakescrub plan over {engine}, wall", rows["lakescrub plan"], rows[f"{engine} find"], "wall_s")
                 ratios.add(f"{case.name}: find, lakescrub plan over {engine}, cpu", rows["lakescrub plan"], rows[f"{engine} find"], "cpu_s")
             if "scrub" in case.peers:
+                goal = GOALS.get((case.name, "scrub"), {}).get(engine)
+                ratios.add(f"{case.name}: scrub, lakescrub over {engine}, inside", rows["lakescrub scrub"], rows[f"{engine} scrub"], "inside_s", goal=goal)
                 ratios.add(f"{case.name}: scrub, lakescrub over {engine}, wall", rows["lakescrub scrub"], rows[f"{engine} scrub"], "wall_s")
                 ratios.add(f"{case.name}: scrub, lakescrub over {engine}, cpu", rows["lakescrub scrub"], rows[f"{engine} scrub"], "cpu_s")
         ratios.add(f"{case.name}: scrub over cp + sync, wall", rows["lakescrub scrub"], rows["cp + sync"], "wall_s", same_rows=False)
+        if case.list in ("one_group", "spread_20"):
+            label = f"{case.name}: scrub, inside, over cp + sync of the touched"
+            inside = dataclasses.replace(rows["lakescrub scrub"], wall_s=rows["lakescrub scrub"].inside_s)
+            ratios.add(label, inside, rows["cp + sync of the touched"], "wall_s", same_rows=False, goal=CP_GOAL)
+        if "polars find" in rows:
+            label = f"{case.name}: verify over the semi-join of polars, wall"
+            semi_join = dataclasses.replace(rows["polars find"], wall_s=rows["polars find"].inside_s)
+            ratios.add(label, rows["lakescrub verify"], semi_join, "wall_s", same_rows=False, goal=VERIFY_GOAL)
+    plain, hashed = (results.get(f"arrival/five_million{name}") for name in ("", "_sha256"))
+    if plain and hashed:
+        label = "arrival: find by 5 M hashes over find by 5 M addresses, inside"
+        ratios.add(label, hashed["lakescrub plan"], plain["lakescrub plan"], "inside_s", goal=HASHED_GOAL)
     few, all_groups = (results.get(f"sorted/{name}") for name in ("one_group_of_five", "random_1k"))
     if few and all_groups:
         for figure in ("wall_s", "cpu_s"):

@@ -180,6 +180,8 @@ fn exit_2_an_object_that_two_datasets_hold() {
     let twice = "[[dataset]]\nname = \"again\"\nuri = \"lake/*.csv\"\n[[dataset.match]]\ncolumn = \"email\"\nkind = \"email\"\n";
     lake.write("job.toml", lake.text("job.toml") + twice);
     let before = lake.files("lake");
+    let check = lake.run(&["check", "job.toml"]).exits(2);
+    assert!(check.stdout.contains("datasets customers and again: an object is in both"), "{}", check.stdout);
     for command in ["plan", "scrub"] {
         lake.run(&[command, "job.toml"]).exits(2).says(&["lake/a.csv is in dataset customers and in again", "hint: "]);
     }
@@ -208,6 +210,43 @@ fn exit_3_what_could_not_be_looked_at_is_listed_beside_what_was_done() {
     let shown = told(&lake, &ran.stdout);
     assert!(shown.contains("verdict incomplete (exit 3)"), "{shown}");
     assert!(shown.lines().any(|line| line.contains("FOLDER/lake/c.csv") && line.contains("unreadable")), "{shown}");
+}
+
+#[test]
+fn exit_4_what_was_rewritten_is_counted_although_residue_is_left() {
+    let lake = lake();
+    let (stray, anothers) = ("5,eve@example.com,from ada@example.com\n", "6,eve@example.com,mary-ada@example.com\n");
+    lake.write("lake/a.csv", format!("id,email,note\n1,ada@example.com,\n{stray}{anothers}"));
+    let mut command = lake.command(&["scrub", "job.toml", "--set", "dataset.0.search=residue"]);
+    command.env("LAKESCRUB_SEARCH", "1");
+    let ran = crate::lakescrub_runner::ran(command).exits(4);
+    assert_eq!(lake.text("lake/a.csv"), format!("id,email,note\n{stray}{anothers}"));
+    let manifest = lake.manifest();
+    assert_eq!(manifest["datasets"][0]["objects"]["rewritten"], 1);
+    assert_eq!(manifest["datasets"][0]["rows"]["removed"], 1);
+    assert_eq!(manifest["verification"]["residue"]["undeclared"], 1);
+    assert!(manifest["limits"].to_string().contains("in 1 cells a listed address is part of a longer one"));
+    assert!(ran.stdout.contains("residue (exit 4)"), "{}", ran.stdout);
+    lake.run(&["manifest", "check", ".lakescrub"]).exits(0);
+}
+
+#[test]
+fn what_can_never_match_and_what_was_not_compared_is_told() {
+    let lake = lake();
+    lake.write("optouts.csv", "");
+    let phone = "[[dataset.match]]\ncolumn = \"id\"\nkind = \"phone\"\n";
+    lake.write("job.toml", lake.text("job.toml") + phone);
+    lake.write("lake/c.csv", b"id,email\n7,m\xfcller@example.com\n");
+    let check = lake.run(&["check", "job.toml"]).exits(0);
+    assert!(check.stdout.contains("no list holds identifiers of kind phone for column id"), "{}", check.stdout);
+    let mut command = lake.command(&["scrub", "job.toml"]);
+    command.env("LAKESCRUB_SET", "");
+    let ran = crate::lakescrub_runner::ran(command)
+        .exits(0)
+        .says(&["list holds no identifier", "no list holds identifiers of kind phone"]);
+    let told = "1 values of column email are no identifiers of its kind and were not compared";
+    assert!(ran.stdout.contains(told), "{}", ran.stdout);
+    assert!(lake.manifest()["limits"].to_string().contains(told));
 }
 
 #[test]
