@@ -97,6 +97,10 @@ pub mod request_lines;
 pub mod request_text;
 pub mod key_table;
 pub mod match_index;
+pub mod ledger_event;
+pub mod ledger_fold;
+pub mod ledger;
+pub mod request_import;
 // what
 pub mod column_values;
 pub mod probe_chunk;
@@ -134,4 +138,5 @@ pub mod account;
 pub mod show;
 pub mod progress;
 pub mod cli;
+pub mod requests;
 pub mod run;

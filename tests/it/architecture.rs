@@ -24,6 +24,8 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "page_bytes",
             "toml_reader",
             "verify_normalise",
+            "ledger_event",
+            "ledger_fold",
         ],
     ),
     (
@@ -43,10 +45,12 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "request_frames",
             "request_lines",
             "request_text",
+            "ledger",
+            "request_import",
         ],
     ),
     ("stages", &["find", "rewrite", "purge", "verify", "manifest_diff"]),
-    ("wiring", &["account", "canary", "show", "progress", "cli", "run", "main", "lib"]),
+    ("wiring", &["account", "canary", "show", "progress", "cli", "requests", "run", "main", "lib"]),
 ];
 
 /// Files that are one stage with the file they are named after.

@@ -21,6 +21,7 @@ mod manifest;
 #[path = "../support/memory_store.rs"]
 mod memory_store;
 mod privacy;
+mod requests;
 mod rewrite_parquet;
 mod s3;
 mod s3_faults;
