@@ -26,6 +26,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "verify_normalise",
             "ledger_event",
             "ledger_fold",
+            "tag_table",
         ],
     ),
     (
@@ -50,11 +51,11 @@ const LAYERS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("stages", &["find", "rewrite", "purge", "verify", "manifest_diff"]),
-    ("wiring", &["account", "canary", "show", "progress", "cli", "requests", "run", "main", "lib"]),
+    ("wiring", &["account", "canary", "show", "progress", "cli", "ledger_run", "requests", "run", "main", "lib"]),
 ];
 
 /// Files that are one stage with the file they are named after.
-const PARTS_OF_STAGES: [(&str, &str); 12] = [
+const PARTS_OF_STAGES: [(&str, &str); 13] = [
     ("probe_chunk", "find"),
     ("find_probe", "find"),
     ("find_parquet", "find"),
@@ -63,6 +64,7 @@ const PARTS_OF_STAGES: [(&str, &str); 12] = [
     ("verify_records", "verify"),
     ("verify_ndjson", "verify"),
     ("verify_list", "verify"),
+    ("verify_ledger", "verify"),
     ("verify_tokens", "verify"),
     ("verify_bytes", "verify"),
     ("verify_filter", "verify"),
