@@ -102,6 +102,7 @@ pub mod ledger_event;
 pub mod ledger_fold;
 pub mod ledger;
 pub mod request_import;
+pub mod ledger_probe;
 // what
 pub mod column_values;
 pub mod probe_chunk;
@@ -142,4 +143,5 @@ pub mod progress;
 pub mod cli;
 pub mod ledger_run;
 pub mod requests;
+pub mod gate;
 pub mod run;

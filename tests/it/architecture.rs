@@ -48,10 +48,14 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "request_text",
             "ledger",
             "request_import",
+            "ledger_probe",
         ],
     ),
     ("stages", &["find", "rewrite", "purge", "verify", "manifest_diff"]),
-    ("wiring", &["account", "canary", "show", "progress", "cli", "ledger_run", "requests", "run", "main", "lib"]),
+    (
+        "wiring",
+        &["account", "canary", "show", "progress", "cli", "ledger_run", "requests", "gate", "run", "main", "lib"],
+    ),
 ];
 
 /// Files that are one stage with the file they are named after.
