@@ -306,7 +306,7 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
     for table in top.tables("list") {
         match edge.list(table) {
             Some(AnyList::Ledger(ledger)) => ledgers.push(ledger),
-            Some(AnyList::Files(list)) => lists.push(Some(list)),
+            Some(AnyList::Files(list)) => lists.push(Some(*list)),
             None => lists.push(None),
         }
     }
@@ -512,7 +512,7 @@ fn resources(mut table: Table<'_>) -> Resources {
 
 /// What a `[[list]]` can be.
 enum AnyList {
-    Files(ListSpec),
+    Files(Box<ListSpec>),
     Ledger(LedgerList),
 }
 
@@ -569,7 +569,7 @@ impl Edge {
             table.fault("column", "is missing: a list needs at least one [[list.column]]");
         }
         table.finish();
-        Some(AnyList::Files(ListSpec {
+        Some(AnyList::Files(Box::new(ListSpec {
             name: name?,
             uri: uri?,
             scope: scope?,
@@ -578,7 +578,7 @@ impl Edge {
             received_at,
             columns: columns.into_iter().collect::<Option<_>>()?,
             csv,
-        }))
+        })))
     }
 
     fn dataset(&self, mut table: Table<'_>) -> Option<DatasetSpec> {

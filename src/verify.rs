@@ -354,9 +354,7 @@ async fn attribute_object(
     let look = Look { rows: Some(work), ..Look::default() };
     let columns: Vec<ColumnPath> = asked.rules.columns.iter().chain(consumer_key).cloned().collect();
     scan(store, object, &object_shape(dataset, object)?, &columns, gates, &look).await?;
-    let mut held = sightings.lock().unwrap_or_else(|broken| broken.into_inner());
-    let (rows, mut found) = std::mem::take(&mut *held);
-    drop(held);
+    let (rows, mut found) = std::mem::take(&mut *sightings.lock().unwrap_or_else(|broken| broken.into_inner()));
     // An identifier in the name is that of every row.
     for named in names(dataset, object, asked).await?.named {
         if let Some(tag) = asked.suppressed.tag_of(named.kind, &named.digest) {
