@@ -16,10 +16,12 @@ use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, CsvDialect, Format};
 use crate::identifier::{ColumnPath, Kind};
 use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, Stray};
+use crate::keys;
 use crate::meter::Meter;
 use crate::residue::{ChunkId, Named, Place, Residues, SeenChunks};
 use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
 use crate::verify_bytes::{Heads, Listed};
+use crate::verify_ledger;
 use crate::verify_list::{Asked, Rules, Suppressed, add};
 use crate::verify_names;
 use crate::verify_normalise;
@@ -127,10 +129,22 @@ pub struct Lists {
     read: Vec<VerifiedList>,
 }
 
+/// How much of the request ledger is read: up to which segment, and which exemptions have ended.
+#[derive(Debug, Clone, Copy)]
+pub struct LedgerEnd {
+    pub sequence: u64,
+    pub at: Timestamp,
+}
+
 impl Lists {
     /// What was read of each list, in the order of the job.
     pub fn read(&self) -> &[VerifiedList] {
         &self.read
+    }
+
+    /// How many different identifiers the ledger asks for, where it is a list of the job.
+    pub fn tags(&self) -> Option<u64> {
+        self.suppressed.tagged.as_ref().map(|tagged| tagged.len() as u64)
     }
 
     /// Replaces the listed identifiers of distinctive kinds in a text, see [`Suppressed::without_strays`].
@@ -150,10 +164,28 @@ impl Lists {
 
 /// Reads the lists anew. Errors: one that cannot be read ([`Exit::Usage`], or what the store says).
 pub async fn read_lists(job: &Job, stores: &Stores, clock: &(dyn Fn() -> Timestamp + Sync)) -> Result<Lists> {
+    read_lists_up_to(job, stores, clock, None).await
+}
+
+/// [`read_lists`] with a ledger that others may be writing to: only what was there when it ended at `end`.
+pub async fn read_lists_up_to(
+    job: &Job,
+    stores: &Stores,
+    clock: &(dyn Fn() -> Timestamp + Sync),
+    end: Option<LedgerEnd>,
+) -> Result<Lists> {
+    let tagged = match &job.ledger {
+        None => None,
+        Some(_) => {
+            let (state, key) = (&job.state.location, Arc::new(keys::load_tag_key(&job.state.tag_key)?));
+            let (sequence, at) = end.map_or((None, clock()), |end| (Some(end.sequence), end.at));
+            Some(verify_ledger::read(&stores.of(state), state, key, sequence, at).await?)
+        }
+    };
     let gates = Gates::new(&job.resources);
     let mut seed = [0; 16];
     getrandom::fill(&mut seed).map_err(|error| Error::internal(format!("cannot draw a random key: {error}")))?;
-    let suppressed = Arc::new(Mutex::new(Suppressed::new(job, seed)));
+    let suppressed = Arc::new(Mutex::new(Suppressed::new(job, seed, tagged)));
     let mut read = Vec::with_capacity(job.lists.len());
     for list in &job.lists {
         read.push(read_list(list, stores, clock(), &gates, &suppressed).await?);
@@ -290,6 +322,69 @@ async fn labels(store: &Arc<dyn Store>, object: &Object, asked: &Arc<Asked>) -> 
     });
     residues.add(Place::Labels, None, found.await.map_err(|error| Fault::from_join(&error))??);
     Ok(residues)
+}
+
+/// A row that a request of the ledger means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sighting {
+    /// Tells the rows of one object apart; their order says nothing.
+    pub row: u64,
+    /// The first 16 bytes of the tag, as a number.
+    pub tag: u128,
+    /// Tells consumers apart, where the row names one; keyed anew for every run.
+    pub consumer: Option<u64>,
+}
+
+/// Which requests of the ledger the rows of each object mean, in the order in which the objects are given. `consumer_key` is the
+/// column that tells one person from several behind an identifier. Reads every match column of the objects.
+pub async fn attribute(
+    lists: &Lists,
+    job: &Job,
+    stores: &Stores,
+    dataset: &DatasetSpec,
+    consumer_key: Option<&ColumnPath>,
+    objects: Vec<Object>,
+) -> Vec<Result<Vec<Sighting>, Fault>> {
+    let (gates, store) = (Gates::new(&job.resources), stores.of(dataset.scope.root()));
+    let rules = Arc::new(lists.suppressed.rules(dataset));
+    let asked = Arc::new(Asked { suppressed: lists.suppressed.clone(), rules });
+    let attributed = objects.into_iter().map(|object| {
+        let (store, gates, asked) = (&store, &gates, &asked);
+        async move { attribute_object(dataset, store, &object, consumer_key, gates, asked).await }
+    });
+    futures::stream::iter(attributed).buffered(gates.objects_ahead()).collect().await
+}
+
+async fn attribute_object(
+    dataset: &DatasetSpec,
+    store: &Arc<dyn Store>,
+    object: &Object,
+    consumer_key: Option<&ColumnPath>,
+    gates: &Gates,
+    asked: &Arc<Asked>,
+) -> Result<Vec<Sighting>, Fault> {
+    let sightings: Arc<Mutex<(u64, Vec<Sighting>)>> = Arc::default();
+    let (shared, seen) = (asked.clone(), sightings.clone());
+    let work: Work = Arc::new(move |batch| {
+        let mut found = shared.suppressed.sightings(&shared.rules, batch)?;
+        let mut held = seen.lock().unwrap_or_else(|broken| broken.into_inner());
+        let before = held.0;
+        held.0 += batch.rows as u64;
+        found.iter_mut().for_each(|sighting| sighting.row += before);
+        held.1.extend(found);
+        Ok(Tally { rows: batch.rows as u64, ..Tally::default() })
+    });
+    let look = Look { rows: Some(work), ..Look::default() };
+    let columns: Vec<ColumnPath> = asked.rules.columns.iter().chain(consumer_key).cloned().collect();
+    scan(store, object, &object_shape(dataset, object)?, &columns, gates, &look).await?;
+    let (rows, mut found) = std::mem::take(&mut *sightings.lock().unwrap_or_else(|broken| broken.into_inner()));
+    // An identifier in the name is that of every row.
+    for named in names(dataset, object, asked).await?.named {
+        if let Some(tag) = asked.suppressed.tag_of(named.kind, &named.digest) {
+            found.extend((0..rows).map(|row| Sighting { row, tag, consumer: None }));
+        }
+    }
+    Ok(found)
 }
 
 /// The footers of other objects, gathered in one file by some writers.

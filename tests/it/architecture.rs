@@ -24,6 +24,9 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "page_bytes",
             "toml_reader",
             "verify_normalise",
+            "ledger_event",
+            "ledger_fold",
+            "tag_table",
         ],
     ),
     (
@@ -43,14 +46,20 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "request_frames",
             "request_lines",
             "request_text",
+            "ledger",
+            "request_import",
+            "ledger_probe",
         ],
     ),
     ("stages", &["find", "rewrite", "purge", "verify", "manifest_diff"]),
-    ("wiring", &["account", "canary", "show", "progress", "cli", "run", "main", "lib"]),
+    (
+        "wiring",
+        &["account", "canary", "show", "progress", "cli", "ledger_run", "requests", "gate", "run", "main", "lib"],
+    ),
 ];
 
 /// Files that are one stage with the file they are named after.
-const PARTS_OF_STAGES: [(&str, &str); 12] = [
+const PARTS_OF_STAGES: [(&str, &str); 13] = [
     ("probe_chunk", "find"),
     ("find_probe", "find"),
     ("find_parquet", "find"),
@@ -59,6 +68,7 @@ const PARTS_OF_STAGES: [(&str, &str); 12] = [
     ("verify_records", "verify"),
     ("verify_ndjson", "verify"),
     ("verify_list", "verify"),
+    ("verify_ledger", "verify"),
     ("verify_tokens", "verify"),
     ("verify_bytes", "verify"),
     ("verify_filter", "verify"),

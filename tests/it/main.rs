@@ -14,13 +14,16 @@ mod fault_store;
 mod faults;
 mod find;
 mod fuzz;
+mod gate;
 #[path = "../support/lakescrub.rs"]
 mod lakescrub_runner;
+mod ledger;
 mod lists;
 mod manifest;
 #[path = "../support/memory_store.rs"]
 mod memory_store;
 mod privacy;
+mod requests;
 mod rewrite_parquet;
 mod s3;
 mod s3_faults;

@@ -90,6 +90,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
             unconditional_writes: &[],
             is_clock_set: false,
             shown: &|_, location| location.to_string(),
+            ledger: None,
             canaries: None,
         };
         account.settle(RunFacts {
