@@ -112,8 +112,9 @@ impl Account<'_> {
             exits.append(&mut versions.exits);
             rows.extend(versions.rows.into_values());
         }
+        let verdict = verdict(&exits);
         let exit = Exit::gravest(exits);
-        let observations = self.observations(facts, &rows, exit);
+        let observations = self.observations(facts, &rows, (exit, verdict));
         Settlement { observations, rows, exit }
     }
 
@@ -121,7 +122,7 @@ impl Account<'_> {
         format!("polars {}", self.verified.engine_version)
     }
 
-    fn observations(&self, facts: RunFacts, rows: &[ObjectRow], exit: Exit) -> Observations {
+    fn observations(&self, facts: RunFacts, rows: &[ObjectRow], (exit, verdict): (Exit, Verdict)) -> Observations {
         Observations {
             run: Run {
                 id: facts.id,
@@ -152,7 +153,7 @@ impl Account<'_> {
                 .collect(),
             verification: self.verification(rows),
             limits: self.limits(),
-            verdict: verdict(exit),
+            verdict,
             ledger: self.ledger.clone(),
         }
     }
@@ -407,12 +408,14 @@ fn tagged_columns(spec: &DatasetSpec) -> Vec<String> {
         .collect()
 }
 
-fn verdict(exit: Exit) -> Verdict {
-    match exit {
+/// What was found outweighs what went wrong beside it.
+fn verdict(exits: &[Exit]) -> Verdict {
+    match Exit::gravest(exits.iter().copied()) {
         Exit::Clean => Verdict::Clean,
-        Exit::Residue => Verdict::Residue,
+        _ if exits.contains(&Exit::Residue) => Verdict::Residue,
         Exit::Blocked => Verdict::Blocked,
-        Exit::Internal
+        Exit::Residue
+        | Exit::Internal
         | Exit::Usage
         | Exit::Incomplete
         | Exit::Conflict

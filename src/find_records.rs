@@ -42,6 +42,14 @@ pub fn scan(
     threads: usize,
 ) -> Result<Scanned> {
     let scan = Scan { spec, matcher, in_name, format, reader };
+    if compression != Compression::None && reader.object().size_bytes > 0 {
+        // What a name promises must be there: the verifying scan refuses the object as well.
+        let (found, _) = compression::decode(reader.read_from(0))?;
+        if found == Compression::None {
+            let reason = "its name promises compression, and it does not begin like a compressed file";
+            return Err(FormatError::Corrupt(reason.to_owned()));
+        }
+    }
     let parts = match compression {
         Compression::None => threads.min((reader.object().size_bytes / PART_BYTES_MIN) as usize),
         Compression::Gzip | Compression::Zstd => 1,

@@ -420,7 +420,9 @@ fn check_apart(top: &Table<'_>, lists: &[ListSpec], datasets: &[DatasetSpec], st
     let is_inside = |dataset: &DatasetSpec, inner: &Location| {
         let Scope::Prefix(root) = &dataset.scope else { return dataset.scope == Scope::Object(inner.clone()) };
         let (root, inner) = (root.to_string(), inner.to_string());
-        let below = inner.strip_prefix(root.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/'));
+        let below = inner.trim_end_matches('/').strip_prefix(root.trim_end_matches('/'));
+        // The dataset's root itself is in it.
+        let below = below.and_then(|rest| if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') });
         below.is_some_and(|below| !below.split('/').any(|segment| segment.starts_with(['_', '.'])))
     };
     for dataset in datasets {
@@ -966,6 +968,7 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
         for (from, to, wanted) in [
             ("s3://privacy/optouts/*.csv", "lake/events/optouts.csv", "crm lies in dataset events"),
             ("uri = \"state/\"", "uri = \"lake/events/state/\"", "lies in dataset events, where it would be read"),
+            ("uri = \"state/\"", "uri = \"lake/events/\"", "lies in dataset events, where it would be read"),
         ] {
             let found = faults(&DEMO.replace(from, to));
             assert!(found.iter().any(|fault| fault.contains(wanted)), "{found:?}");

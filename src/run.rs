@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::account::{self, Account, Recovered, RunFacts, Settlement};
+use crate::action::{Action, Redaction};
 use crate::canary;
 use crate::chain;
 use crate::cli::{self, Cli, Command, Common, ManifestCommand, print_result};
@@ -390,6 +391,24 @@ pub async fn honours_conditions(stores: &Stores, job: &Job, location: &Location)
     }
 }
 
+/// Refuses to redact a cell to a constant that is listed itself: the row would match again, as somebody else's.
+fn check_constants(job: &Job, index: &Arc<MatchIndex>) -> Result<()> {
+    for (number, spec) in job.datasets.iter().enumerate() {
+        let Action::Redact(columns) = &spec.action else { continue };
+        let matcher = index.matcher(number, spec);
+        for redact in columns {
+            let Redaction::Constant(text) = &redact.with else { continue };
+            if matcher.matches(&redact.column, identifier::Value::Text(text)) {
+                let (name, column) = (&spec.name, &redact.column);
+                return Err(Error::usage(format!(
+                    "dataset {name}: the constant that column {column} is redacted to is on a list itself; nothing was written"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What could not be looked into is told by the plan, unless it is to be written anew anyway.
 fn take_inspected(finding: &mut Finding, inspected: std::result::Result<Residues, Fault>) {
     match (inspected, &finding.seen) {
@@ -422,6 +441,7 @@ pub fn self_test() -> Result<()> {
 async fn plan(common: &Common, path: &Path) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
     let (index, lists, verifier_lists) = session.load().await?;
+    check_constants(&session.job, &index)?;
     let mut found = session.find(&index, Vec::new()).await?;
     session.inspect(&verifier_lists, &mut found).await?;
     let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
@@ -490,6 +510,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         let recovered = recover(session, run, &tag_key).await?;
         let canaries = canaries(session, run, lock).await?;
         let (index, lists, verifier_lists) = session.load().await?;
+        check_constants(&session.job, &index)?;
         let mut found = session.find(&index, Vec::new()).await?;
         session.inspect(&verifier_lists, &mut found).await?;
         let shown = |spec: &DatasetSpec, location: &Location| {

@@ -58,8 +58,8 @@ fn take_aliases(listing: &mut Listing, aliases: BTreeMap<Location, Alias>) {
 }
 
 /// Why a link is left alone, and what to do instead.
-pub const LINKED: &str =
-    "is a symbolic link to a file outside the dataset; make its target a dataset, or remove the link";
+pub const LINKED: &str = "is no file, or a symbolic link to nothing or to a file outside the dataset; \
+                          make its target a dataset, or remove it";
 
 /// Why the files of a live table are left alone, and what to do instead.
 pub fn table_reason(table: &str) -> String {

@@ -28,7 +28,12 @@ pub struct Line<'a> {
 impl Line<'_> {
     /// Blank lines are kept and are no records.
     pub fn is_blank(&self) -> bool {
-        self.raw.iter().all(u8::is_ascii_whitespace)
+        self.json().iter().all(u8::is_ascii_whitespace)
+    }
+
+    /// The byte order mark of a first line, or nothing. It is the file's, not the record's.
+    pub fn mark(&self) -> &[u8] {
+        &self.raw[..self.raw.len() - self.json().len()]
     }
 
     /// The JSON text, without a byte order mark.
@@ -57,11 +62,24 @@ impl<R: Read> Lines<R> {
     }
 }
 
+fn may_hold_surrogates(json: &[u8]) -> bool {
+    memchr::memchr_iter(b'\\', json).any(|at| {
+        matches!(json.get(at + 1..at + 4), Some([b'u', b'd' | b'D', b'8' | b'9' | b'a'..=b'f' | b'A'..=b'F']))
+    })
+}
+
 /// Calls `each` with every value that `path` reaches in the object, and the elements of arrays that it stands in: through objects,
 /// any element of arrays, all values of a repeated key. In each object the exact name is meant, else the only one that differs in case alone. Returns whether the
 /// path's first name was there at all.
 pub fn values(line: &Line<'_>, path: &ColumnPath, each: &mut dyn FnMut(Placed<'_>)) -> Result<bool, FormatError> {
     let mut seen = Seen::default();
+    // Half of a pair stands for no character: other readers, the verifying scan among them, refuse the whole line.
+    if may_hold_surrogates(line.json()) && serde_json::from_slice::<serde_json::Value>(line.json()).is_err() {
+        return Err(FormatError::Corrupt(format!(
+            "line {} is no JSON, or holds half of a surrogate pair",
+            line.number
+        )));
+    }
     let mut json = serde_json::Deserializer::from_slice(line.json());
     let corrupt = |_| FormatError::Corrupt(format!("line {} is no JSON object", line.number));
     Walk { path: &path.0, depth: 0, seen: &mut seen, each }.deserialize(&mut json).map_err(corrupt)?;

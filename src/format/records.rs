@@ -227,6 +227,9 @@ impl Editor<'_> {
             if line.is_blank() {
                 kept.keep(line.raw, out)?;
             } else {
+                if matches!(self.edit.action, Action::Delete) && self.edit.rows.contains(kept.rows_before) {
+                    kept.keep(line.mark(), out)?;
+                }
                 kept.record(line.raw, self.edit, |columns| self.edit_json(&line, columns), out)?;
             }
         }

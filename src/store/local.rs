@@ -67,9 +67,15 @@ fn head(path: &Path) -> Result<Object, StoreError> {
     if meta.is_file() { Ok(object(path, &meta)) } else { Err(StoreError::NotFound(Location::Local(path.to_owned()))) }
 }
 
-/// The files below `root`, or `root` itself; symbolic links are followed. A link to nothing or into a loop leads to no file, and one
-/// that was removed meanwhile is none.
-fn files(root: &Path) -> impl Iterator<Item = Result<walkdir::DirEntry, StoreError>> + '_ {
+/// What a name below a root leads to.
+enum Entry {
+    File(walkdir::DirEntry),
+    /// A symbolic link to nothing, such as to a volume that is not mounted, or a pipe, a socket, a device.
+    NoFile(PathBuf),
+}
+
+/// All that is below `root` and no folder, or `root` itself; symbolic links are followed. What was removed meanwhile is none.
+fn entries(root: &Path) -> impl Iterator<Item = Result<Entry, StoreError>> + '_ {
     let entries = walkdir::WalkDir::new(root).follow_links(true).into_iter();
     let entries = entries.filter_map(move |entry| match entry {
         Ok(entry) if entry.path().to_str().is_none() => {
@@ -77,21 +83,34 @@ fn files(root: &Path) -> impl Iterator<Item = Result<walkdir::DirEntry, StoreErr
             let location = Location::Local(root.to_owned());
             Some(Err(StoreError::Other { location, reason: "a name in it is not UTF-8".to_owned() }))
         }
-        Ok(entry) => Some(Ok(entry)),
+        Ok(entry) if entry.file_type().is_dir() || is_temporary(entry.path()) => None,
+        Ok(entry) if entry.file_type().is_file() => Some(Ok(Entry::File(entry))),
+        Ok(entry) => Some(Ok(Entry::NoFile(entry.into_path()))),
         Err(error) => {
             let path = error.path().unwrap_or(root).to_owned();
-            let io = error.into_io_error().filter(|io| io.kind() != io::ErrorKind::NotFound)?;
-            Some(Err(failed(&path)(io)))
+            match error.into_io_error() {
+                // A link into a loop is none of its own either: its target is walked where it stands.
+                None => None,
+                Some(io) if io.kind() != io::ErrorKind::NotFound => Some(Err(failed(&path)(io))),
+                Some(_) => (path != root && path.is_symlink()).then(|| Ok(Entry::NoFile(path))),
+            }
         }
     });
     entries
-        .filter(|entry| entry.as_ref().map_or(true, |entry| entry.file_type().is_file() && !is_temporary(entry.path())))
 }
 
 fn list(root: &Path) -> Result<Vec<Object>, StoreError> {
     let mut objects = Vec::new();
-    for entry in files(root) {
-        match head(entry?.path()) {
+    for entry in entries(root) {
+        let entry = match entry? {
+            Entry::File(entry) => entry,
+            Entry::NoFile(path) => {
+                let (location, etag) = (Location::Local(path), Etag("no file".to_owned()));
+                objects.push(Object { location, size_bytes: 0, etag, version_id: None, storage_class: None });
+                continue;
+            }
+        };
+        match head(entry.path()) {
             Ok(object) => objects.push(object),
             Err(StoreError::NotFound(_)) => {}
             Err(error) => return Err(error),
@@ -104,8 +123,15 @@ fn list(root: &Path) -> Result<Vec<Object>, StoreError> {
 fn aliases(root: &Path) -> Result<BTreeMap<Location, Alias>, StoreError> {
     let Ok(true_root) = fs::canonicalize(root) else { return Ok(BTreeMap::new()) };
     let mut aliases = BTreeMap::new();
-    for entry in files(root) {
-        let entry = entry?;
+    for entry in entries(root) {
+        let entry = match entry? {
+            Entry::File(entry) => entry,
+            Entry::NoFile(path) => {
+                let location = Location::Local(path);
+                aliases.insert(location.clone(), Alias::LinkTo(location));
+                continue;
+            }
+        };
         let (Ok(target), Ok(meta)) = (fs::canonicalize(entry.path()), fs::metadata(entry.path())) else { continue };
         // The way to `root` itself may be a link: what lies below it is named by it.
         let target = target.strip_prefix(&true_root).map(|below| root.join(below)).unwrap_or(target.clone());
@@ -187,13 +213,15 @@ impl Temporary {
             Precondition::Unchanged(etag) if head(target)?.etag != *etag => return Err(changed()),
             Precondition::Unchanged(_) | Precondition::None => RenameFlags::empty(),
         };
+        // Asked of our own file before it goes there: what stands at the name afterwards may be another writer's already.
+        let written = object(target, &self.file.metadata().map_err(failed(target))?);
         match renameat_with(rustix::fs::CWD, &self.path, rustix::fs::CWD, target, flags) {
             Ok(()) => self.moved = true,
             Err(rustix::io::Errno::EXIST) => return Err(changed()),
             Err(error) => return Err(failed(target)(error.into())),
         }
         folder.sync_all().map_err(failed(target))?;
-        head(target)
+        Ok(written)
     }
 }
 
@@ -397,9 +425,9 @@ impl Replacement for LocalReplacement {
 
     async fn commit(self: Box<Self>) -> Result<Object, StoreError> {
         blocking(move || {
-            let listed = path_of(&self.object.location)?.to_owned();
-            self.temporary.move_to(&self.target, &Precondition::Unchanged(self.object.etag))?;
-            head(&listed)
+            let location = self.object.location;
+            let written = self.temporary.move_to(&self.target, &Precondition::Unchanged(self.object.etag))?;
+            Ok(Object { location, ..written })
         })
         .await
     }

@@ -250,6 +250,51 @@ fn what_can_never_match_and_what_was_not_compared_is_told() {
 }
 
 #[test]
+fn exit_2_a_constant_that_is_listed_itself() {
+    let lake = lake();
+    let redact = "action = \"redact\"\nredact = { email = { constant = \"BOB@example.org\" } }\n";
+    lake.write(
+        "job.toml",
+        lake.text("job.toml").replacen("[[dataset.match]]", &format!("{redact}[[dataset.match]]"), 1),
+    );
+    let before = lake.files("lake");
+    for command in ["plan", "scrub"] {
+        lake.run(&[command, "job.toml"])
+            .exits(2)
+            .says(&["the constant that column email is redacted to is on a list itself"]);
+    }
+    assert_eq!(lake.files("lake"), before);
+}
+
+#[test]
+fn exit_3_what_the_verifying_scan_would_refuse_is_not_written() {
+    let lake = lake();
+    lake.write("job.toml", lake.text("job.toml").replace("format = \"csv\"\n", ""));
+    lake.write("lake/c.csv.gz", "id,email\n1,ada@example.com\n2,eve@example.com\n");
+    lake.write("lake/d.ndjson", "{\"email\":\"ada@example.com\"}\n{\"email\":\"eve@example.com\",\"s\":\"\\ud800\"}\n");
+    let mark = "\u{feff}";
+    lake.write(
+        "lake/e.ndjson",
+        format!(
+            "{mark}{{\"email\":\"ada@example.com\"}}\n{{\"email\":\"eve@example.com\",\"s\":\"\\ud83d\\ude00\"}}\n"
+        ),
+    );
+    lake.write("lake/f.ndjson", format!("{mark}{{\"email\":\"ada@example.com\"}}\n"));
+    let before = (lake.text("lake/c.csv.gz"), lake.text("lake/d.ndjson"));
+    lake.run(&["scrub", "job.toml"]).exits(3).says(&["promises compression", "half of a surrogate pair"]);
+    assert_eq!((lake.text("lake/c.csv.gz"), lake.text("lake/d.ndjson")), before);
+    // The byte order mark is the file's, not the first record's.
+    assert_eq!(
+        lake.text("lake/e.ndjson"),
+        format!("{mark}{{\"email\":\"eve@example.com\",\"s\":\"\\ud83d\\ude00\"}}\n")
+    );
+    assert_eq!(lake.text("lake/f.ndjson"), mark);
+    std::fs::remove_file(lake.path().join("lake/c.csv.gz")).unwrap();
+    std::fs::remove_file(lake.path().join("lake/d.ndjson")).unwrap();
+    lake.run(&["scrub", "job.toml"]).exits(0);
+}
+
+#[test]
 fn exit_4_verify_finds_what_is_there_and_changes_nothing() {
     let lake = lake();
     let before = lake.files("lake");
