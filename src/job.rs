@@ -5,10 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
+use jiff::civil::Date;
+use jiff::{SignedDuration, Span, SpanRelativeTo};
 use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
 use crate::action::{Action, Redact, Redaction};
+use crate::deadline::{Holidays, Regime, Regimes, Source, Term, known_zone};
 use crate::error::{Error, Result};
 use crate::format::{CsvDialect, Format};
 use crate::identifier::{ColumnPath, Hashed, Kind, known_region};
@@ -30,6 +33,10 @@ pub struct Job {
     pub canaries: u64,
     pub lists: Vec<ListSpec>,
     pub datasets: Vec<DatasetSpec>,
+    /// Until when requests are to be done.
+    pub regimes: Regimes,
+    /// How often the job runs, for forecasts.
+    pub runs_every: Option<SignedDuration>,
 }
 
 #[derive(Debug, Clone)]
@@ -284,6 +291,8 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
     let guard = guard(top.table("guard"));
     let resources = resources(top.table("resources"));
     let canaries = canaries(top.table("canary"));
+    let regimes = regimes(&mut top);
+    let runs_every = runs_every(top.table("schedule"));
     let lists: Vec<_> = top.tables("list").into_iter().map(|table| edge.list(table)).collect();
     let datasets: Vec<_> = top.tables("dataset").into_iter().map(|table| edge.dataset(table)).collect();
     if lists.is_empty() {
@@ -302,7 +311,19 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
         check_apart(&top, lists, datasets, state.as_ref());
     }
     top.finish();
-    Some(Job { name, digest, state: state?, s3, guard, resources, canaries, lists: lists?, datasets: datasets? })
+    Some(Job {
+        name,
+        digest,
+        state: state?,
+        s3,
+        guard,
+        resources,
+        canaries,
+        lists: lists?,
+        datasets: datasets?,
+        regimes,
+        runs_every,
+    })
 }
 
 fn check_names<'a>(top: &Table<'_>, key: &str, names: impl Iterator<Item = &'a str>) {
@@ -447,6 +468,73 @@ fn resources(mut table: Table<'_>) -> Resources {
     };
     table.finish();
     resources
+}
+
+fn regimes(top: &mut Table<'_>) -> Regimes {
+    let mut table = top.table("deadlines");
+    let zone = table.string("time_zone").unwrap_or_else(|| "UTC".to_owned());
+    if !known_zone(&zone) {
+        table.fault("time_zone", format!("\"{zone}\" is no time zone of the IANA database"));
+    }
+    table.finish();
+    let own: Vec<_> = top.tables("deadline").into_iter().filter_map(regime).collect();
+    check_names(top, "deadline", own.iter().map(|regime| regime.id.as_str()));
+    Regimes::new(own, &zone)
+}
+
+fn regime(mut table: Table<'_>) -> Option<Regime> {
+    let id = table.required("name").and_then(Field::string);
+    let mut count = |name| table.integer(name, 0).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    let terms = [
+        count("days").map(Term::CalendarDays),
+        count("business_days").map(Term::BusinessDays),
+        count("months").map(Term::Months),
+    ];
+    let term = match terms.into_iter().flatten().collect::<Vec<_>>().as_slice() {
+        [term] => Some(*term),
+        _ => {
+            table.fault("", "needs one of days, business_days and months");
+            None
+        }
+    };
+    let holidays = [("none", Holidays::None), ("us-federal", Holidays::UsFederal), ("eu", Holidays::Eu)];
+    let holidays = choice(&mut table, "holidays", &holidays);
+    let days_off = table.take("days_off").map(Field::array).unwrap_or_default().into_iter().filter_map(day).collect();
+    let from = table.take("from").and_then(day);
+    let until = table.take("until").and_then(day);
+    let regime = Regime {
+        id: id.unwrap_or_default(),
+        duty: table.string("duty").unwrap_or_default(),
+        term: term.unwrap_or(Term::CalendarDays(0)),
+        extension: None,
+        ends_on_working_day: table.boolean("ends_on_working_day").unwrap_or(false),
+        holidays: holidays?,
+        days_off,
+        from,
+        until,
+        successor: None,
+        citation: table.string("citation").unwrap_or_else(|| "the job file".to_owned()),
+        source: Source::Job,
+    };
+    table.finish();
+    Some(regime)
+}
+
+fn day(field: Field<'_>) -> Option<Date> {
+    field.one_of(&["a date such as \"2026-12-24\""], |text| text.parse().ok())
+}
+
+/// Days are of 24 hours: a schedule has no time zone.
+fn runs_every(mut table: Table<'_>) -> Option<SignedDuration> {
+    let every = table.take("every").and_then(|field| {
+        field.one_of(&["a positive duration such as \"24h\" or \"7 days\""], |text| {
+            let span: Span = text.parse().ok()?;
+            let every = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
+            every.is_positive().then_some(every)
+        })
+    });
+    table.finish();
+    every
 }
 
 impl Edge {
@@ -857,6 +945,29 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
             assert!(found.iter().any(|fault| fault.contains(wanted)), "{found:?}");
         }
         assert!(faults(&DEMO.replace("uri = \"state/\"", "uri = \"lake/events/.lakescrub/\"")).is_empty());
+    }
+
+    #[test]
+    fn deadlines_and_schedule_are_read_with_their_faults() {
+        let with = |text: &str| DEMO.replace("[state]", &format!("{text}\n[state]"));
+        let text = "[deadlines]\ntime_zone = \"Europe/Berlin\"\n[[deadline]]\nname = \"house\"\nbusiness_days = 3\nholidays = \"eu\"\ndays_off = [\"2026-12-24\"]\n[schedule]\nevery = \"7 days\"";
+        let job = Job::parse(&with(text), Path::new("/jobs"), &[]).unwrap();
+        assert_eq!(job.runs_every, Some(SignedDuration::from_hours(168)));
+        let due = job.regimes.due("house", crate::deadline::Received::On(jiff::civil::date(2026, 12, 23))).unwrap();
+        assert_eq!(due.date, jiff::civil::date(2026, 12, 30), "{}", due.how);
+        for (broken, wanted) in [
+            ("[deadlines]\ntime_zone = \"Mars/Olympus\"", "3:deadlines.time_zone \"Mars/Olympus\" is no time zone"),
+            ("[[deadline]]\nname = \"a\"", "3:deadline[0] needs one of days, business_days and months"),
+            ("[[deadline]]\nname = \"a\"\ndays = 1\nmonths = 1", "3:deadline[0] needs one of"),
+            (
+                "[[deadline]]\nname = \"a\"\ndays = 1\ndays_off = [\"24.12.2026\"]",
+                "6:deadline[0].days_off[0] \"24.12.2026\" is none of",
+            ),
+            ("[schedule]\nevery = \"soon\"", "4:schedule.every \"soon\" is none of a positive duration"),
+        ] {
+            let found = faults(&with(broken));
+            assert!(found.len() == 1 && found[0].starts_with(wanted), "{found:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! wiring       run  cli  account  canary  show  progress
 //! stages       find  rewrite  purge  verify  manifest_diff    never use each other
 //! edges        job  request  store  format  dataset  journal  keys  chain  manifest_check
-//! pure facts   match_index  plan  manifest  object_table  signature  merkle  tag    no I/O, no clock
+//! pure facts   match_index  plan  deadline  standing  manifest  object_table  signature  merkle  tag    no I/O, no clock
 //! vocabulary   error  identifier  action  residue  meter
 //! ```
 //!
@@ -84,6 +84,7 @@ pub mod thrift;
 pub mod page_bytes;
 // where
 pub mod toml_reader;
+pub mod deadline;
 pub mod job;
 pub mod store;
 pub mod format;
@@ -128,6 +129,8 @@ pub mod manifest;
 pub mod chain;
 pub mod manifest_check;
 pub mod manifest_diff;
+// requests
+pub mod standing;
 // wiring
 pub mod canary;
 pub mod account;

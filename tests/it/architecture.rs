@@ -24,6 +24,8 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "page_bytes",
             "toml_reader",
             "verify_normalise",
+            "deadline",
+            "standing",
         ],
     ),
     (
