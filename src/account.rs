@@ -351,7 +351,7 @@ fn other_names(plan: &Plan, spec: &DatasetSpec) -> Option<String> {
 fn unlisted_kinds(job: &Job, spec: &DatasetSpec) -> Vec<String> {
     let listed =
         |kind: &Kind| job.lists.iter().flat_map(|list| &list.columns).any(|column| column.kind.same_family(kind));
-    let parts = spec.rules.iter().flat_map(MatchRule::parts).filter(|part| !listed(&part.kind));
+    let parts = spec.rules.iter().flat_map(MatchRule::compared).filter(|part| !listed(&part.kind));
     parts
         .map(|part| {
             format!(

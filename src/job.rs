@@ -12,9 +12,10 @@ use toml::de::DeTable;
 
 use crate::action::{Action, Redact, Redaction};
 use crate::deadline::{Holidays, Regime, Regimes, Source, Term, known_zone};
+use crate::drop_files::{ListType, is_broker_id, is_recipient};
 use crate::error::{Error, Result};
 use crate::format::{CsvDialect, Format};
-use crate::identifier::{ColumnPath, Hashed, Kind, known_region};
+use crate::identifier::{ColumnPath, DateFormat, Hashed, Kind, known_region};
 use crate::store::Location;
 use crate::store::s3::S3Settings;
 use crate::toml_reader::{Fault, Faults, Field, Table, set};
@@ -37,7 +38,22 @@ pub struct Job {
     pub regimes: Regimes,
     /// How often the job runs, for forecasts.
     pub runs_every: Option<SignedDuration>,
+    pub drop: Option<DropSpec>,
 }
+
+/// How this broker takes part in California's Delete Request and Opt-out Platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DropSpec {
+    /// Four digits.
+    pub broker_id: String,
+    /// An age public key; downloads are kept encrypted to it.
+    pub archive_recipient: Option<String>,
+    /// Uploads are split above this.
+    pub rows_per_file: u64,
+}
+
+/// DROP names no limit; this keeps a file at 15 MB.
+const DROP_ROWS_PER_FILE: u64 = 1_000_000;
 
 #[derive(Debug, Clone)]
 pub struct State {
@@ -143,6 +159,8 @@ pub struct DatasetSpec {
     pub search: Search,
     pub stray: Stray,
     pub versions: VersionPolicy,
+    /// The column that tells one DROP consumer from another.
+    pub consumer_key: Option<ColumnPath>,
 }
 
 /// Whether columns that no rule names are searched for listed identifiers of distinctive kinds.
@@ -197,6 +215,12 @@ pub enum MatchRule {
     Single(MatchPart),
     /// All parts must match the same list row; each part names its list column.
     All(Vec<MatchPart>),
+    /// The parts together make up one identifier (DROP's NDZ and NameVIN).
+    Joined {
+        parts: Vec<MatchPart>,
+        /// What is compared with the lists; its column is the first part's.
+        whole: MatchPart,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,11 +234,40 @@ pub struct MatchPart {
 }
 
 impl MatchRule {
+    /// What is read in the data.
     pub fn parts(&self) -> &[MatchPart] {
         match self {
             MatchRule::Single(part) => std::slice::from_ref(part),
-            MatchRule::All(parts) => parts,
+            MatchRule::All(parts) | MatchRule::Joined { parts, .. } => parts,
         }
+    }
+
+    /// What is compared with the lists.
+    pub fn compared(&self) -> &[MatchPart] {
+        match self {
+            MatchRule::Single(part) => std::slice::from_ref(part),
+            MatchRule::All(parts) => parts,
+            MatchRule::Joined { whole, .. } => std::slice::from_ref(whole),
+        }
+    }
+
+    /// The columns together make up one identifier of `kind`, which has as many parts; `date_format` is of those of kind date.
+    pub fn joined(
+        kind: Kind,
+        columns: Vec<ColumnPath>,
+        date_format: Option<DateFormat>,
+        list_column: Option<String>,
+    ) -> MatchRule {
+        let of = |(kind, column): (&Kind, &ColumnPath)| {
+            let kind = match kind {
+                Kind::Date { .. } => Kind::Date { format: date_format.clone() },
+                kind => kind.clone(),
+            };
+            MatchPart { column: column.clone(), kind, hashed: None, list_column: None }
+        };
+        let parts = kind.parts().iter().zip(&columns).map(of).collect();
+        let column = columns.into_iter().next().expect("an identifier of several columns has a first one");
+        MatchRule::Joined { parts, whole: MatchPart { column, kind, hashed: None, list_column } }
     }
 }
 
@@ -293,6 +346,7 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
     let canaries = canaries(top.table("canary"));
     let regimes = regimes(&mut top);
     let runs_every = runs_every(top.table("schedule"));
+    let drop = top.take("drop").and_then(Field::table).map(drop_spec);
     let lists: Vec<_> = top.tables("list").into_iter().map(|table| edge.list(table)).collect();
     let datasets: Vec<_> = top.tables("dataset").into_iter().map(|table| edge.dataset(table)).collect();
     if lists.is_empty() {
@@ -323,6 +377,7 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
         datasets: datasets?,
         regimes,
         runs_every,
+        drop: flatten(drop)?,
     })
 }
 
@@ -338,7 +393,7 @@ fn check_names<'a>(top: &Table<'_>, key: &str, names: impl Iterator<Item = &'a s
 fn check_comparable(top: &Table<'_>, lists: &[ListSpec], datasets: &[DatasetSpec]) {
     for dataset in datasets {
         for rule in &dataset.rules {
-            for part in rule.parts() {
+            for part in rule.compared() {
                 let columns = || lists.iter().flat_map(|list| list.columns.iter().map(move |column| (list, column)));
                 let feeds = |column: &ListColumn| part.list_column.as_ref().is_none_or(|name| *name == column.column);
                 for (list, column) in
@@ -623,10 +678,13 @@ impl Edge {
         let csv = csv_dialect(table.table("csv"));
         let versions = versions(table.table("versions"));
         let rules: Vec<_> = table.tables("match").into_iter().map(match_rule).collect();
-        if rules.is_empty() {
-            table.fault("match", "is missing: a dataset needs at least one [[dataset.match]]");
+        let drop = drop_columns(table.table("drop"));
+        if rules.is_empty() && drop.as_ref().is_some_and(|drop| drop.rules.is_empty()) {
+            table.fault("match", "is missing: a dataset needs at least one [[dataset.match]], or [dataset.drop]");
         }
         table.finish();
+        let DropColumns { rules: drop_rules, consumer_key } = drop?;
+        let rules: Option<Vec<MatchRule>> = rules.into_iter().collect();
         Some(DatasetSpec {
             name: name?,
             uri: uri?,
@@ -635,11 +693,12 @@ impl Edge {
             action: action?,
             missing_column: missing_column?,
             when_empty: when_empty?,
-            rules: rules.into_iter().collect::<Option<_>>()?,
+            rules: rules?.into_iter().chain(drop_rules).collect(),
             csv,
             search: search?,
             stray: stray?,
             versions: versions?,
+            consumer_key,
         })
     }
 
@@ -726,11 +785,22 @@ fn kind(table: &mut Table<'_>) -> Option<Kind> {
     if let Some(region) = region.as_ref().filter(|region| !known_region(region)) {
         table.fault("region", format!("\"{region}\" is no ISO 3166-1 alpha-2 region"));
     }
-    let kind = table.required("kind")?.one_of(&Kind::NAMES, |name| Kind::parse(name, region.as_deref()))?;
+    let date_format = date_format(table);
+    let mut kind = table.required("kind")?.one_of(&Kind::NAMES, |name| Kind::parse(name, region.as_deref()))?;
     if region.is_some() && !matches!(kind, Kind::PhoneE164 { .. }) {
         table.fault("region", "belongs to kind phone-e164 only");
     }
+    match (&mut kind, date_format?) {
+        (Kind::Date { format }, date_format) => *format = date_format,
+        (_, Some(_)) => table.fault("date_format", "belongs to kind date only"),
+        (_, None) => {}
+    }
     Some(kind)
+}
+
+fn date_format(table: &mut Table<'_>) -> Option<Option<DateFormat>> {
+    let allowed = "formats that tell %Y, %m and %d (or %b, %B for the month) once each, such as \"%m/%d/%Y\"";
+    flatten(table.take("date_format").map(|field| field.one_of(&[allowed], DateFormat::parse)))
 }
 
 fn hashed(table: &mut Table<'_>) -> Option<Option<Hashed>> {
@@ -746,6 +816,9 @@ fn list_column(mut table: Table<'_>) -> Option<ListColumn> {
 }
 
 fn match_rule(mut table: Table<'_>) -> Option<MatchRule> {
+    if let Some(columns) = table.take("columns") {
+        return joined_rule(table, columns);
+    }
     let Some(all) = table.take("all") else {
         return match_part(table, false).map(MatchRule::Single);
     };
@@ -755,6 +828,85 @@ fn match_rule(mut table: Table<'_>) -> Option<MatchRule> {
     }
     table.finish();
     Some(MatchRule::All(parts.into_iter().collect::<Option<_>>()?))
+}
+
+fn joined_rule(mut table: Table<'_>, columns: Field<'_>) -> Option<MatchRule> {
+    let kind = table.required("kind").and_then(|field| {
+        field.one_of(&["ndz", "namevin"], |name| Kind::parse(name, None).filter(|kind| !kind.parts().is_empty()))
+    });
+    let date_format = date_format(&mut table);
+    let list_column = flatten(table.take("list_column").map(Field::string));
+    let columns = kind.as_ref().and_then(|kind| joined_columns(&table, "columns", kind, columns));
+    table.finish();
+    Some(MatchRule::joined(kind?, columns?, date_format?, list_column?))
+}
+
+/// The columns that make up an identifier of `kind`, which must be as many as it has parts.
+fn joined_columns(table: &Table<'_>, key: &str, kind: &Kind, columns: Field<'_>) -> Option<Vec<ColumnPath>> {
+    let columns: Vec<ColumnPath> = columns.array().into_iter().map(column_path).collect::<Option<_>>()?;
+    let parts: Vec<&str> = kind.parts().iter().map(Kind::name).collect();
+    if columns.len() != parts.len() {
+        let names = parts.join(", ");
+        table.fault(key, format!("must name {} columns, of {names} in this order, not {}", parts.len(), columns.len()));
+        return None;
+    }
+    Some(columns)
+}
+
+/// What `[dataset.drop]` says: a rule for each column of a list type, or for all columns of a joined one.
+struct DropColumns {
+    rules: Vec<MatchRule>,
+    consumer_key: Option<ColumnPath>,
+}
+
+fn drop_columns(mut table: Table<'_>) -> Option<DropColumns> {
+    let date_format = date_format(&mut table);
+    let consumer_key = flatten(table.take("consumer_key").map(column_path));
+    let mut rules = Some(Vec::new());
+    for list_type in ListType::ALL {
+        let Some(columns) = table.take(list_type.name()) else { continue };
+        let of_type = drop_rules(&table, list_type, date_format.clone().flatten(), columns);
+        rules = rules.zip(of_type).map(|(mut rules, of_type)| {
+            rules.extend(of_type);
+            rules
+        });
+    }
+    table.finish();
+    date_format?;
+    Some(DropColumns { rules: rules?, consumer_key: consumer_key? })
+}
+
+fn drop_rules(
+    table: &Table<'_>,
+    list_type: ListType,
+    date_format: Option<DateFormat>,
+    columns: Field<'_>,
+) -> Option<Vec<MatchRule>> {
+    let kind = list_type.kind();
+    if !kind.parts().is_empty() {
+        let columns = joined_columns(table, list_type.name(), &kind, columns)?;
+        return Some(vec![MatchRule::joined(kind, columns, date_format, None)]);
+    }
+    let columns: Vec<ColumnPath> = columns.array().into_iter().map(column_path).collect::<Option<_>>()?;
+    if columns.is_empty() {
+        table.fault(list_type.name(), "names no column");
+    }
+    let single = |column| MatchRule::Single(MatchPart { column, kind: kind.clone(), hashed: None, list_column: None });
+    Some(columns.into_iter().map(single).collect())
+}
+
+/// `[drop]`: California's Delete Request and Opt-out Platform.
+fn drop_spec(mut table: Table<'_>) -> Option<DropSpec> {
+    let broker_id = table
+        .required("broker_id")?
+        .one_of(&["a broker id of four digits"], |id| is_broker_id(id).then(|| id.to_owned()));
+    let archive_recipient =
+        flatten(table.take("archive_recipient").map(|field| {
+            field.one_of(&["an age public key (age1...)"], |key| is_recipient(key).then(|| key.to_owned()))
+        }));
+    let rows_per_file = table.integer("rows_per_file", 1).unwrap_or(DROP_ROWS_PER_FILE);
+    table.finish();
+    Some(DropSpec { broker_id: broker_id?, archive_recipient: archive_recipient?, rows_per_file })
 }
 
 fn match_part(mut table: Table<'_>, composite: bool) -> Option<MatchPart> {
@@ -967,6 +1119,48 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
         ] {
             let found = faults(&with(broken));
             assert!(found.len() == 1 && found[0].starts_with(wanted), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn drop_columns_are_rules_of_their_own() {
+        let job = DEMO.replace("kind = \"email\"\nhashed", "kind = \"ndz\"\nhashed");
+        let events = job.replace(
+            "[[dataset.match]]\ncolumn = \"user.email\"\nkind = \"email\"\n",
+            "[dataset.drop]\nEmail = [\"user.email\", \"mail\"]\nNDZ = [\"first\", \"last\", \"born\", \"zip\"]\ndate_format = \"%F\"\nconsumer_key = \"user.id\"\n",
+        );
+        let drop = "[drop]\nbroker_id = \"4821\"\n";
+        let job = Job::parse(&events.replace("[state]", &format!("{drop}[state]")), Path::new("/jobs"), &[]).unwrap();
+        let rules = &job.datasets[0].rules;
+        assert_eq!(rules.len(), 4, "{rules:?}");
+        assert_eq!(job.datasets[0].consumer_key, ColumnPath::parse("user.id"));
+        let MatchRule::Joined { parts, whole } = &rules[1] else { panic!("{rules:?}") };
+        assert_eq!((whole.kind.clone(), parts.len()), (Kind::Ndz, 4));
+        assert_eq!(parts[2].kind, Kind::Date { format: DateFormat::parse("%Y-%m-%d") });
+        assert_eq!(job.drop.map(|drop| (drop.broker_id, drop.rows_per_file)), Some(("4821".to_owned(), 1_000_000)));
+        for (from, to, wanted) in [
+            (
+                "\"born\", ",
+                "",
+                "dataset[0].drop.NDZ must name 4 columns, of name, name, date, zip in this order, not 3",
+            ),
+            ("Email =", "email =", "dataset[0].drop.email is not a known key; did you mean \"Email\"?"),
+            ("\"%F\"", "\"DD.MM.YY\"", "dataset[0].drop.date_format \"DD.MM.YY\" is none of formats that tell"),
+            ("[\"user.email\", \"mail\"]", "[]", "dataset[0].drop.Email names no column"),
+        ] {
+            let found = faults(&events.replace("[state]", &format!("{drop}[state]")).replace(from, to));
+            assert!(found.iter().any(|fault| fault.contains(wanted)), "{found:?}");
+        }
+        for (broken, wanted) in [
+            ("[drop]\n", "drop.broker_id is missing"),
+            ("[drop]\nbroker_id = \"48\"\n", "drop.broker_id \"48\" is none of a broker id of four digits"),
+            (
+                "[drop]\nbroker_id = \"4821\"\narchive_recipient = \"age1x\"\n",
+                "drop.archive_recipient \"age1x\" is none of an age",
+            ),
+        ] {
+            let found = faults(&DEMO.replace("[state]", &format!("{broken}[state]")));
+            assert!(found.iter().any(|fault| fault.contains(wanted)), "{found:?}");
         }
     }
 

@@ -75,6 +75,7 @@
 
 // vocabulary
 pub mod error;
+pub mod name_letters;
 pub mod identifier;
 pub mod action;
 pub mod residue;
@@ -96,6 +97,7 @@ pub mod request_cells;
 pub mod request_frames;
 pub mod request_lines;
 pub mod request_text;
+pub mod drop_files;
 pub mod key_table;
 pub mod match_index;
 // what
@@ -110,6 +112,7 @@ pub mod journal;
 pub mod rewrite;
 pub mod purge;
 // proof
+pub mod verify_letters;
 pub mod verify_normalise;
 pub mod verify_tokens;
 pub mod verify_filter;

@@ -17,7 +17,9 @@ use crate::identifier::{ColumnPath, HashFunction, Hashed, Kind};
 use crate::job::{DatasetSpec, Job, ListColumn, ListSpec, MatchPart, MatchRule};
 use crate::residue::{Place, Residues, STRAY};
 use crate::verify_bytes::Listed;
-use crate::verify_normalise::{Fingerprints, Form, canonicals, digest_of, digests, function_of, plain_numbers};
+use crate::verify_normalise::{
+    Fingerprints, Form, canonicals, digest_of, digests, function_of, joined_part, plain_numbers,
+};
 use crate::verify_read::{Batch, Element, Leaf, Tally};
 use crate::verify_tokens::{Around, Look, Token, stands_alone, tokens};
 
@@ -66,7 +68,15 @@ fn looks_of(kind: &Kind) -> &'static [Look] {
         Kind::Phone | Kind::PhoneE164 { .. } => &[Look::Phone],
         Kind::Maid | Kind::Uuid => &[Look::Hex32],
         Kind::Vin => &[Look::Vin],
-        Kind::Ip | Kind::Integer | Kind::Text | Kind::Zip => &[],
+        Kind::Ip
+        | Kind::Integer
+        | Kind::Text
+        | Kind::Zip
+        | Kind::Name
+        | Kind::Date { .. }
+        | Kind::Ctvid
+        | Kind::Ndz
+        | Kind::NameVin => &[],
     }
 }
 
@@ -106,6 +116,16 @@ pub struct Rules {
     probes: Vec<Probe>,
     /// The rules with several parts.
     composites: Vec<Parts>,
+    /// The rules whose columns make up one identifier.
+    joined: Vec<Joined>,
+}
+
+/// A rule whose columns make up one identifier.
+struct Joined {
+    columns: Vec<(usize, Kind)>,
+    kind: Kind,
+    selection: usize,
+    shared_names: Vec<Vec<usize>>,
 }
 
 /// A rule with several parts.
@@ -119,11 +139,20 @@ struct Parts {
 impl Parts {
     /// Whether keys of parts `a` and `b` stand in the same element of every list that both are in.
     fn together(&self, a: (usize, &Element), b: (usize, &Element)) -> bool {
-        let names = self.shared_names[a.0][b.0];
-        let shared =
-            |element: &Element| element.iter().filter(|(depth, _)| *depth <= names).copied().collect::<Vec<_>>();
-        shared(a.1) == shared(b.1)
+        in_one_element(self.shared_names[a.0][b.0], a.1, b.1)
     }
+}
+
+/// Whether two values stand in the same element of every list within the first `names` names of their paths.
+fn in_one_element(names: usize, a: &Element, b: &Element) -> bool {
+    let shared = |element: &Element| element.iter().filter(|(depth, _)| *depth <= names).copied().collect::<Vec<_>>();
+    shared(a) == shared(b)
+}
+
+/// By two parts: how many names their columns' paths begin with alike.
+fn all_shared_names(parts: &[MatchPart]) -> Vec<Vec<usize>> {
+    let of = |a: &MatchPart| parts.iter().map(|b| shared_names(&a.column, &b.column)).collect();
+    parts.iter().map(of).collect()
 }
 
 fn shared_names(a: &ColumnPath, b: &ColumnPath) -> usize {
@@ -202,7 +231,7 @@ impl Suppressed {
             stored_spellings: Vec::new(),
             current: HashSet::with_hasher(Spread),
         };
-        let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::parts);
+        let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::compared);
         let listed = || job.lists.iter().flat_map(|list| &list.columns);
         // What running text is searched for is all that is listed of a distinctive kind, whatever the rules ask for.
         let distinctive = listed().filter(|column| column.hashed.is_some() || !looks_of(&column.kind).is_empty());
@@ -255,7 +284,7 @@ impl Suppressed {
 
     /// The rules of a dataset of the job that these sets were made for.
     pub fn rules(&self, dataset: &DatasetSpec) -> Rules {
-        let mut rules = Rules { columns: Vec::new(), probes: Vec::new(), composites: Vec::new() };
+        let mut rules = Rules { columns: Vec::new(), probes: Vec::new(), composites: Vec::new(), joined: Vec::new() };
         for rule in &dataset.rules {
             match rule {
                 MatchRule::Single(part) => {
@@ -267,9 +296,13 @@ impl Suppressed {
                     let selections: Vec<usize> = probes.iter().map(|probe| rules.probes[*probe].selection).collect();
                     let composite = self.composites.iter().position(|known| known.selections == selections);
                     let composite = composite.expect("made for every rule of the job");
-                    let of = |a: &MatchPart| parts.iter().map(|b| shared_names(&a.column, &b.column)).collect();
-                    let shared_names = parts.iter().map(of).collect();
-                    rules.composites.push(Parts { probes, composite, shared_names });
+                    rules.composites.push(Parts { probes, composite, shared_names: all_shared_names(parts) });
+                }
+                MatchRule::Joined { parts, whole } => {
+                    let columns = parts.iter().map(|part| (rules.column(&part.column), part.kind.clone())).collect();
+                    let selection = self.selection(whole).expect("made for every rule of the job");
+                    let (kind, shared_names) = (whole.kind.clone(), all_shared_names(parts));
+                    rules.joined.push(Joined { columns, kind, selection, shared_names });
                 }
             }
         }
@@ -307,8 +340,49 @@ impl Suppressed {
                 matched[row as usize] |= rows.contains(&self.fingerprints.row(keys));
             });
         }
+        for rule in &rules.joined {
+            self.joined(rules, rule, batch, &mut matched, &mut not_comparable)?;
+        }
         let rows_matched = matched.iter().filter(|matched| **matched).count() as u64;
         Ok(Tally { rows: batch.rows as u64, rows_matched, not_comparable, ..Tally::default() })
+    }
+
+    /// Marks the rows whose columns make up a listed identifier, and counts the values that cannot be part of one.
+    fn joined(
+        &self,
+        rules: &Rules,
+        rule: &Joined,
+        batch: &Batch,
+        matched: &mut [bool],
+        not_comparable: &mut [u64],
+    ) -> PolarsResult<()> {
+        // A part's key is the place of its text among the pieces.
+        let (mut pieces, mut parts) = (Vec::new(), Vec::new());
+        for (number, (column, kind)) in rule.columns.iter().enumerate() {
+            let mut held = Vec::new();
+            for leaf in &batch.columns[*column] {
+                let unread = canonicals(kind, &leaf.values, &mut |index, _, canonical| {
+                    held.push(Held { row: leaf.row(index), element: leaf.element(index), key: pieces.len() as u128 });
+                    pieces.push(joined_part(canonical));
+                })?;
+                let earlier = rule.columns[..number].iter().any(|known| known == &(*column, kind.clone()));
+                let counted = earlier || rules.counts(*column, kind, rule);
+                not_comparable[*column] += if counted { 0 } else { unread };
+            }
+            parts.push(held);
+        }
+        let together =
+            |a: (usize, &Element), b: (usize, &Element)| in_one_element(rule.shared_names[a.0][b.0], a.1, b.1);
+        let mut whole: (Vec<u32>, Vec<String>) = Default::default();
+        each_row(&mut parts, &together, &mut |row, keys| {
+            whole.0.push(row);
+            whole.1.push(keys.iter().map(|key| pieces[*key as usize].as_str()).collect());
+        });
+        let values = StringChunked::from_iter_values("v".into(), whole.1.iter()).into_series();
+        let mut found = Vec::new();
+        self.hits(&Probe::of(rule.kind.clone(), None, rule.selection), &Leaf::flat(values), &mut found)?;
+        found.iter().for_each(|held| matched[whole.0[held.row as usize] as usize] = true);
+        Ok(())
     }
 
     /// Which of the values a rule of its own on `column` matches, by index. What is part of a composite alone cannot be told
@@ -526,7 +600,24 @@ impl Rules {
             self.composites.iter().any(|rule| number.is_some_and(|number| rule.probes.contains(&number)))
         };
         let mut of_column = self.probes.iter().filter(|probe| probe.column == column);
-        of_column.all(|probe| probe.single && !in_composite(probe))
+        let in_joined = self.joined.iter().flat_map(|rule| &rule.columns).any(|(of_rule, _)| *of_rule == column);
+        !in_joined && of_column.all(|probe| probe.single && !in_composite(probe))
+    }
+
+    /// Whether what cannot be read as `kind` in a column is counted by a probe, or by a rule before `rule`.
+    fn counts(&self, column: usize, kind: &Kind, rule: &Joined) -> bool {
+        let probed =
+            self.probes.iter().any(|probe| probe.column == column && probe.hashed.is_none() && probe.kind == *kind);
+        let before = self.joined.iter().take_while(|other| !std::ptr::eq(*other, rule));
+        probed || before.flat_map(|other| &other.columns).any(|(other, of)| *other == column && of == kind)
+    }
+
+    /// The number of a column, which is read from now on.
+    fn column(&mut self, path: &ColumnPath) -> usize {
+        self.columns.iter().position(|column| column == path).unwrap_or_else(|| {
+            self.columns.push(path.clone());
+            self.columns.len() - 1
+        })
     }
 
     /// The kinds that rules of their own on the column compare it as.
@@ -536,10 +627,7 @@ impl Rules {
     }
 
     fn probe(&mut self, part: &MatchPart, lists: &Suppressed) -> usize {
-        let column = self.columns.iter().position(|column| *column == part.column).unwrap_or_else(|| {
-            self.columns.push(part.column.clone());
-            self.columns.len() - 1
-        });
+        let column = self.column(&part.column);
         let selection = lists.selection(part).expect("made for every part of the job");
         let reads_alike =
             |probe: &Probe| probe.column == column && probe.kind == part.kind && probe.hashed == part.hashed;

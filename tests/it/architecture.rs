@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Every module, lowest layer first. A module uses what stands in its own layer or below, but a stage uses no other stage.
 const LAYERS: [(&str, &[&str]); 5] = [
-    ("vocabulary", &["error", "identifier", "action", "residue", "meter"]),
+    ("vocabulary", &["error", "name_letters", "identifier", "action", "residue", "meter"]),
     (
         "pure facts",
         &[
@@ -23,6 +23,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "thrift",
             "page_bytes",
             "toml_reader",
+            "verify_letters",
             "verify_normalise",
             "deadline",
             "standing",
@@ -45,6 +46,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "request_frames",
             "request_lines",
             "request_text",
+            "drop_files",
         ],
     ),
     ("stages", &["find", "rewrite", "purge", "verify", "manifest_diff"]),

@@ -1,0 +1,173 @@
+//! California's DROP: identifiers of several columns, names and dates, in data of every format and to both engines.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Date32Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use lakescrub::name_letters::plain_letters;
+use lakescrub::verify_letters::name_form;
+use parquet::arrow::ArrowWriter;
+use sha2::{Digest, Sha256};
+
+use crate::lakescrub_runner::Lake;
+
+/// Danielle Johnson, born on 1985-07-04, ZIP 91790 (regulation.md 1.4).
+const NDZ: &str = "PQOfn1RffEKmqMmNAzDKKaoZCwxWbQZkQzPWmQo9REA=";
+/// Eve Genesis with VIN 1hgcm82633a004352 (regulation.md 1.4).
+const NAME_VIN: &str = "rtnDuXIe63jXYQQXW5r07GJ7lSsrib8+46QuKFwkOmk=";
+
+/// As DROP hashes.
+fn hashed(canonical: &str) -> String {
+    BASE64.encode(Sha256::digest(canonical))
+}
+
+#[test]
+fn both_normalisers_read_every_letter_alike() {
+    for number in 0..0x3_0000 {
+        let Some(letter) = char::from_u32(number) else { continue };
+        // Between two letters a lone mark has something to stand on, and a final sigma is none.
+        for text in [format!("a{letter}b"), format!("{letter}")] {
+            let mut found = Vec::new();
+            plain_letters(&text, &mut found);
+            let found = String::from_utf8(found).unwrap();
+            assert_eq!(name_form(&text).unwrap_or_default(), found, "U+{number:04X}");
+        }
+    }
+}
+
+fn parquet(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.into_inner().unwrap()
+}
+
+fn texts(values: &[&str]) -> ArrayRef {
+    Arc::new(StringArray::from(values.to_vec()))
+}
+
+/// Three list columns as DROP hashes them, and a dataset for each way of writing a date.
+const JOB: &str = r#"version = 1
+[guard]
+max_fraction = 1.0
+[drop]
+broker_id = "4821"
+[[list]]
+name = "drop"
+uri = "drop.csv"
+[[list.column]]
+column = "ndz"
+kind = "ndz"
+hashed = "sha256-base64"
+[[list.column]]
+column = "name_vin"
+kind = "namevin"
+hashed = "sha256-base64"
+[[list.column]]
+column = "tv"
+kind = "ctvid"
+hashed = "sha256-base64"
+
+[[dataset]]
+name = "typed"
+uri = "typed/"
+[dataset.drop]
+NDZ = ["first", "last", "born", "zip"]
+
+[[dataset]]
+name = "written"
+uri = "written/"
+[dataset.drop]
+NDZ = ["first", "last", "born", "zip"]
+NameVIN = ["first", "last", "vin"]
+CTVID = ["tv"]
+date_format = "%m/%d/%Y"
+"#;
+
+fn drop_lake() -> Lake {
+    let lake = Lake::new();
+    lake.write("job.toml", JOB);
+    let tv = hashed("smarttv9f8e7d6c");
+    lake.write("drop.csv", format!("ndz,name_vin,tv\n{NDZ},{NAME_VIN},{tv}\n"));
+    let day = |text: &str| text.parse::<jiff::civil::Date>().unwrap();
+    let days = |text: &str| (day(text) - day("1970-01-01")).get_days();
+    let (born, other) = (days("1985-07-04"), days("1985-07-05"));
+    let people = ["DANIELLE", "Danielle", "Danielle"];
+    let rest = |born: ArrayRef| {
+        vec![
+            ("first", texts(&people)),
+            ("last", texts(&["O'Johnson", "Johnson", "Johnson"])),
+            ("born", born),
+            ("zip", texts(&["91790", "91790-3771", "91790"])),
+        ]
+    };
+    lake.write("typed/date.parquet", parquet(rest(Arc::new(Date32Array::from(vec![born, born, other])))));
+    let at = |day: i32, hour: i64| i64::from(day) * 86_400_000_000 + hour * 3_600_000_000;
+    let moments = TimestampMicrosecondArray::from(vec![at(born, 0), at(born, 12), at(other, 0)]);
+    lake.write("typed/moment.parquet", parquet(rest(Arc::new(moments))));
+    // In a zone noon is no certain day.
+    let zoned = TimestampMicrosecondArray::from(vec![at(born, 0), at(born, 0), at(born, 12)]).with_timezone("UTC");
+    lake.write("typed/zoned.parquet", parquet(rest(Arc::new(zoned))));
+    lake.write(
+        "written/people.csv",
+        "id,first,last,born,zip,vin,tv\n\
+         1,Danielle,Johnson,7/4/1985,91790-3771,,\n\
+         2,Danielle,Johnson,1985-07-04,91790,,\n\
+         3,Eve,GENESIS,,,1HGCM82633A004352,\n\
+         4,Eve,Genesis,,,1HGCM82633A00435,\n\
+         5,Bob,Smith,01/02/1990,91790,,SmartTV_9F8E7D6C\n\
+         6,Bob,Smith,01/02/1990,91790,,TV-123\n\
+         7,Johnson,Danielle,07/04/1985,91790,,\n",
+    );
+    lake.write(
+        "written/people.ndjson",
+        "{\"id\":1,\"first\":\"Danielle\",\"last\":\"Johnson\",\"born\":\"07/04/1985\",\"zip\":91790,\"vin\":null,\"tv\":null}\n\
+         {\"id\":2,\"first\":\"Danielle\",\"last\":\"Smith\",\"born\":\"07/04/1985\",\"zip\":91790,\"vin\":null,\"tv\":null}\n",
+    );
+    lake
+}
+
+#[test]
+fn what_drop_makes_of_several_columns_is_found_removed_and_proven_gone() {
+    let lake = drop_lake();
+    // Both engines find the same before anything is changed.
+    lake.run(&["verify", "job.toml"]).exits(4);
+    assert_eq!(lake.manifest()["verification"]["residue"]["rows"], 7);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(
+        lake.text("written/people.csv"),
+        "id,first,last,born,zip,vin,tv\n\
+         2,Danielle,Johnson,1985-07-04,91790,,\n\
+         4,Eve,Genesis,,,1HGCM82633A00435,\n\
+         6,Bob,Smith,01/02/1990,91790,,TV-123\n\
+         7,Johnson,Danielle,07/04/1985,91790,,\n"
+    );
+    assert!(!lake.text("written/people.ndjson").contains("\"id\":1"));
+    let manifest = lake.manifest();
+    let datasets = manifest["datasets"].as_array().unwrap();
+    let removed: Vec<_> = datasets.iter().map(|dataset| dataset["rows"]["removed"].as_u64().unwrap()).collect();
+    assert_eq!(removed, [3, 4], "{manifest:#}");
+    // What could not be compared is told by column: a date of another format, a short VIN, a short TV id, a noon.
+    assert_eq!(datasets[0]["not_comparable"], serde_json::json!({ "born": 1 }), "{manifest:#}");
+    let written = &datasets[1]["not_comparable"];
+    assert_eq!((&written["born"], &written["vin"], &written["tv"]), (&1.into(), &1.into(), &1.into()), "{written:#}");
+    lake.run(&["verify", "job.toml"]).exits(0);
+}
+
+#[test]
+fn a_row_of_several_columns_that_find_would_miss_is_residue() {
+    let lake = drop_lake();
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.write("written/back.csv", "id,first,last,born,zip,vin,tv\n1,danielle,johnson,07/04/1985,091790,,\n");
+    lake.run(&["verify", "job.toml", "--json"]).exits(4);
+}
+
+#[test]
+fn canaries_of_several_columns_go_through_a_run() {
+    let lake = drop_lake();
+    lake.run(&["scrub", "job.toml", "--set", "canary.count=2"]).exits(0);
+    let verification = &lake.manifest()["verification"]["canaries"];
+    assert_eq!(verification["planted"], verification["found"], "{verification}");
+    assert!(verification["planted"].as_u64().unwrap() >= 8, "{verification}");
+}
