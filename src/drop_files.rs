@@ -104,7 +104,7 @@ impl fmt::Debug for WorkItem {
 }
 
 /// `<YYYYMMDD>_<DataBrokerId>_DROP.zip`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ArchiveName {
     pub date: Date,
     pub broker_id: String,
@@ -124,8 +124,14 @@ pub enum Content {
     Removed,
 }
 
+impl fmt::Display for ArchiveName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}_DROP.zip", self.date.strftime("%Y%m%d"), self.broker_id)
+    }
+}
+
 /// `<YYYYMMDD>_<DataBrokerId>_<DataType>[_<OptionalSuffix>].csv`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CsvName {
     pub date: Date,
     pub broker_id: String,

@@ -122,6 +122,7 @@ pub mod verify_records;
 pub mod verify_ndjson;
 pub mod verify_list;
 pub mod verify_names;
+pub mod verify_consumers;
 pub mod verify;
 pub mod signature;
 pub mod keys;

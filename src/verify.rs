@@ -4,7 +4,7 @@
 //! No line of `find`, `match_index`, `request`, `format`, `rewrite` or of their libraries runs here, and no rule of `identifier`: a fault
 //! there must show here (invariant 3). Nothing is skipped by statistics, bloom filter or page index (invariant 10). Reads only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
@@ -20,6 +20,7 @@ use crate::meter::Meter;
 use crate::residue::{ChunkId, Named, Place, Residues, SeenChunks};
 use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
 use crate::verify_bytes::{Heads, Listed};
+use crate::verify_consumers::{Question, WhichAsked};
 use crate::verify_list::{Asked, Rules, Suppressed, add};
 use crate::verify_names;
 use crate::verify_normalise;
@@ -172,6 +173,62 @@ pub async fn verify_with(
         datasets.push(verify_dataset(dataset, &source, clock(), &lists.suppressed, meter).await?);
     }
     Ok(Verified { engine: "polars", engine_version: polars::VERSION, lists: lists.read.clone(), datasets })
+}
+
+/// Which of the identifiers that are asked for lead to several consumers of one dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Consumers {
+    /// Their numbers.
+    pub several: BTreeSet<u32>,
+    /// Those that lead to one as far as can be told: some object of a dataset that holds them could not be read.
+    pub undecided: BTreeSet<u32>,
+    /// Those objects, and why.
+    pub unread: Vec<(Location, String)>,
+}
+
+/// Looks through the datasets that have a consumer key. Errors: a dataset that cannot be listed.
+pub async fn consumers(job: &Job, stores: &Stores, asked: &WhichAsked) -> Result<Consumers> {
+    let gates = Gates::new(&job.resources);
+    let mut found = Consumers::default();
+    for dataset in &job.datasets {
+        let mut seed = [0; 16];
+        getrandom::fill(&mut seed).map_err(|error| Error::internal(format!("cannot draw a random key: {error}")))?;
+        let Some(question) = Question::of(dataset, asked.clone(), seed).map(Arc::new) else { continue };
+        let store = stores.of(dataset.scope.root());
+        let belongs = |name: &str| listing::belongs(name, dataset.format);
+        let listing = match listing::list_dataset(&*store, &dataset.scope, &belongs).await {
+            Ok(listing) => listing,
+            Err(StoreError::NotFound(_)) => continue,
+            Err(error) => return Err(not_listed(dataset, error)),
+        };
+        let look = Look { rows: Some(question.work()), ..Look::default() };
+        let read = listing.in_scope.iter().map(|object| {
+            let (store, gates, question, look) = (&store, &gates, &question, &look);
+            async move {
+                let shape = object_shape(dataset, object)?;
+                let scanned = scan(store, object, &shape, &question.columns, gates, look).await?;
+                let lacks = scanned.missing.iter().any(|column| column + 1 == question.columns.len());
+                let key = question.columns.last().map(ToString::to_string).unwrap_or_default();
+                if lacks { Err(Fault::unreadable(format!("lacks the consumer key {key}"))) } else { Ok(()) }
+            }
+        });
+        let read: Vec<Result<(), Fault>> = futures::stream::iter(read).buffered(gates.objects_ahead()).collect().await;
+        let faults = listing
+            .in_scope
+            .iter()
+            .zip(read)
+            .filter_map(|(object, read)| read.err().map(|fault| (object.location.clone(), fault.reason)));
+        let unread: Vec<_> = faults.collect();
+        for (number, several) in question.answer() {
+            if several {
+                found.several.insert(number);
+            } else if !unread.is_empty() {
+                found.undecided.insert(number);
+            }
+        }
+        found.unread.extend(unread);
+    }
+    Ok(found)
 }
 
 /// What objects hold beside their rows, in the order they are given: for the plan, before anything is written. Pages that the find

@@ -122,10 +122,49 @@ pub struct Rules {
 
 /// A rule whose columns make up one identifier.
 struct Joined {
-    columns: Vec<(usize, Kind)>,
+    made_up: MadeUp,
     kind: Kind,
     selection: usize,
+}
+
+/// Identifiers that several columns of a batch make up.
+pub struct MadeUp {
+    /// Each part's column, and how it is read.
+    columns: Vec<(usize, Kind)>,
     shared_names: Vec<Vec<usize>>,
+}
+
+impl MadeUp {
+    /// `number` gives a column's place in the batches.
+    pub fn of(parts: &[MatchPart], number: &mut dyn FnMut(&ColumnPath) -> usize) -> MadeUp {
+        let columns = parts.iter().map(|part| (number(&part.column), part.kind.clone())).collect();
+        MadeUp { columns, shared_names: all_shared_names(parts) }
+    }
+
+    /// The joined forms with the row of each, and by part how many values cannot be part of one.
+    pub fn values(&self, batch: &Batch) -> PolarsResult<(Vec<u32>, Series, Vec<u64>)> {
+        // A part's key is the place of its text among the pieces.
+        let (mut pieces, mut parts, mut unread) = (Vec::new(), Vec::new(), Vec::new());
+        for (column, kind) in &self.columns {
+            let (mut held, mut lost) = (Vec::new(), 0);
+            for leaf in &batch.columns[*column] {
+                lost += canonicals(kind, &leaf.values, &mut |index, _, canonical| {
+                    held.push(Held { row: leaf.row(index), element: leaf.element(index), key: pieces.len() as u128 });
+                    pieces.push(joined_part(canonical));
+                })?;
+            }
+            parts.push(held);
+            unread.push(lost);
+        }
+        let together =
+            |a: (usize, &Element), b: (usize, &Element)| in_one_element(self.shared_names[a.0][b.0], a.1, b.1);
+        let (mut rows, mut whole): (Vec<u32>, Vec<String>) = Default::default();
+        each_row(&mut parts, &together, &mut |row, keys| {
+            rows.push(row);
+            whole.push(keys.iter().map(|key| pieces[*key as usize].as_str()).collect());
+        });
+        Ok((rows, StringChunked::from_iter_values("v".into(), whole.iter()).into_series(), unread))
+    }
 }
 
 /// A rule with several parts.
@@ -299,10 +338,9 @@ impl Suppressed {
                     rules.composites.push(Parts { probes, composite, shared_names: all_shared_names(parts) });
                 }
                 MatchRule::Joined { parts, whole } => {
-                    let columns = parts.iter().map(|part| (rules.column(&part.column), part.kind.clone())).collect();
+                    let made_up = MadeUp::of(parts, &mut |column| rules.column(column));
                     let selection = self.selection(whole).expect("made for every rule of the job");
-                    let (kind, shared_names) = (whole.kind.clone(), all_shared_names(parts));
-                    rules.joined.push(Joined { columns, kind, selection, shared_names });
+                    rules.joined.push(Joined { made_up, kind: whole.kind.clone(), selection });
                 }
             }
         }
@@ -356,32 +394,15 @@ impl Suppressed {
         matched: &mut [bool],
         not_comparable: &mut [u64],
     ) -> PolarsResult<()> {
-        // A part's key is the place of its text among the pieces.
-        let (mut pieces, mut parts) = (Vec::new(), Vec::new());
-        for (number, (column, kind)) in rule.columns.iter().enumerate() {
-            let mut held = Vec::new();
-            for leaf in &batch.columns[*column] {
-                let unread = canonicals(kind, &leaf.values, &mut |index, _, canonical| {
-                    held.push(Held { row: leaf.row(index), element: leaf.element(index), key: pieces.len() as u128 });
-                    pieces.push(joined_part(canonical));
-                })?;
-                let earlier = rule.columns[..number].iter().any(|known| known == &(*column, kind.clone()));
-                let counted = earlier || rules.counts(*column, kind, rule);
-                not_comparable[*column] += if counted { 0 } else { unread };
-            }
-            parts.push(held);
+        let (rows, values, unread) = rule.made_up.values(batch)?;
+        for (number, (column, kind)) in rule.made_up.columns.iter().enumerate() {
+            let earlier = rule.made_up.columns[..number].contains(&(*column, kind.clone()));
+            let counted = earlier || rules.counts(*column, kind, rule);
+            not_comparable[*column] += if counted { 0 } else { unread[number] };
         }
-        let together =
-            |a: (usize, &Element), b: (usize, &Element)| in_one_element(rule.shared_names[a.0][b.0], a.1, b.1);
-        let mut whole: (Vec<u32>, Vec<String>) = Default::default();
-        each_row(&mut parts, &together, &mut |row, keys| {
-            whole.0.push(row);
-            whole.1.push(keys.iter().map(|key| pieces[*key as usize].as_str()).collect());
-        });
-        let values = StringChunked::from_iter_values("v".into(), whole.1.iter()).into_series();
         let mut found = Vec::new();
         self.hits(&Probe::of(rule.kind.clone(), None, rule.selection), &Leaf::flat(values), &mut found)?;
-        found.iter().for_each(|held| matched[whole.0[held.row as usize] as usize] = true);
+        found.iter().for_each(|held| matched[rows[held.row as usize] as usize] = true);
         Ok(())
     }
 
@@ -600,7 +621,8 @@ impl Rules {
             self.composites.iter().any(|rule| number.is_some_and(|number| rule.probes.contains(&number)))
         };
         let mut of_column = self.probes.iter().filter(|probe| probe.column == column);
-        let in_joined = self.joined.iter().flat_map(|rule| &rule.columns).any(|(of_rule, _)| *of_rule == column);
+        let in_joined =
+            self.joined.iter().flat_map(|rule| &rule.made_up.columns).any(|(of_rule, _)| *of_rule == column);
         !in_joined && of_column.all(|probe| probe.single && !in_composite(probe))
     }
 
@@ -609,7 +631,7 @@ impl Rules {
         let probed =
             self.probes.iter().any(|probe| probe.column == column && probe.hashed.is_none() && probe.kind == *kind);
         let before = self.joined.iter().take_while(|other| !std::ptr::eq(*other, rule));
-        probed || before.flat_map(|other| &other.columns).any(|(other, of)| *other == column && of == kind)
+        probed || before.flat_map(|other| &other.made_up.columns).any(|(other, of)| *other == column && of == kind)
     }
 
     /// The number of a column, which is read from now on.

@@ -54,7 +54,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Files that are one stage with the file they are named after.
-const PARTS_OF_STAGES: [(&str, &str); 12] = [
+const PARTS_OF_STAGES: [(&str, &str); 13] = [
     ("probe_chunk", "find"),
     ("find_probe", "find"),
     ("find_parquet", "find"),
@@ -67,6 +67,7 @@ const PARTS_OF_STAGES: [(&str, &str); 12] = [
     ("verify_bytes", "verify"),
     ("verify_filter", "verify"),
     ("verify_names", "verify"),
+    ("verify_consumers", "verify"),
 ];
 
 /// What pure facts take from the edges: plain types of the job and of listings, each named here so that it stays a list.
