@@ -43,6 +43,12 @@ pub enum Command {
     /// Works on verification manifests; needs no access to the data
     #[command(subcommand)]
     Manifest(ManifestCommand),
+    /// The request ledger: the durable record of every request and what became of it
+    #[command(subcommand)]
+    Requests(RequestsCommand),
+    /// California's Delete Request and Opt-out Platform: reads its downloads, writes the uploads; makes no network call
+    #[command(subcommand)]
+    Drop(DropCommand),
     /// Prints a completion script
     Completions { shell: Shell },
 }
@@ -58,7 +64,161 @@ impl Command {
             Command::Keygen { .. } => "keygen",
             Command::Manifest(ManifestCommand::Check { .. }) => "manifest check",
             Command::Manifest(ManifestCommand::Diff { .. }) => "manifest diff",
+            Command::Requests(requests) => requests.name(),
+            Command::Drop(DropCommand::Import { .. }) => "drop import",
+            Command::Drop(DropCommand::Answer { .. }) => "drop answer",
             Command::Completions { .. } => "completions",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DropCommand {
+    /// Records the work items of a download, <YYYYMMDD>_<DataBrokerId>_DROP.zip, in the request ledger
+    Import { job: PathBuf, zip: PathBuf },
+    /// Writes a status for every work item that has none yet, or another one by now, as the files to upload
+    Answer {
+        job: PathBuf,
+        /// The folder for the files; made if it is not there
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RequestsCommand {
+    /// Records the requests of lists; what the ledger knows already adds nothing
+    Import {
+        job: PathBuf,
+        /// Names of the job's lists, or files; without any, all lists of the job
+        list: Vec<String>,
+        #[command(flatten)]
+        read_as: ReadAs,
+        /// The deadline regime of these requests, such as us-ca-drop
+        #[arg(long)]
+        regime: Option<String>,
+        /// The tag key before a rotation: requests found under it keep their history under the present one
+        #[arg(long, value_name = "FILE")]
+        old_tag_key: Option<PathBuf>,
+    },
+    /// Records one request
+    Add {
+        job: PathBuf,
+        /// KIND=VALUE, all of one person; `-` reads such lines from stdin, where no process list shows them
+        #[arg(required = true, value_name = "KIND=VALUE")]
+        identifier: Vec<String>,
+        /// The request's own id; without one it is derived from the first identifier's tag
+        #[arg(long, visible_alias = "id")]
+        request_id: Option<String>,
+        /// When the person asked, in RFC 3339 or as a date; now, if left out
+        #[arg(long)]
+        received_at: Option<String>,
+        /// Where the request came from
+        #[arg(long, default_value = "manual")]
+        source: String,
+        /// The deadline regime, such as us-ca-drop
+        #[arg(long)]
+        regime: Option<String>,
+        /// The values are hashes of the canonical form: sha256-hex or sha256-base64
+        #[arg(long)]
+        hashed: Option<String>,
+    },
+    /// The person opted in again: stops later removal and is recorded, history stays
+    Withdraw {
+        job: PathBuf,
+        /// Request ids, or KIND=VALUE for all requests of a person; `-` reads such lines from stdin
+        #[arg(required_unless_present = "list")]
+        who: Vec<String>,
+        /// Withdraws every request of the people on this list: a name of the job's, or a file
+        #[arg(long)]
+        list: Option<String>,
+        #[command(flatten)]
+        read_as: ReadAs,
+        /// Where the withdrawal came from
+        #[arg(long, default_value = "manual")]
+        source: String,
+    },
+    /// The data of these requests stay, for a reason, until a time or for good
+    Exempt {
+        job: PathBuf,
+        /// Request ids, or KIND=VALUE; `-` reads such lines from stdin
+        #[arg(required = true)]
+        who: Vec<String>,
+        /// Why, such as "tax records, 6 years"
+        #[arg(long)]
+        ground: String,
+        /// In RFC 3339 or as a date; for good, if left out
+        #[arg(long)]
+        until: Option<String>,
+    },
+    /// Shows every request and where it stands
+    List {
+        job: PathBuf,
+        /// Only requests in this state: open, planned, removed, done, not-found, re-appeared, exempted, withdrawn
+        #[arg(long)]
+        state: Option<String>,
+        /// Only requests from this source
+        #[arg(long)]
+        source: Option<String>,
+        /// Only this request
+        #[arg(long, visible_alias = "id")]
+        request_id: Option<String>,
+    },
+    /// Counts the requests by state, source and kind, and tells how they stand against their due dates
+    Status {
+        job: PathBuf,
+        /// Exits 9 when a request is past its due date
+        #[arg(long, env = "LAKESCRUB_FAIL_ON_OVERDUE", value_parser = FalseyValueParser::new())]
+        fail_on_overdue: bool,
+        /// Requests that are due within so many days are counted as due soon
+        #[arg(long, value_name = "DAYS", default_value_t = 7, env = "LAKESCRUB_DUE_WITHIN")]
+        due_within: u32,
+    },
+    /// Writes the requests, or with --events every event, as CSV, NDJSON or Parquet
+    Export {
+        job: PathBuf,
+        /// By its ending .csv, .ndjson or .parquet; without it, CSV on stdout
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Every event instead of every request
+        #[arg(long)]
+        events: bool,
+        #[arg(long, value_enum)]
+        format: Option<ExportFormat>,
+    },
+}
+
+/// How a file that no [[list]] of the job names is read.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ReadAs {
+    /// A column of a file that is no list of the job: COLUMN=KIND or COLUMN=KIND:HASHED; else columns named after their kinds are taken
+    #[arg(long = "column", value_name = "COLUMN=KIND[:HASHED]")]
+    pub columns: Vec<String>,
+    /// The file's column of request ids
+    #[arg(long, value_name = "COLUMN")]
+    pub id_column: Option<String>,
+    /// The file's column of times at which people asked
+    #[arg(long, value_name = "COLUMN")]
+    pub received_at_column: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    Csv,
+    Ndjson,
+    Parquet,
+}
+
+impl RequestsCommand {
+    fn name(&self) -> &'static str {
+        match self {
+            RequestsCommand::Import { .. } => "requests import",
+            RequestsCommand::Add { .. } => "requests add",
+            RequestsCommand::Withdraw { .. } => "requests withdraw",
+            RequestsCommand::Exempt { .. } => "requests exempt",
+            RequestsCommand::List { .. } => "requests list",
+            RequestsCommand::Status { .. } => "requests status",
+            RequestsCommand::Export { .. } => "requests export",
         }
     }
 }

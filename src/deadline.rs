@@ -3,9 +3,13 @@
 //! Presets are those of `regulation.md` section 3, each with its source and how sure it is; a job adds its own. Pure: the time comes from
 //! the caller. Invariant: where a text has two readings the earlier date is taken, and [`Due::how`] tells the whole way to it.
 
+use std::collections::HashMap;
+
 use jiff::civil::{Date, Weekday, date};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, ToSpan};
+
+use crate::ledger_event::{DueDate, Text};
 
 /// How long, and in what it is counted. The day of the event itself is never counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +99,41 @@ pub enum Received {
     On(Date),
 }
 
+impl Received {
+    /// Midnight UTC is what a date alone is read as.
+    pub fn of(at: Timestamp) -> Received {
+        let utc = at.to_zoned(TimeZone::UTC);
+        if utc.time() == jiff::civil::Time::midnight() { Received::On(utc.date()) } else { Received::At(at) }
+    }
+}
+
+/// The due dates of many requests under one regime, each day's computed once.
+pub struct DueDates<'a> {
+    regimes: &'a Regimes,
+    regime: Text,
+    known: HashMap<Date, Option<DueDate>>,
+}
+
+impl<'a> DueDates<'a> {
+    pub fn new(regimes: &'a Regimes, regime: &Text) -> Result<Self, NoDue> {
+        match regimes.get(regime) {
+            Some(_) => Ok(DueDates { regimes, regime: regime.clone(), known: HashMap::new() }),
+            None => Err(NoDue::Unknown(regime.to_string())),
+        }
+    }
+
+    /// `None`: the date lies outside the calendar.
+    pub fn of(&mut self, received: Timestamp) -> Option<DueDate> {
+        let DueDates { regimes, regime, known } = self;
+        let day = regimes.day_received(Received::of(received));
+        let due = || {
+            let due = regimes.due(regime, Received::On(day)).ok()?;
+            Some(DueDate { at: due.date, how: due.how.into() })
+        };
+        known.entry(day).or_insert_with(due).clone()
+    }
+}
+
 /// The regimes of a job: the presets, and those of its own, which come first.
 #[derive(Debug, Clone)]
 pub struct Regimes {
@@ -143,10 +182,7 @@ impl Regimes {
 
     /// When a request that was received then is due.
     pub fn due(&self, id: &str, received: Received) -> Result<Due, NoDue> {
-        let received = match received {
-            Received::At(at) => at.to_zoned(self.zone.clone()).date(),
-            Received::On(date) => date,
-        };
+        let received = self.day_received(received);
         let mut how = format!("received {received} ({})", self.zone_name);
         let mut regime = self.get(id).ok_or_else(|| NoDue::Unknown(id.to_owned()))?;
         while let (Some(until), Some(next)) = (regime.until, regime.successor)
@@ -169,14 +205,21 @@ impl Regimes {
     }
 
     /// The last second of a day.
-    fn end_of(&self, day: Date) -> Option<Timestamp> {
+    pub fn end_of(&self, day: Date) -> Option<Timestamp> {
         let next = day.tomorrow().ok()?.to_zoned(self.zone.clone()).ok()?.timestamp();
         next.checked_sub(1.second()).ok()
     }
 
-    /// The day on which a moment falls.
-    pub fn day_of(&self, at: Timestamp) -> Date {
-        at.to_zoned(self.zone.clone()).date()
+    /// The first moment of a day.
+    pub fn start_of(&self, day: Date) -> Option<Timestamp> {
+        Some(day.to_zoned(self.zone.clone()).ok()?.timestamp())
+    }
+
+    fn day_received(&self, received: Received) -> Date {
+        match received {
+            Received::At(at) => at.to_zoned(self.zone.clone()).date(),
+            Received::On(date) => date,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::deadline::{Holidays, Regime, Regimes, Source, Term, known_zone};
 use crate::drop_files::{ListType, is_broker_id, is_recipient};
 use crate::error::{Error, Result};
 use crate::format::{CsvDialect, Format};
-use crate::identifier::{ColumnPath, DateFormat, Hashed, Kind, known_region};
+use crate::identifier::{ColumnPath, DateFormat, HashFunction, Hashed, Kind, known_region};
 use crate::store::Location;
 use crate::store::s3::S3Settings;
 use crate::toml_reader::{Fault, Faults, Field, Table, set};
@@ -32,7 +32,10 @@ pub struct Job {
     pub resources: Resources,
     /// Synthetic identifiers that are taken through a run, for each rule and list; 0: none.
     pub canaries: u64,
+    /// The lists that are files.
     pub lists: Vec<ListSpec>,
+    /// The list that is the request ledger under `state`, if one is.
+    pub ledger: Option<LedgerList>,
     pub datasets: Vec<DatasetSpec>,
     /// Until when requests are to be done.
     pub regimes: Regimes,
@@ -40,6 +43,15 @@ pub struct Job {
     pub runs_every: Option<SignedDuration>,
     pub drop: Option<DropSpec>,
 }
+
+/// A `[[list]]` with `uri = "ledger"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerList {
+    pub name: String,
+}
+
+/// The `uri` of a list that is the request ledger; a file of that name is `./ledger`.
+pub const LEDGER_URI: &str = "ledger";
 
 /// How this broker takes part in California's Delete Request and Opt-out Platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +133,8 @@ pub struct ListSpec {
     pub format: Option<ListFormat>,
     pub request_id: Option<String>,
     pub received_at: Option<String>,
+    /// The deadline of its requests.
+    pub regime: Option<String>,
     pub columns: Vec<ListColumn>,
     pub csv: CsvDialect,
 }
@@ -321,6 +335,12 @@ impl Job {
     }
 }
 
+/// Which objects a path or URI on the command line means; relative ones start at the working folder.
+pub fn scope_of(uri: &str) -> Result<Scope> {
+    let folder = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    Edge { folder }.parse_scope(uri).map_err(|message| Error::usage(format!("{uri} {message}")))
+}
+
 fn display_fault(path: &Path, fault: &Fault) -> String {
     let line = fault.line.map(|line| format!(":{line}")).unwrap_or_default();
     let key = if fault.key.is_empty() { String::new() } else { format!(" {}", fault.key) };
@@ -347,9 +367,16 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
     let regimes = regimes(&mut top);
     let runs_every = runs_every(top.table("schedule"));
     let drop = top.take("drop").and_then(Field::table).map(drop_spec);
-    let lists: Vec<_> = top.tables("list").into_iter().map(|table| edge.list(table)).collect();
+    let (mut ledgers, mut lists) = (Vec::new(), Vec::new());
+    for table in top.tables("list") {
+        match edge.list(table) {
+            Some(AnyList::Ledger(ledger)) => ledgers.push(ledger),
+            Some(AnyList::Files(list)) => lists.push(Some(list)),
+            None => lists.push(None),
+        }
+    }
     let datasets: Vec<_> = top.tables("dataset").into_iter().map(|table| edge.dataset(table)).collect();
-    if lists.is_empty() {
+    if lists.is_empty() && ledgers.is_empty() {
         top.fault("list", "is missing: a job needs at least one [[list]]");
     }
     if datasets.is_empty() {
@@ -358,9 +385,12 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
     let (lists, datasets): (Option<Vec<_>>, Option<Vec<_>>) =
         (lists.into_iter().collect(), datasets.into_iter().collect());
     if let (Some(lists), Some(datasets)) = (&lists, &datasets) {
-        check_names(&top, "list", lists.iter().map(|list| list.name.as_str()));
+        let names = ledgers.iter().map(|ledger| &ledger.name).chain(lists.iter().map(|list| &list.name));
+        check_names(&top, "list", names.map(String::as_str));
+        check_ledger(&top, &ledgers, datasets);
         check_names(&top, "dataset", datasets.iter().map(|dataset| dataset.name.as_str()));
         check_comparable(&top, lists, datasets);
+        check_regimes(&top, lists, &regimes);
         datasets.iter().for_each(|dataset| check_redaction(&top, dataset));
         check_apart(&top, lists, datasets, state.as_ref());
     }
@@ -374,6 +404,7 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
         resources,
         canaries,
         lists: lists?,
+        ledger: ledgers.pop(),
         datasets: datasets?,
         regimes,
         runs_every,
@@ -385,6 +416,14 @@ fn check_names<'a>(top: &Table<'_>, key: &str, names: impl Iterator<Item = &'a s
     let mut seen = std::collections::HashSet::new();
     for name in names.filter(|name| !seen.insert(*name)) {
         top.fault(key, format!("two are named \"{name}\""));
+    }
+}
+
+fn check_regimes(top: &Table<'_>, lists: &[ListSpec], regimes: &Regimes) {
+    for list in lists {
+        if let Some(regime) = list.regime.as_ref().filter(|regime| regimes.get(regime).is_none()) {
+            top.fault("list", format!("{}: regime \"{regime}\" is none of {}", list.name, regimes.ids().join(", ")));
+        }
     }
 }
 
@@ -425,6 +464,29 @@ fn check_comparable(top: &Table<'_>, lists: &[ListSpec], datasets: &[DatasetSpec
                     );
                 }
             }
+        }
+    }
+}
+
+/// The ledger's tags are made from SHA-256: a column of another hash function can never be compared with them.
+fn check_ledger(top: &Table<'_>, ledgers: &[LedgerList], datasets: &[DatasetSpec]) {
+    let Some(ledger) = ledgers.first() else { return };
+    if ledgers.len() > 1 {
+        top.fault("list", "only one can be the ledger: it holds the requests of all sources");
+    }
+    for dataset in datasets {
+        for part in dataset.rules.iter().flat_map(MatchRule::compared).filter(|part| part.list_column.is_none()) {
+            let Some(hashed) = part.hashed.filter(|hashed| hashed.function() != HashFunction::Sha256) else { continue };
+            top.fault(
+                "dataset",
+                format!(
+                    "{}: column {} holds {} but list {} is the ledger, whose tags are made from SHA-256: they can never be compared",
+                    dataset.name,
+                    part.column,
+                    hashed.name(),
+                    ledger.name
+                ),
+            );
         }
     }
 }
@@ -592,6 +654,12 @@ fn runs_every(mut table: Table<'_>) -> Option<SignedDuration> {
     every
 }
 
+/// What a `[[list]]` can be.
+enum AnyList {
+    Files(ListSpec),
+    Ledger(LedgerList),
+}
+
 impl Edge {
     fn state(&self, mut table: Table<'_>) -> Option<State> {
         let uri = table.string("uri").unwrap_or_else(|| ".lakescrub/".to_owned());
@@ -618,9 +686,14 @@ impl Edge {
         Some(State { location: location?, signing_key: signing_key?, tag_key: tag_key? })
     }
 
-    fn list(&self, mut table: Table<'_>) -> Option<ListSpec> {
+    fn list(&self, mut table: Table<'_>) -> Option<AnyList> {
         let name = table.required("name").and_then(Field::string);
         let uri = table.required("uri").and_then(Field::string);
+        if uri.as_deref() == Some(LEDGER_URI) {
+            // Its columns are those of the lists that were imported.
+            table.finish();
+            return name.map(|name| AnyList::Ledger(LedgerList { name }));
+        }
         let scope = uri.as_ref().and_then(|uri| self.scope(&table, uri));
         let format = table.take("format").map(|field| {
             field.one_of(&["csv", "tsv", "parquet", "ndjson", "txt"], |text| match text {
@@ -634,22 +707,24 @@ impl Edge {
         });
         let request_id = table.string("request_id");
         let received_at = table.string("received_at");
+        let regime = table.string("regime");
         let csv = csv_dialect(table.table("csv"));
         let columns: Vec<_> = table.tables("column").into_iter().map(list_column).collect();
         if columns.is_empty() {
             table.fault("column", "is missing: a list needs at least one [[list.column]]");
         }
         table.finish();
-        Some(ListSpec {
+        Some(AnyList::Files(ListSpec {
             name: name?,
             uri: uri?,
             scope: scope?,
             format: flatten(format)?,
             request_id,
             received_at,
+            regime,
             columns: columns.into_iter().collect::<Option<_>>()?,
             csv,
-        })
+        }))
     }
 
     fn dataset(&self, mut table: Table<'_>) -> Option<DatasetSpec> {
@@ -1085,6 +1160,26 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
         assert!(faults(&lost)[0].contains("no list has a column \"plz\" of kind zip"), "{:?}", faults(&lost));
         let kept = DEMO.replace("format = \"parquet\"", "action = \"redact\"\nredact = { name = \"null\" }");
         assert!(faults(&kept)[0].contains("user.email is matched but not redacted"), "{:?}", faults(&kept));
+    }
+
+    #[test]
+    fn a_list_may_be_the_ledger_and_compares_with_sha256_alone() {
+        let list = "[[list]]\nname = \"all\"\nuri = \"ledger\"\n";
+        let job = Job::parse(&format!("{DEMO}{list}"), Path::new("/jobs"), &[]).unwrap();
+        assert_eq!((job.lists.len(), job.ledger), (1, Some(LedgerList { name: "all".into() })));
+        for (more, wanted) in [
+            (list.repeat(2), "only one can be the ledger"),
+            (format!("{list}format = \"csv\"\n"), "is not a known key"),
+            (
+                format!(
+                    "{list}[[dataset]]\nname = \"m\"\nuri = \"m/\"\nmatch = [{{ column = \"h\", kind = \"ip\", hashed = \"md5-hex\" }}]\n"
+                ),
+                "whose tags are made from SHA-256: they can never be compared",
+            ),
+        ] {
+            let found = faults(&format!("{DEMO}{more}"));
+            assert!(found.iter().any(|fault| fault.contains(wanted)), "{found:?}");
+        }
     }
 
     #[test]

@@ -86,6 +86,7 @@ pub mod page_bytes;
 // where
 pub mod toml_reader;
 pub mod deadline;
+pub mod standing;
 pub mod job;
 pub mod store;
 pub mod format;
@@ -97,9 +98,14 @@ pub mod request_cells;
 pub mod request_frames;
 pub mod request_lines;
 pub mod request_text;
-pub mod drop_files;
 pub mod key_table;
 pub mod match_index;
+pub mod drop_files;
+pub mod ledger_event;
+pub mod ledger_fold;
+pub mod ledger;
+pub mod drop_answer;
+pub mod request_import;
 // what
 pub mod column_values;
 pub mod probe_chunk;
@@ -133,12 +139,12 @@ pub mod manifest;
 pub mod chain;
 pub mod manifest_check;
 pub mod manifest_diff;
-// requests
-pub mod standing;
 // wiring
 pub mod canary;
 pub mod account;
 pub mod show;
 pub mod progress;
 pub mod cli;
+pub mod requests;
+pub mod drop;
 pub mod run;

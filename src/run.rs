@@ -15,6 +15,7 @@ use crate::account::{self, Account, Recovered, RunFacts, Settlement};
 use crate::canary;
 use crate::chain;
 use crate::cli::{self, Cli, Command, Common, ManifestCommand, print_result};
+use crate::drop;
 use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
 use crate::format::{Compression, Format};
@@ -30,6 +31,7 @@ use crate::plan::{self, DatasetPlan, Finding, Found, Plan};
 use crate::progress::Progress;
 use crate::purge::{self, Purge, Purged, Replaced};
 use crate::request::{self, ListReport};
+use crate::requests;
 use crate::residue::Residues;
 use crate::rewrite::{self, Ended, Outcome, Rewrite, Settled};
 use crate::show;
@@ -70,6 +72,8 @@ async fn run_command(cli: &Cli) -> Result<Exit> {
             manifest_check(common, path, public_key.as_deref()).await
         }
         Command::Manifest(ManifestCommand::Diff { a, b }) => manifest_diff(common, a, b).await,
+        Command::Requests(command) => requests::run(common, command).await,
+        Command::Drop(command) => drop::run(common, command).await,
         Command::Completions { .. } => unreachable!("answered before the runtime started"),
     }
 }
@@ -183,6 +187,9 @@ impl Session {
 
     /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself.
     async fn load(&mut self) -> Result<(Arc<MatchIndex>, Vec<(ListReport, Added)>, verify::Lists)> {
+        if self.job.ledger.is_some() {
+            return Err(Error::usage("this version does not match from the ledger yet; nothing was written"));
+        }
         let stage = self.progress.begin(StageName::Load);
         let mut builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
         let mut added: Vec<Added> = vec![Added::default(); self.job.lists.len()];
@@ -301,20 +308,26 @@ impl Session {
             if !asked.insert(bucket.clone()) {
                 continue;
             }
-            match self.stores.of(location).probe(location).await? {
-                // On the second the store itself makes every swap a single write.
-                ConditionalWrites::Honoured | ConditionalWrites::SingleWritesOnly => {}
-                ConditionalWrites::Ignored if self.job.s3.unconditional_writes => ignored.push(bucket.clone()),
-                ConditionalWrites::Ignored => {
-                    return Err(Error::new(
-                        Exit::Refused,
-                        format!("the store of bucket {bucket} ignores conditional writes; nothing was written"),
-                    )
-                    .hint("if no other writer is active, set [storage.s3] unconditional_writes = \"allow\""));
-                }
+            if !honours_conditions(&self.stores, &self.job, location).await? {
+                ignored.push(bucket.clone());
             }
         }
         Ok(ignored)
+    }
+}
+
+/// Refuses a store that ignores conditional writes, unless the job allows it: then `false`.
+pub async fn honours_conditions(stores: &Stores, job: &Job, location: &Location) -> Result<bool> {
+    let Location::S3 { bucket, .. } = location else { return Ok(true) };
+    match stores.of(location).probe(location).await? {
+        // On the second the store itself makes every swap a single write.
+        ConditionalWrites::Honoured | ConditionalWrites::SingleWritesOnly => Ok(true),
+        ConditionalWrites::Ignored if job.s3.unconditional_writes => Ok(false),
+        ConditionalWrites::Ignored => Err(Error::new(
+            Exit::Refused,
+            format!("the store of bucket {bucket} ignores conditional writes; nothing was written"),
+        )
+        .hint("if no other writer is active, set [storage.s3] unconditional_writes = \"allow\"")),
     }
 }
 
@@ -329,7 +342,7 @@ fn take_inspected(finding: &mut Finding, inspected: std::result::Result<Residues
     }
 }
 
-fn uses_s3(job: &Job) -> bool {
+pub fn uses_s3(job: &Job) -> bool {
     let scopes = job.lists.iter().map(|list| &list.scope).chain(job.datasets.iter().map(|spec| &spec.scope));
     scopes.map(Scope::root).chain([&job.state.location]).any(|location| matches!(location, Location::S3 { .. }))
 }
@@ -341,7 +354,7 @@ fn random<const N: usize>() -> Result<[u8; N]> {
 }
 
 /// Both normalisers against the known answers, before every job.
-fn self_test() -> Result<()> {
+pub fn self_test() -> Result<()> {
     identifier::self_test().and_then(|()| verify::self_test()).map_err(|reason| {
         Error::internal(format!("the self-test of the normaliser failed: {reason}")).hint("do not use this build")
     })
@@ -936,7 +949,7 @@ pub fn print_not_understood(message: &str) {
     let _ = print_json(&json!({ "command": Value::Null, "exit": exit_json(error.exit), "error": error_json(&error) }));
 }
 
-fn exit_json(exit: Exit) -> Value {
+pub fn exit_json(exit: Exit) -> Value {
     json!({ "code": exit.code(), "name": exit.name() })
 }
 
@@ -944,7 +957,7 @@ fn error_json(error: &Error) -> Value {
     json!({ "message": error.message, "hint": error.hint })
 }
 
-fn print_json(document: &Value) -> Result<()> {
+pub fn print_json(document: &Value) -> Result<()> {
     print_result(&json_text(document))
 }
 
@@ -952,6 +965,6 @@ fn json_text(document: &Value) -> String {
     format!("{document:#}\n")
 }
 
-fn print_lines(lines: &[String]) -> Result<()> {
+pub fn print_lines(lines: &[String]) -> Result<()> {
     print_result(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())
 }

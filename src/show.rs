@@ -4,8 +4,10 @@ use std::fmt::Write;
 
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
+use jiff::Timestamp;
 
 use crate::error::Exit;
+use crate::ledger_fold::{Request, Requests};
 use crate::manifest::{Observations, Observed, Residue};
 use crate::object_table::ObjectRow;
 use crate::plan::{DatasetPlan, Plan, Step};
@@ -60,6 +62,30 @@ fn steps(out: &mut String, dataset: &DatasetPlan) {
     if changing.len() > OBJECTS_SHOWN {
         line(out, &format!("and {} more objects; --json lists all", changing.len() - OBJECTS_SHOWN));
     }
+}
+
+/// Requests of the ledger, one a line.
+pub fn requests(requests: &Requests, shown: &[&Request], now: Timestamp) -> String {
+    let mut out = String::new();
+    let mut all = table(&["request", "state", "source", "kinds", "received", "due", "rows removed", "verified"]);
+    let day = |time: Timestamp| time.strftime("%Y-%m-%d").to_string();
+    for request in shown {
+        let mut kinds: Vec<&str> = requests.identifiers(request).map(|identifier| &*identifier.kind).collect();
+        kinds.dedup();
+        all.add_row([
+            request.id.to_string(),
+            request.state(now).name().to_owned(),
+            request.source.to_string(),
+            kinds.join(" "),
+            request.received_at.map_or_else(|| "-".to_owned(), day),
+            request.due.as_ref().map_or_else(|| "-".to_owned(), |due| due.at.to_string()),
+            request.rows_removed().to_string(),
+            request.verified.as_ref().map_or_else(|| "-".to_owned(), |verified| day(verified.at)),
+        ]);
+    }
+    line(&mut out, &all.to_string());
+    line(&mut out, &format!("{} of {} requests", shown.len(), requests.len()));
+    out
 }
 
 /// The result of a run that wrote a manifest: totals by dataset, what did not go well, the verdict.

@@ -186,11 +186,33 @@ impl TagKey {
     /// The keyed tag of an identifier, in hex: HMAC-SHA-256 over the kind's name, a zero byte and the SHA-256 of the
     /// canonical form. The zero byte keeps two kinds from meeting; the inner hash lets a hashed list give the same tag.
     pub fn tag(&self, kind_name: &str, canonical_sha256: &[u8; 32]) -> String {
+        hex::encode(self.raw_tag(kind_name, canonical_sha256))
+    }
+
+    /// [`TagKey::tag`] before it is spelled.
+    pub fn raw_tag(&self, kind_name: &str, canonical_sha256: &[u8; 32]) -> [u8; 32] {
+        self.tags_of(kind_name).tag(canonical_sha256)
+    }
+
+    /// Makes the tags of one kind: the key's two blocks are hashed once, so that each tag is two SHA-256 compressions.
+    pub fn tags_of(&self, kind_name: &str) -> KindTags {
         let mut mac = Hmac::<Sha256>::new_from_slice(&*self.0).expect("HMAC takes a key of any length");
         mac.update(kind_name.as_bytes());
         mac.update(&[0]);
+        KindTags(mac)
+    }
+}
+
+/// The tags of one kind under one key.
+#[derive(Clone)]
+pub struct KindTags(Hmac<Sha256>);
+
+impl KindTags {
+    #[inline]
+    pub fn tag(&self, canonical_sha256: &[u8; 32]) -> [u8; 32] {
+        let mut mac = self.0.clone();
         mac.update(canonical_sha256);
-        hex::encode(mac.finalize().into_bytes())
+        mac.finalize().into_bytes().into()
     }
 }
 

@@ -27,6 +27,8 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "verify_normalise",
             "deadline",
             "standing",
+            "ledger_event",
+            "ledger_fold",
         ],
     ),
     (
@@ -47,10 +49,13 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "request_lines",
             "request_text",
             "drop_files",
+            "drop_answer",
+            "ledger",
+            "request_import",
         ],
     ),
     ("stages", &["find", "rewrite", "purge", "verify", "manifest_diff"]),
-    ("wiring", &["account", "canary", "show", "progress", "cli", "run", "main", "lib"]),
+    ("wiring", &["account", "canary", "show", "progress", "cli", "requests", "drop", "run", "main", "lib"]),
 ];
 
 /// Files that are one stage with the file they are named after.

@@ -171,3 +171,166 @@ fn canaries_of_several_columns_go_through_a_run() {
     assert_eq!(verification["planted"], verification["found"], "{verification}");
     assert!(verification["planted"].as_u64().unwrap() >= 8, "{verification}");
 }
+
+/// A job on the ledger whose dataset has a column that tells consumers apart.
+const BROKER_JOB: &str = r#"version = 1
+[guard]
+max_fraction = 1.0
+[drop]
+broker_id = "4821"
+[[list]]
+name = "drop"
+uri = "ledger"
+
+[[dataset]]
+name = "people"
+uri = "lake/"
+format = "csv"
+[dataset.drop]
+Email = ["email"]
+Phone = ["mobile"]
+NDZ = ["first", "last", "born", "zip"]
+date_format = "%Y-%m-%d"
+consumer_key = "user_id"
+"#;
+
+const PEOPLE: &str = "user_id,email,mobile,first,last,born,zip\n\
+    1,Anna@Example.com,+1 (415) 555-0001,Anna,Smith,1990-01-01,90001\n\
+    2,bob@example.com,415-555-0002,Bob,Jones,1991-01-01,90002\n\
+    3,home@example.com,,Carl,Home,1992-01-01,90003\n\
+    4,home@example.com,,Dora,Home,1993-01-01,90003\n\
+    5,eve@example.com,415-555-0005,Eve,Kept,1994-01-01,90004\n\
+    6,danielle@example.com,,Danielle,Johnson,1985-07-04,91790-3771\n";
+
+/// Work items by what is to become of them.
+const DELETED: &str = "AAAAaaaa0001";
+const NOT_FOUND: &str = "AAAAaaaa0002";
+const SEVERAL: &str = "AAAAaaaa0003";
+const CANCELLED: &str = "AAAAaaaa0004";
+const EXEMPT: &str = "AAAAaaaa0005";
+const NDZ_DELETED: &str = "BBBBbbbb0001";
+const PHONE_DELETED: &str = "CCCCcccc0001";
+
+const FIRST: &str = "20260812_4821_DROP.zip";
+
+fn zip(files: &[(&str, String)]) -> Vec<u8> {
+    use std::io::Write;
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, text) in files {
+        zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(text.as_bytes()).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
+}
+
+fn list(rows: &[(&str, String)]) -> String {
+    let rows: String = rows.iter().map(|(id, hash)| format!("{id},{hash}\n")).collect();
+    format!("ID,Hash\n{rows}")
+}
+
+fn broker_lake() -> Lake {
+    let lake = Lake::new();
+    lake.write("job.toml", BROKER_JOB);
+    lake.write("lake/people.csv", PEOPLE);
+    let emails = list(&[
+        (DELETED, hashed("anna@example.com")),
+        (NOT_FOUND, hashed("nobody@example.com")),
+        (SEVERAL, hashed("home@example.com")),
+        (CANCELLED, hashed("eve@example.com")),
+        (EXEMPT, hashed("exempt@example.com")),
+    ]);
+    let files = [
+        ("20260812_4821_Email.csv", emails),
+        ("20260812_4821_NDZ.csv", list(&[(NDZ_DELETED, NDZ.to_owned())])),
+        ("20260812_4821_Phone.csv", list(&[(PHONE_DELETED, hashed("4155550002"))])),
+        ("20260812_4821_MAID.csv", list(&[])),
+    ];
+    lake.write(FIRST, zip(&files));
+    let eve = hashed("eve@example.com");
+    let removed = format!("ID,Hash,ListType\n{CANCELLED},{eve},Email\nZZZZzzzz0009,{eve},Email\n");
+    lake.write(
+        "20260813_4821_DROP.zip",
+        zip(&[("20260813_4821_Email.csv", list(&[])), ("20260813_4821_Removed.csv", removed)]),
+    );
+    lake
+}
+
+/// The statuses in the upload files of a folder, by file.
+fn uploads(lake: &Lake, folder: &str) -> std::collections::BTreeMap<String, Vec<(String, u8)>> {
+    let read = |bytes: Vec<u8>| {
+        let text = String::from_utf8(bytes).unwrap();
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("Id,Status"));
+        let row =
+            |line: &str| line.split_once(',').map(|(id, status)| (id.to_owned(), status.parse().unwrap())).unwrap();
+        lines.map(row).collect()
+    };
+    lake.bytes(folder).into_iter().map(|(name, bytes)| (name, read(bytes))).collect()
+}
+
+#[test]
+fn a_download_is_recorded_once_and_nothing_readable_is_kept() {
+    let lake = broker_lake();
+    let told = lake.run(&["drop", "import", "job.toml", FIRST, "--json"]).exits(0).json();
+    assert_eq!(
+        (&told["added"], &told["known"], &told["due_at"]),
+        (&7.into(), &0.into(), &"2026-09-26".into()),
+        "{told:#}"
+    );
+    assert!(told["due_how"].as_str().unwrap().contains("45 calendar days"), "{told:#}");
+    assert_eq!(told["archive"]["kept"], serde_json::Value::Null);
+    let again = lake.run(&["drop", "import", "job.toml", FIRST, "--json"]).exits(0).json();
+    assert_eq!((&again["added"], &again["known"]), (&0.into(), &7.into()), "{again:#}");
+    let removed = lake.run(&["drop", "import", "job.toml", "20260813_4821_DROP.zip", "--json"]).exits(0).json();
+    assert_eq!((&removed["withdrawn"], &removed["removals_unknown"]), (&1.into(), &1.into()), "{removed:#}");
+    for (name, bytes) in lake.bytes(".lakescrub") {
+        for email in ["anna@example.com", "eve@example.com"] {
+            for secret in [email.as_bytes(), hashed(email).as_bytes(), &Sha256::digest(email)] {
+                assert!(
+                    !bytes.windows(secret.len()).any(|window| window == secret),
+                    "{name} holds {email} in some form"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_download_is_kept_for_whoever_has_the_key() {
+    let lake = broker_lake();
+    let key = age::x25519::Identity::generate();
+    let recipient = format!("drop.archive_recipient={}", key.to_public());
+    let told = lake.run(&["drop", "import", "job.toml", FIRST, "--json", "--set", &recipient]).exits(0).json();
+    let kept = lake.bytes(".lakescrub/drop");
+    let (name, sealed) = kept.first_key_value().unwrap();
+    assert!(told["archive"]["kept"].as_str().unwrap().ends_with(name), "{told:#} {name}");
+    assert_eq!(age::decrypt(&key, sealed).unwrap(), lake.read(FIRST));
+    lake.run(&["drop", "import", "job.toml", FIRST, "--set", &recipient]).exits(0);
+    assert_eq!(lake.bytes(".lakescrub/drop"), kept);
+}
+
+#[test]
+fn a_bad_download_is_told_by_file_and_line_and_records_nothing() {
+    let lake = broker_lake();
+    let good = hashed("anna@example.com");
+    let email = "20260814_4821_Email.csv";
+    let archive = "20260814_4821_DROP.zip";
+    for (rows, wanted) in [
+        (
+            format!("ID,Hash\n{DELETED},{good}\n{NOT_FOUND},{}\n", &good[..40]),
+            format!("{archive}: {email}:3 has a Hash"),
+        ),
+        (format!("ID,Hash\n{DELETED},{good}\n{DELETED},{good}\n"), format!("{archive}: {email}:3 repeats an ID")),
+        (format!("id,hash\n{DELETED},{good}\n"), format!("{archive}: {email}:1 is not the header ID,Hash")),
+    ] {
+        lake.write(archive, zip(&[(email, rows)]));
+        let ran = lake.run(&["drop", "import", "job.toml", archive]).exits(2).says(&[&wanted]);
+        assert!(!ran.stderr.contains(&good[..20]), "{}", ran.stderr);
+    }
+    lake.write("20260814_4822_DROP.zip", zip(&[("20260814_4822_Email.csv", list(&[]))]));
+    lake.run(&["drop", "import", "job.toml", "20260814_4822_DROP.zip"]).exits(2).says(&["broker 4822", "4821"]);
+    lake.run(&["drop", "import", "job.toml", "20260899_4821_DROP.zip"]).exits(2);
+    lake.run(&["drop", "import", "job.toml", "download.zip"]).exits(2);
+    let told = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(told["requests"], 0, "{told:#}");
+}

@@ -7,6 +7,7 @@ mod cli;
 mod crash;
 #[path = "../support/damage.rs"]
 mod damage;
+mod deadlines;
 mod drop;
 #[path = "../support/fault_proxy.rs"]
 mod fault_proxy;
@@ -22,6 +23,7 @@ mod manifest;
 #[path = "../support/memory_store.rs"]
 mod memory_store;
 mod privacy;
+mod requests;
 mod rewrite_parquet;
 mod s3;
 mod s3_faults;

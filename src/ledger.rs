@@ -1,0 +1,357 @@
+//! The request ledger: the durable record of every request, an append-only, hash-chained log of immutable segments.
+//!
+//! ```text
+//! STATE/ledger/00000000000000000007.parquet                         one segment, written once
+//! STATE/ledger/00000000000000000001-00000000000000000006.parquet    several, gathered now and then
+//! ```
+//! What an event is stands in [`crate::ledger_event`], what events amount to in [`crate::ledger_fold`]. Invariants: a segment is
+//! written only where none is, so of two writers one loses and tries again behind the other; what was gathered is removed only
+//! after the gathered file is there, and a chain that does not fit is never built upon.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Exit, Result};
+use crate::ledger_event::{ChainDigest, Event, Interner, Segment, Text, decode, encode};
+use crate::ledger_fold::Requests;
+use crate::signature::TagKey;
+use crate::store::{self, Location, Object, Precondition, Store, StoreError};
+
+/// So many events are written in one segment at most.
+const EVENTS_A_SEGMENT: usize = 250_000;
+/// So many files are gathered in one.
+const LOOSE_SEGMENTS_MAX: usize = 32;
+/// How often a writer that lost a race tries again.
+const ATTEMPTS_MAX: usize = 50;
+
+/// Where a ledger ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Head {
+    /// The number of the last segment; 0 of an empty ledger.
+    pub sequence: u64,
+    pub digest: ChainDigest,
+}
+
+impl Head {
+    /// Hex, as manifests name it.
+    pub fn digest_hex(&self) -> String {
+        hex::encode(self.digest)
+    }
+}
+
+/// The ledger as it was last read, folded.
+#[derive(Debug)]
+pub struct Ledger {
+    store: Arc<dyn Store>,
+    state: Location,
+    key_id: Text,
+    /// The digest after each segment, from the first on.
+    digests: Vec<ChainDigest>,
+    requests: Requests,
+    files: Vec<File>,
+    texts: Interner,
+}
+
+/// One file of the ledger: the segments that its name tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct File {
+    first: u64,
+    last: u64,
+    object: Object,
+}
+
+/// What an append did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Appended {
+    /// Events that were news and are written now.
+    pub events: u64,
+    /// Events that the ledger knew.
+    pub known: u64,
+}
+
+/// The folder of the ledger, as a prefix.
+pub fn folder(state: &Location) -> Location {
+    state.join("ledger/")
+}
+
+/// The id under which segments name a tag key: a tag of fixed words, which tells nothing of the key.
+pub fn key_id(key: &TagKey) -> Text {
+    key.tag("key", &Sha256::digest(b"lakescrub ledger").into())[..16].into()
+}
+
+impl Ledger {
+    /// Reads and folds the ledger under `state`; an empty one where there is none.
+    ///
+    /// Errors: a chain that does not fit ([`Exit::Untrusted`]), or what the store says.
+    pub async fn open(store: Arc<dyn Store>, state: &Location, key: &TagKey) -> Result<Ledger> {
+        Ledger::open_as(store, state, key_id(key)).await
+    }
+
+    async fn open_as(store: Arc<dyn Store>, state: &Location, key_id: Text) -> Result<Ledger> {
+        // A file that was gathered between the listing and the read is gone: the next listing shows where its segments are.
+        for _ in 0..ATTEMPTS_MAX {
+            let mut ledger = Ledger {
+                store: store.clone(),
+                state: state.clone(),
+                key_id: key_id.clone(),
+                digests: Vec::new(),
+                requests: Requests::new(key_id.clone()),
+                files: Vec::new(),
+                texts: Interner::default(),
+            };
+            match ledger.read_on().await {
+                Err(error) if error.is_gone => continue,
+                outcome => return outcome.map(|()| ledger).map_err(|error| error.error),
+            }
+        }
+        Err(Error::new(Exit::Conflict, "the ledger changed again and again while it was read").hint("run again"))
+    }
+
+    /// What every request has come to.
+    pub fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    pub fn head(&self) -> Head {
+        Head { sequence: self.digests.len() as u64, digest: self.digests.last().copied().unwrap_or_default() }
+    }
+
+    /// Whether a ledger whose head this was is a beginning of this one.
+    pub fn goes_on_from(&self, head: &Head) -> bool {
+        match head.sequence.checked_sub(1) {
+            None => true,
+            Some(last) => self.digests.get(last as usize) == Some(&head.digest),
+        }
+    }
+
+    /// Refuses to compare with a ledger that holds requests under another tag key: they would silently match nobody.
+    pub fn check_key(&self, now: Timestamp) -> Result<()> {
+        match self.requests.not_comparable(now) {
+            0 => Ok(()),
+            lost => Err(Error::usage(format!(
+                "{lost} requests of the ledger are tagged with another tag_key and can never be compared"
+            ))
+            .hint("import their lists again with this key (`requests import --old-tag-key`), or withdraw them")),
+        }
+    }
+
+    /// Writes the events that are news behind the last segment. When another writer was faster, its events are read first, and what
+    /// is known by then is left out. An event that repeats one before it in `events` is known, too.
+    pub async fn append(&mut self, events: Vec<Event>) -> Result<Appended> {
+        let total = events.len() as u64;
+        let mut appended = Appended::default();
+        let mut rest = events.into_iter().peekable();
+        while rest.peek().is_some() {
+            let piece: Vec<Event> = rest.by_ref().take(EVENTS_A_SEGMENT).collect();
+            appended.events += self.append_piece(piece).await?;
+        }
+        appended.known = total - appended.events;
+        if appended.events > 0 && self.files.len() > LOOSE_SEGMENTS_MAX {
+            // The events are written; that their files are many is no reason to fail.
+            if let Err(error) = self.gather().await {
+                tracing::warn!(%error, "the ledger's segments not gathered; the next writer does it");
+            }
+        }
+        Ok(appended)
+    }
+
+    async fn append_piece(&mut self, piece: Vec<Event>) -> Result<u64> {
+        for _ in 0..ATTEMPTS_MAX {
+            let news = self.take_news(&piece);
+            if news.is_empty() {
+                return Ok(0);
+            }
+            let before = self.head();
+            let count = news.len() as u64;
+            let segment = Segment { sequence: before.sequence + 1, key_id: self.key_id.clone(), events: news };
+            let location = self.location(segment.sequence, segment.sequence);
+            let bytes = encode(std::slice::from_ref(&segment), &before.digest)?;
+            if write_new(self.store.as_ref(), &location, bytes).await?
+                && self.is_in_chain(segment.sequence, segment.digest(&before.digest)).await?
+            {
+                return Ok(count);
+            }
+            *self = Ledger::open_as(self.store.clone(), &self.state, self.key_id.clone()).await?;
+        }
+        Err(Error::new(Exit::Conflict, "other writers of the ledger were faster each time; nothing was recorded")
+            .hint("run again"))
+    }
+
+    /// Those events that say something new, given the ledger and each other. They are folded in at once: whoever cannot write them
+    /// reads the ledger anew.
+    fn take_news(&mut self, events: &[Event]) -> Vec<Event> {
+        let mut news = Vec::new();
+        for event in events {
+            if self.requests.is_news(event) {
+                self.requests.take_event(event, true);
+                news.push(event.clone());
+            }
+        }
+        news
+    }
+
+    /// Whether the segment just written counts. A writer that was slow may have written where a segment stood that is gathered by
+    /// now: a look at the files after the write tells.
+    async fn is_in_chain(&mut self, sequence: u64, digest: ChainDigest) -> Result<bool> {
+        let files = list(self.store.as_ref(), &self.state).await?;
+        let mut covering = files.iter().filter(|file| file.first <= sequence && sequence <= file.last);
+        let ours = covering.next().filter(|file| file.first == file.last).cloned();
+        if let (Some(ours), None) = (ours, covering.next()) {
+            self.digests.push(digest);
+            self.files.push(ours);
+            return Ok(true);
+        }
+        let again = Ledger::open_as(self.store.clone(), &self.state, self.key_id.clone()).await?;
+        let is_in_chain = again.digests.get(sequence as usize - 1) == Some(&digest);
+        *self = again;
+        Ok(is_in_chain)
+    }
+
+    fn location(&self, first: u64, last: u64) -> Location {
+        let name =
+            if first == last { format!("{first:020}.parquet") } else { format!("{first:020}-{last:020}.parquet") };
+        folder(&self.state).join(&name)
+    }
+
+    /// Reads the files that lie behind the head.
+    async fn read_on(&mut self) -> Result<(), ReadError> {
+        for file in list(self.store.as_ref(), &self.state).await? {
+            let next = self.digests.len() as u64 + 1;
+            if file.last < next {
+                // Gathered in a file that was read; whoever gathered it was stopped before it removed this one.
+                continue;
+            }
+            self.read_file(file).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_file(&mut self, file: File) -> Result<(), ReadError> {
+        let location = file.object.location.clone();
+        let untrusted = |why: String| {
+            let error = Error::new(Exit::Untrusted, format!("{location} {why}"));
+            let hint = "the ledger was changed by somebody else than lakescrub: restore the state's ledger/ folder";
+            ReadError { error: error.hint(hint), is_gone: false }
+        };
+        let bytes = match store::read_whole(self.store.as_ref(), &location).await {
+            Ok((_, bytes)) => bytes,
+            Err(StoreError::NotFound(_)) => {
+                let error = Error::from(StoreError::NotFound(location.clone()));
+                return Err(ReadError { error, is_gone: true });
+            }
+            Err(error) => return Err(ReadError::from(Error::from(error))),
+        };
+        let mut texts = std::mem::take(&mut self.texts);
+        let decoding = tokio::task::spawn_blocking(move || (decode(bytes, &mut texts), texts)).await;
+        let (decoded, texts) = decoding.map_err(|_| untrusted("cannot be decoded".to_owned()))?;
+        self.texts = texts;
+        let decoded = decoded.map_err(untrusted)?;
+        let told = decoded.segments.first().zip(decoded.segments.last());
+        if told.map(|(first, last)| (first.sequence, last.sequence)) != Some((file.first, file.last)) {
+            return Err(untrusted("does not hold the segments that its name tells".to_owned()));
+        }
+        let mut digest = decoded.previous;
+        let before = |sequence: u64, digests: &[ChainDigest]| match sequence {
+            1 => Some([0; 32]),
+            sequence => digests.get(sequence as usize - 2).copied(),
+        };
+        for segment in &decoded.segments {
+            let next = self.digests.len() as u64 + 1;
+            if segment.sequence > next {
+                return Err(untrusted(format!("follows segment {}, which is missing", segment.sequence - 1)));
+            }
+            if before(segment.sequence, &self.digests) != Some(digest) {
+                return Err(untrusted(format!(
+                    "has a segment {} that does not follow the one before",
+                    segment.sequence
+                )));
+            }
+            digest = segment.digest(&digest);
+            if segment.sequence == next {
+                self.digests.push(digest);
+                self.requests.take(segment);
+            }
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// Every event, as the ledger was when it was opened.
+    pub async fn segments(&self) -> Result<Vec<Segment>> {
+        let (mut segments, mut texts) = (Vec::new(), Interner::default());
+        for file in &self.files {
+            let (_, bytes) = store::read_whole(self.store.as_ref(), &file.object.location).await?;
+            let decoded = decode(bytes, &mut texts)
+                .map_err(|why| Error::new(Exit::Untrusted, format!("{} {why}", file.object.location)))?;
+            let next = segments.last().map_or(1, |last: &Segment| last.sequence + 1);
+            segments.extend(decoded.segments.into_iter().filter(|segment| segment.sequence >= next));
+        }
+        Ok(segments)
+    }
+
+    /// Gathers the files so far in one, and removes them. The chain stays as it was.
+    async fn gather(&mut self) -> Result<()> {
+        let files = self.files.clone();
+        let segments = self.segments().await?;
+        let last = segments.last().map_or(0, |segment| segment.sequence);
+        let location = self.location(1, last);
+        let bytes = encode(&segments, &[0; 32])?;
+        write_new(self.store.as_ref(), &location, bytes).await?;
+        // Only what a look at the gathered file proves to be in it goes.
+        let (object, written) = store::read_whole(self.store.as_ref(), &location).await?;
+        let decoded = decode(written, &mut Interner::default());
+        let digest = decoded.ok().map(|it| it.segments.iter().fold(it.previous, |before, next| next.digest(&before)));
+        if digest != self.digests.get(last as usize - 1).copied() {
+            return Err(Error::new(Exit::Untrusted, format!("{location} is not the ledger that was gathered in it")));
+        }
+        for file in &files {
+            self.store.delete(&file.object).await?;
+        }
+        self.files = vec![File { first: 1, last, object }];
+        tracing::info!(segments = last, "the ledger's segments gathered in one file");
+        Ok(())
+    }
+}
+
+/// Why a file of the ledger could not be read; `is_gone`: it was there when the ledger was listed.
+struct ReadError {
+    error: Error,
+    is_gone: bool,
+}
+
+impl From<Error> for ReadError {
+    fn from(error: Error) -> Self {
+        ReadError { error, is_gone: false }
+    }
+}
+
+/// The files of the ledger, gathered ones first where several begin alike.
+async fn list(store: &dyn Store, state: &Location) -> Result<Vec<File>> {
+    let mut files: Vec<File> = store::list(store, &folder(state)).await?.into_iter().filter_map(named).collect();
+    files.sort_by_key(|file| (file.first, std::cmp::Reverse(file.last)));
+    Ok(files)
+}
+
+fn named(object: Object) -> Option<File> {
+    let name = object.location.file_name().strip_suffix(".parquet")?;
+    let (first, last) = name.split_once('-').unwrap_or((name, name));
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (1 <= first && first <= last).then_some(File { first, last, object })
+}
+
+/// Whether the object is ours: written now, or by a call whose reply was lost. `false`: another writer was faster.
+async fn write_new(store: &dyn Store, location: &Location, bytes: Bytes) -> Result<bool> {
+    match store.put(location, bytes.clone(), Precondition::Absent).await {
+        Ok(_) => Ok(true),
+        Err(StoreError::Changed(_)) => match store::read_whole(store, location).await {
+            Ok((_, there)) => Ok(there == bytes),
+            // Gathered already.
+            Err(StoreError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        },
+        Err(error) => Err(error.into()),
+    }
+}

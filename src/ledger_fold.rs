@@ -1,0 +1,619 @@
+//! What the events of the ledger amount to: every request, its identifiers, and what became of it.
+//!
+//! Pure: a fold over events in their order, and nothing else decides a state. Invariants: an event is never forgotten by another
+//! (a withdrawal stops removal and erases nothing), and taking an event in twice is taking it in once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::ledger_event::{DueDate, Event, Fact, Segment, Tagged, Text};
+
+/// All requests, in the order in which they came.
+#[derive(Debug, Default)]
+pub struct Requests {
+    requests: Vec<Request>,
+    by_id: HashMap<Text, u32>,
+    entries: Vec<Entry>,
+    /// The first entry of a tag; the others hang on it.
+    by_tag: HashMap<[u8; 16], u32>,
+    /// The requests of tags under other keys.
+    by_stale_tag: HashMap<[u8; 16], u32>,
+    key_id: Option<Text>,
+    /// How many were taken in.
+    pub events: u64,
+}
+
+/// One identifier of one request.
+#[derive(Debug, Clone)]
+struct Entry {
+    request: u32,
+    next: Option<u32>,
+    identifier: Tagged,
+}
+
+/// One request and what the events say of it.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub id: Text,
+    pub source: Text,
+    /// When the person asked, as the list says.
+    pub received_at: Option<Timestamp>,
+    /// When the ledger learnt of it.
+    pub recorded_at: Timestamp,
+    pub regime: Option<Text>,
+    pub due: Option<Arc<DueDate>>,
+    pub list_digest: Option<Text>,
+    /// Positions in the entries of the tags under the present key.
+    entries: Vec<u32>,
+    /// Its tags under other keys, which nothing can be compared with any more.
+    pub stale_tags: u32,
+    pub withdrawn_at: Option<Timestamp>,
+    pub exempted: Option<Arc<Exemption>>,
+    /// The last run that found nothing of it after the last fact to the contrary.
+    pub verified: Option<Arc<Verified>>,
+    /// By dataset: what was planned and removed there.
+    pub datasets: Vec<(Text, InDataset)>,
+    /// The last time it came back, until it is verified clean again.
+    pub reappeared_at: Option<Timestamp>,
+    pub reappearances: u32,
+    pub answered: Option<Arc<Answered>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exemption {
+    pub ground: Text,
+    pub until: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    pub at: Timestamp,
+    pub run_id: Text,
+    pub manifest_digest: Text,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    pub at: Timestamp,
+    pub status: u64,
+    pub source: Text,
+}
+
+/// What runs did about a request in one dataset.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InDataset {
+    /// Announced by a run that has not said yet how it ended.
+    pub planned: Option<Planned>,
+    /// Over all runs.
+    pub rows_removed: u64,
+    /// Distinct consumers whose rows matched, at most in one run; `None` where no dataset names a consumer key.
+    pub consumers: Option<u64>,
+    pub removed_at: Option<Timestamp>,
+    /// The last run that removed rows, and its manifest.
+    pub removed_by: Option<(Text, Text)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    pub run_id: Text,
+    pub rows: u64,
+    pub consumers: Option<u64>,
+    pub at: Timestamp,
+}
+
+/// Where a request stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// Received, and no run has ended with it yet.
+    Open,
+    /// A run has announced that it removes rows and not said yet that it did.
+    Planned,
+    /// Rows are gone; no run has found everything clean since.
+    Removed,
+    /// Rows were removed and a run has found nothing left.
+    Done,
+    /// A run has looked at everything, and nothing ever matched. It is looked for in every later run.
+    NotFound,
+    /// It was done and matches again.
+    Reappeared,
+    /// Its data stay for a reason.
+    Exempted,
+    Withdrawn,
+}
+
+impl State {
+    pub const ALL: [State; 8] = [
+        State::Open,
+        State::Planned,
+        State::Removed,
+        State::Done,
+        State::NotFound,
+        State::Reappeared,
+        State::Exempted,
+        State::Withdrawn,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Open => "open",
+            State::Planned => "planned",
+            State::Removed => "removed",
+            State::Done => "done",
+            State::NotFound => "not-found",
+            State::Reappeared => "re-appeared",
+            State::Exempted => "exempted",
+            State::Withdrawn => "withdrawn",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<State> {
+        State::ALL.into_iter().find(|state| state.name() == name)
+    }
+
+    /// Whether a run has still to do something about it.
+    pub fn is_open(self) -> bool {
+        match self {
+            State::Open | State::Planned | State::Removed | State::Reappeared => true,
+            State::Done | State::NotFound | State::Exempted | State::Withdrawn => false,
+        }
+    }
+}
+
+impl Request {
+    fn new(id: Text, recorded_at: Timestamp, source: Text) -> Request {
+        Request {
+            id,
+            source,
+            received_at: None,
+            recorded_at,
+            regime: None,
+            due: None,
+            list_digest: None,
+            entries: Vec::new(),
+            stale_tags: 0,
+            withdrawn_at: None,
+            exempted: None,
+            verified: None,
+            datasets: Vec::new(),
+            reappeared_at: None,
+            reappearances: 0,
+            answered: None,
+        }
+    }
+
+    pub fn state(&self, now: Timestamp) -> State {
+        let exempt = self.exempted.as_ref().is_some_and(|it| it.until.is_none_or(|until| now < until));
+        let planned = self.datasets.iter().any(|(_, facts)| facts.planned.is_some());
+        match (&self.withdrawn_at, &self.verified) {
+            (Some(_), _) => State::Withdrawn,
+            _ if exempt => State::Exempted,
+            _ if planned => State::Planned,
+            _ if self.reappeared_at.is_some() => State::Reappeared,
+            (None, Some(_)) if self.rows_removed() > 0 => State::Done,
+            (None, Some(_)) => State::NotFound,
+            (None, None) if self.rows_removed() > 0 => State::Removed,
+            (None, None) => State::Open,
+        }
+    }
+
+    /// Whether a match means this request: not when it is withdrawn or exempted.
+    pub fn is_suppressed(&self, now: Timestamp) -> bool {
+        match self.state(now) {
+            State::Withdrawn | State::Exempted => false,
+            State::Open | State::Planned | State::Removed | State::Done | State::NotFound | State::Reappeared => true,
+        }
+    }
+
+    pub fn rows_removed(&self) -> u64 {
+        self.datasets.iter().map(|(_, facts)| facts.rows_removed).sum()
+    }
+
+    /// When the deadline began to run: as received, or else when the ledger learnt of it.
+    pub fn clock_from(&self) -> Timestamp {
+        self.received_at.unwrap_or(self.recorded_at)
+    }
+
+    /// When it was last done with: verified clean and not come back since, withdrawn, or exempted for good.
+    pub fn done_at(&self) -> Option<Timestamp> {
+        self.withdrawn_at.or_else(|| {
+            let verified = self.verified.as_ref().map(|verified| verified.at);
+            verified.filter(|_| self.reappeared_at.is_none())
+        })
+    }
+
+    fn dataset(&mut self, name: &Text) -> &mut InDataset {
+        let at = self.datasets.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+            self.datasets.push((name.clone(), InDataset::default()));
+            self.datasets.len() - 1
+        });
+        &mut self.datasets[at].1
+    }
+
+    /// Whether it has been done with once: a match from then on is a re-appearance.
+    pub fn was_done(&self) -> bool {
+        self.verified.is_some() || self.rows_removed() > 0
+    }
+
+    /// The last moment at which it was known to be gone.
+    pub fn gone_at(&self) -> Option<Timestamp> {
+        let removed = self.datasets.iter().filter_map(|(_, facts)| facts.removed_at).max();
+        self.verified.as_ref().map(|verified| verified.at).max(removed)
+    }
+}
+
+/// How the ids of requests begin that their list gives none: the rest is the head of the first identifier's tag.
+pub const DERIVED: &str = "tag-";
+
+/// The id of a request that its list gives none.
+pub fn derived_id(tag: &[u8; 32]) -> String {
+    format!("{DERIVED}{}", hex::encode(&tag[..8]))
+}
+
+fn head(tag: &[u8; 32]) -> [u8; 16] {
+    tag[..16].try_into().expect("half a tag")
+}
+
+impl Requests {
+    /// No request yet. `key_id`: of the tag key whose tags can be compared.
+    pub fn new(key_id: Text) -> Requests {
+        Requests { key_id: Some(key_id), ..Requests::default() }
+    }
+
+    /// Takes in a segment's events, in their order.
+    pub fn take(&mut self, segment: &Segment) {
+        let comparable = self.key_id.as_ref().is_none_or(|own| *own == segment.key_id);
+        segment.events.iter().for_each(|event| self.take_event(event, comparable));
+    }
+
+    /// In the order in which they came.
+    pub fn iter(&self) -> impl Iterator<Item = &Request> {
+        self.requests.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    pub fn get(&self, id: &str) -> Option<&Request> {
+        self.by_id.get(id).map(|number| &self.requests[*number as usize])
+    }
+
+    /// A request by its position in [`Requests::iter`].
+    pub fn at(&self, number: u32) -> &Request {
+        &self.requests[number as usize]
+    }
+
+    /// A request's identifiers under the present key.
+    pub fn identifiers<'a>(&'a self, request: &'a Request) -> impl Iterator<Item = &'a Tagged> {
+        request.entries.iter().map(|entry| &self.entries[*entry as usize].identifier)
+    }
+
+    /// The positions of the requests that hold this tag. A tag is told by its first 16 bytes.
+    pub fn with_tag(&self, tag: [u8; 16]) -> impl Iterator<Item = u32> {
+        let mut next = self.by_tag.get(&tag).copied();
+        std::iter::from_fn(move || {
+            let entry = &self.entries[next? as usize];
+            next = entry.next;
+            Some(entry.request)
+        })
+    }
+
+    /// The request that holds this tag under another key than the present one.
+    pub fn with_stale_tag(&self, tag: &[u8; 32]) -> Option<&Request> {
+        self.by_stale_tag.get(&head(tag)).map(|number| self.at(*number))
+    }
+
+    /// Every identifier that a match means at `now`, once: those of withdrawn and exempted requests are not there.
+    pub fn suppressed(&self, now: Timestamp) -> impl Iterator<Item = &Tagged> {
+        let is_first = move |number: u32, entry: &Entry| {
+            let mut next = self.by_tag.get(&head(&entry.identifier.tag)).copied();
+            while let Some(other) = next {
+                let entry = &self.entries[other as usize];
+                if self.requests[entry.request as usize].is_suppressed(now) {
+                    return other == number;
+                }
+                next = entry.next;
+            }
+            false
+        };
+        let entries = self.entries.iter().enumerate();
+        entries.filter(move |(number, entry)| is_first(*number as u32, entry)).map(|(_, entry)| &entry.identifier)
+    }
+
+    /// Distinct identifiers by kind, of all requests.
+    pub fn identifiers_by_kind(&self) -> BTreeMap<&str, u64> {
+        let mut kinds = BTreeMap::new();
+        for first in self.by_tag.values() {
+            *kinds.entry(&*self.entries[*first as usize].identifier.kind).or_default() += 1;
+        }
+        kinds
+    }
+
+    /// Requests that should match and have no identifier under the present key: their lists must be imported again.
+    pub fn not_comparable(&self, now: Timestamp) -> usize {
+        let lost = |request: &&Request| request.entries.is_empty() && request.is_suppressed(now);
+        self.requests.iter().filter(lost).count()
+    }
+
+    /// When the set of [`Requests::suppressed`] changes next without an event: an exemption ends.
+    pub fn changes_at(&self, now: Timestamp) -> Option<Timestamp> {
+        let ends = self.requests.iter().filter_map(|request| request.exempted.as_ref()?.until);
+        ends.filter(|until| *until > now).min()
+    }
+
+    /// Whether the event says something that is not known yet.
+    pub fn is_news(&self, event: &Event) -> bool {
+        let Some(request) = self.get(&event.request_id) else {
+            // Without an id of its own, a row whose identifier is known is that request again.
+            let Fact::Received { identifier, received_at, .. } = &event.fact else { return false };
+            let is_derived = event.request_id.starts_with(DERIVED);
+            let mut known = self.with_tag(head(&identifier.tag)).map(|number| self.at(number)).peekable();
+            return !is_derived || known.peek().is_none() || known.all(|known| is_asked_anew(known, *received_at));
+        };
+        match &event.fact {
+            Fact::Received { identifier, received_at, .. } => {
+                !self.identifiers(request).any(|known| known == identifier) || is_asked_anew(request, *received_at)
+            }
+            Fact::Planned { dataset, run_id, rows, .. } => {
+                let known = request.datasets.iter().find(|(name, _)| name == dataset).map(|(_, facts)| facts);
+                let is_known = |facts: &InDataset| {
+                    facts.planned.as_ref().is_some_and(|planned| planned.run_id == *run_id && planned.rows >= *rows)
+                        || facts.removed_by.as_ref().is_some_and(|(by, _)| by == run_id)
+                };
+                !known.is_some_and(is_known)
+            }
+            Fact::Removed { dataset, run_id, .. } => {
+                let known = request.datasets.iter().find(|(name, _)| name == dataset).map(|(_, facts)| facts);
+                let by = known.and_then(|facts| facts.removed_by.as_ref());
+                !by.is_some_and(|(known, _)| known == run_id)
+            }
+            Fact::VerifiedClean { run_id, .. } => {
+                !request.verified.as_ref().is_some_and(|verified| verified.run_id == *run_id)
+            }
+            Fact::Exempted { ground, until } => {
+                !request.exempted.as_ref().is_some_and(|known| known.ground == *ground && known.until == *until)
+            }
+            Fact::Withdrawn { .. } => request.withdrawn_at.is_none(),
+            Fact::Answered { status, .. } => {
+                !request.answered.as_ref().is_some_and(|answered| answered.status == *status)
+            }
+            Fact::Reappeared { .. } => true,
+        }
+    }
+
+    /// Takes in one event; `comparable`: its tag is made with the present key.
+    pub fn take_event(&mut self, event: &Event, comparable: bool) {
+        self.events += 1;
+        let number = match self.by_id.get(&event.request_id) {
+            Some(number) => *number,
+            None => {
+                let source = match &event.fact {
+                    Fact::Received { source, .. } | Fact::Withdrawn { source } | Fact::Answered { source, .. } => {
+                        source
+                    }
+                    _ => &event.request_id,
+                };
+                let number = u32::try_from(self.requests.len()).expect("fewer than four billion requests");
+                self.requests.push(Request::new(event.request_id.clone(), event.recorded_at, source.clone()));
+                self.by_id.insert(event.request_id.clone(), number);
+                number
+            }
+        };
+        if let Fact::Received { identifier, .. } = &event.fact {
+            self.take_identifier(number, identifier, comparable);
+        }
+        take_fact(&mut self.requests[number as usize], event);
+    }
+
+    fn take_identifier(&mut self, number: u32, identifier: &Tagged, comparable: bool) {
+        if !comparable {
+            self.requests[number as usize].stale_tags += 1;
+            self.by_stale_tag.insert(head(&identifier.tag), number);
+            return;
+        }
+        let request = &self.requests[number as usize];
+        if self.identifiers(request).any(|known| known == identifier) {
+            return;
+        }
+        let entry = self.entries.len() as u32;
+        let next = self.by_tag.insert(head(&identifier.tag), entry);
+        self.entries.push(Entry { request: number, next, identifier: identifier.clone() });
+        self.requests[number as usize].entries.push(entry);
+    }
+}
+
+/// A withdrawn request is open again when the person asks at a later time; the same list once more is no such asking.
+fn is_asked_anew(request: &Request, received_at: Option<Timestamp>) -> bool {
+    request.withdrawn_at.is_some_and(|withdrawn| received_at.is_some_and(|received| received > withdrawn))
+}
+
+fn take_fact(request: &mut Request, event: &Event) {
+    let at = event.recorded_at;
+    match &event.fact {
+        Fact::Received { source, received_at, regime, due, list_digest, .. } => {
+            let anew = is_asked_anew(request, *received_at);
+            if anew {
+                request.withdrawn_at = None;
+                request.verified = None;
+            }
+            if anew || request.received_at.is_none() {
+                request.received_at = *received_at;
+            }
+            if anew || request.regime.is_none() {
+                request.regime = regime.clone();
+                request.due = due.clone().map(Arc::new);
+            }
+            if anew || request.list_digest.is_none() {
+                (request.source, request.list_digest) = (source.clone(), list_digest.clone());
+            }
+        }
+        Fact::Planned { dataset, run_id, rows, consumers } => {
+            let planned = Planned { run_id: run_id.clone(), rows: *rows, consumers: *consumers, at };
+            request.dataset(dataset).planned = Some(planned);
+        }
+        Fact::Removed { dataset, run_id, rows, consumers, manifest_digest } => {
+            let facts = request.dataset(dataset);
+            facts.planned = None;
+            facts.rows_removed += rows;
+            facts.consumers = facts.consumers.max(*consumers);
+            facts.removed_at = Some(at);
+            facts.removed_by = Some((run_id.clone(), manifest_digest.clone()));
+            request.verified = None;
+        }
+        Fact::VerifiedClean { run_id, manifest_digest } => {
+            request.datasets.iter_mut().for_each(|(_, facts)| facts.planned = None);
+            request.reappeared_at = None;
+            let verified = Verified { at, run_id: run_id.clone(), manifest_digest: manifest_digest.clone() };
+            request.verified = Some(Arc::new(verified));
+        }
+        Fact::Reappeared { .. } => {
+            request.reappeared_at = Some(at);
+            request.reappearances += 1;
+        }
+        Fact::Exempted { ground, until } => {
+            request.exempted = Some(Arc::new(Exemption { ground: ground.clone(), until: *until }));
+        }
+        Fact::Withdrawn { .. } => request.withdrawn_at = Some(at),
+        Fact::Answered { status, source } => {
+            request.answered = Some(Arc::new(Answered { at, status: *status, source: source.clone() }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Text {
+        text.into()
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn received(id: &str, tag: u8, received_at: Option<i64>) -> (Text, Fact) {
+        let identifier = Tagged { kind: text("email"), tag: [tag; 32] };
+        let received_at = received_at.map(at);
+        let (source, list_digest) = (text("crm"), None);
+        (text(id), Fact::Received { identifier, source, received_at, regime: None, due: None, list_digest })
+    }
+
+    fn of(id: &str, fact: Fact) -> (Text, Fact) {
+        (text(id), fact)
+    }
+
+    fn removed(id: &str, rows: u64) -> (Text, Fact) {
+        let (dataset, run_id, manifest_digest) = (text("d"), text("run"), text("m"));
+        of(id, Fact::Removed { dataset, run_id, rows, consumers: None, manifest_digest })
+    }
+
+    fn planned(id: &str) -> (Text, Fact) {
+        of(id, Fact::Planned { dataset: text("d"), run_id: text("run"), rows: 2, consumers: None })
+    }
+
+    fn clean(id: &str) -> (Text, Fact) {
+        of(id, Fact::VerifiedClean { run_id: text("run"), manifest_digest: text("m") })
+    }
+
+    fn back(id: &str) -> (Text, Fact) {
+        let (dataset, run_id, object) = (text("d"), text("run2"), text("o"));
+        of(id, Fact::Reappeared { dataset, run_id, object, rows: 1, since: None, written_by: None })
+    }
+
+    fn withdrawn(id: &str) -> (Text, Fact) {
+        of(id, Fact::Withdrawn { source: text("desk") })
+    }
+
+    fn exempted(id: &str, until: Option<i64>) -> (Text, Fact) {
+        of(id, Fact::Exempted { ground: text("tax"), until: until.map(at) })
+    }
+
+    /// Events at second 1, 2, 3, … by the present key, those that are no news left out.
+    fn fold(facts: &[(Text, Fact)]) -> Requests {
+        let mut requests = Requests::new(text("key"));
+        for (second, (request_id, fact)) in facts.iter().enumerate() {
+            let (recorded_at, request_id) = (at(second as i64 + 1), request_id.clone());
+            let event = Event { recorded_at, request_id, fact: fact.clone() };
+            if requests.is_news(&event) {
+                requests.take(&Segment { sequence: 1, key_id: text("key"), events: vec![event] });
+            }
+        }
+        requests
+    }
+
+    #[test]
+    fn a_state_follows_from_the_facts() {
+        let r = || received("r", 1, None);
+        let cases: [(&[(Text, Fact)], State); 12] = [
+            (&[r()], State::Open),
+            (&[r(), planned("r")], State::Planned),
+            (&[r(), planned("r"), removed("r", 2)], State::Removed),
+            (&[r(), planned("r"), removed("r", 2), clean("r")], State::Done),
+            (&[r(), clean("r")], State::NotFound),
+            (&[r(), removed("r", 2), clean("r"), back("r")], State::Reappeared),
+            (&[r(), removed("r", 2), clean("r"), withdrawn("r")], State::Withdrawn),
+            (&[r(), exempted("r", None)], State::Exempted),
+            (&[r(), exempted("r", Some(2000))], State::Exempted),
+            (&[r(), exempted("r", Some(500))], State::Open),
+            (&[r(), exempted("r", None), withdrawn("r")], State::Withdrawn),
+            (&[r(), withdrawn("r"), received("r", 1, Some(90))], State::Open),
+        ];
+        for (facts, wish) in cases {
+            let requests = fold(facts);
+            let state = requests.get("r").unwrap().state(at(1000));
+            assert_eq!(state, wish, "{facts:?}");
+            let suppressed = requests.suppressed(at(1000)).count();
+            assert_eq!(suppressed, usize::from(!matches!(wish, State::Withdrawn | State::Exempted)), "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_is_no_news() {
+        let id = derived_id(&[1; 32]);
+        let cases: [(&[(Text, Fact)], u64, usize); 7] = [
+            (&[received("r", 1, None), received("r", 1, None)], 1, 1),
+            (&[received("r", 1, None), received("r", 2, None)], 2, 1),
+            (&[received("r", 1, None), received("q", 1, None)], 2, 2),
+            // A row without an id adds nothing to a known identifier.
+            (&[received("r", 1, None), received(&id, 1, None)], 1, 1),
+            (&[received("r", 1, None), withdrawn("r"), received(&id, 1, None)], 2, 1),
+            (&[received("r", 1, None), withdrawn("r"), received(&id, 1, Some(50))], 3, 2),
+            (&[received("r", 1, Some(0)), withdrawn("r"), withdrawn("r"), received("r", 1, Some(0))], 2, 1),
+        ];
+        for (facts, events, requests) in cases {
+            let folded = fold(facts);
+            assert_eq!((folded.events, folded.len()), (events, requests), "{facts:?}");
+        }
+        assert_eq!(fold(&[withdrawn("nobody")]).len(), 0);
+    }
+
+    #[test]
+    fn a_tag_is_suppressed_once_and_as_long_as_one_request_asks_for_it() {
+        let both = [received("r", 1, None), received("q", 1, None)];
+        assert_eq!(fold(&both).suppressed(at(9)).count(), 1);
+        let [r, q] = both;
+        assert_eq!(fold(&[r.clone(), q.clone(), withdrawn("q")]).suppressed(at(9)).count(), 1);
+        let none = fold(&[r, q, withdrawn("q"), withdrawn("r")]);
+        assert_eq!(none.suppressed(at(9)).count(), 0);
+        assert_eq!(none.with_tag([1; 16]).count(), 2);
+    }
+
+    #[test]
+    fn tags_of_another_key_compare_with_nothing_until_they_are_imported_again() {
+        let mut requests = Requests::new(text("new"));
+        let event = |(request_id, fact): (Text, Fact)| Event { recorded_at: at(1), request_id, fact };
+        let segment =
+            |key: &str, facts: (Text, Fact)| Segment { sequence: 1, key_id: text(key), events: vec![event(facts)] };
+        requests.take(&segment("old", received("r", 1, None)));
+        assert_eq!((requests.suppressed(at(9)).count(), requests.not_comparable(at(9))), (0, 1));
+        requests.take(&segment("new", received("r", 2, None)));
+        assert_eq!((requests.suppressed(at(9)).count(), requests.not_comparable(at(9)), requests.len()), (1, 0, 1));
+    }
+}

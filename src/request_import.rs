@@ -1,0 +1,443 @@
+//! From lists and typed-in identifiers to the events of the ledger: canonical form, SHA-256, keyed tag.
+//!
+//! Which file is meant and how it is read is said here; reading it is [`crate::request`]'s, what is news is the ledger's. Invariant:
+//! past this module a person is a tag, and a request id that is an identifier or an unkeyed hash of one has become a tag as well.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
+use sha2::{Digest, Sha256};
+
+use crate::deadline::DueDates;
+use crate::error::{Error, Result};
+use crate::identifier::{Canonical, HashFunction, Hashed, Kind, Value, plain_decimal};
+use crate::job::{Job, ListColumn, ListFormat, ListSpec, scope_of};
+use crate::ledger_event::{Event, Fact, Tagged, Text};
+use crate::ledger_fold::{Requests, derived_id};
+use crate::meter::Meter;
+use crate::request::{self, Entry, ListReport};
+use crate::signature::TagKey;
+use crate::store::{self, Stores};
+
+/// The label of the number that an entry of kind `text` stands for beside its bytes: `1.50` is met by a numeric `1.5`, not by a text.
+pub const NUMBER_OF_TEXT: &str = "text-number";
+
+/// One list row as the ledger may know it.
+#[derive(Debug, Clone)]
+pub struct TaggedRow {
+    /// As the list has it, safe to be shown; `None` when it has none.
+    pub request_id: Option<Text>,
+    pub received_at: Option<Timestamp>,
+    pub identifiers: Vec<Tagged>,
+    /// The same under the key before a rotation.
+    pub old_tags: Vec<[u8; 32]>,
+}
+
+/// The rows of one list.
+pub struct TaggedList {
+    pub report: ListReport,
+    pub rows: Vec<TaggedRow>,
+}
+
+/// How a file that is no list of the job is read: columns as `COLUMN=KIND` or `COLUMN=KIND:HASHED`.
+#[derive(Debug, Clone, Default)]
+pub struct Columns {
+    pub columns: Vec<String>,
+    pub request_id: Option<String>,
+    pub received_at: Option<String>,
+}
+
+/// The tag of an identifier in canonical form, or of its SHA-256.
+pub fn tagged(key: &TagKey, kind: &str, canonical_sha256: &[u8; 32]) -> Tagged {
+    Tagged { kind: kind.into(), tag: key.raw_tag(kind, canonical_sha256) }
+}
+
+/// Reads lists by the names that the job gives them, or files; all lists of the job when `wanted` is empty.
+///
+/// Errors: as [`request::read_lists`], and a column whose hashes lead to no tag.
+pub async fn read(
+    job: &Job,
+    stores: &Stores,
+    wanted: &[String],
+    columns: &Columns,
+    keys: (&TagKey, Option<&TagKey>),
+    clock: &(dyn Fn() -> Timestamp + Sync),
+) -> Result<Vec<TaggedList>> {
+    let mut lists = Vec::new();
+    for name in wanted {
+        lists.push(spec_of(job, stores, name, columns).await?);
+    }
+    if wanted.is_empty() {
+        lists.clone_from(&job.lists);
+    }
+    if lists.is_empty() {
+        return Err(Error::usage("no list to read: the job's only list is the ledger itself")
+            .hint("name a file, or add the [[list]] that the requests come from"));
+    }
+    lists.iter().try_for_each(check_functions)?;
+    let mut all = Vec::with_capacity(lists.len());
+    for list in lists {
+        all.push(read_one(job, stores, list, keys, clock).await?);
+    }
+    Ok(all)
+}
+
+async fn read_one(
+    job: &Job,
+    stores: &Stores,
+    list: ListSpec,
+    keys: (&TagKey, Option<&TagKey>),
+    clock: &(dyn Fn() -> Timestamp + Sync),
+) -> Result<TaggedList> {
+    let identifiers = list.columns.len();
+    let mut list = list;
+    let text = |column: String| ListColumn { column, kind: Kind::Text, hashed: None };
+    list.columns.extend(list.request_id.clone().map(text));
+    list.columns.extend(list.received_at.clone().map(text));
+    let (has_id, has_time) = (list.request_id.is_some(), list.received_at.is_some());
+    let (mut rows, mut bad_time, mut number) = (Vec::new(), None, 0u64);
+    let mut each = |entry: Entry<'_>| {
+        number += 1;
+        let mut more = entry.cells[identifiers..].iter().copied();
+        let raw_id = if has_id { more.next().flatten() } else { None };
+        let raw_time = if has_time { more.next().flatten() } else { None };
+        let received_at = raw_time.map(|raw| std::str::from_utf8(raw).ok().and_then(moment));
+        if received_at == Some(None) {
+            bad_time.get_or_insert(number);
+        }
+        let columns = entry.list.columns[..identifiers].iter();
+        let cells = columns.zip(entry.cells).filter_map(|(column, cell)| Some((column, (*cell)?)));
+        let cells: Vec<(&ListColumn, &[u8])> = cells.collect();
+        let mut row = TaggedRow {
+            request_id: raw_id.map(|raw| safe_id(keys.0, raw, &cells)),
+            received_at: received_at.flatten(),
+            identifiers: Vec::with_capacity(cells.len()),
+            old_tags: Vec::new(),
+        };
+        for (column, cell) in cells {
+            for (kind, sha256) in digests(column, cell) {
+                let tagged = tagged(keys.0, kind, &sha256);
+                // A list may hold an e-mail address and its hash.
+                if !row.identifiers.contains(&tagged) {
+                    row.identifiers.push(tagged);
+                    row.old_tags.extend(keys.1.map(|old| old.raw_tag(kind, &sha256)));
+                }
+            }
+        }
+        if !row.identifiers.is_empty() {
+            rows.push(row);
+        }
+    };
+    let one = Job { lists: vec![list], ..job.clone() };
+    let mut reports = request::read_lists(&one, stores, clock, &Meter::default(), &mut each).await?;
+    let report = reports.remove(0);
+    if let Some(number) = bad_time {
+        let (name, uri) = (&report.name, &report.uri);
+        let column = one.lists[0].received_at.as_deref().unwrap_or_default();
+        return Err(Error::usage(format!("list {name}: {uri}: {column} of entry {number} is no date or time"))
+            .hint("RFC 3339, YYYY-MM-DD, YYYY-MM-DD HH:MM:SS (UTC) and Unix seconds are read"));
+    }
+    Ok(TaggedList { report, rows })
+}
+
+/// The SHA-256 digests that a cell in canonical form leads to, with the kinds that their tags are bound to.
+fn digests(column: &ListColumn, cell: &[u8]) -> Vec<(&'static str, [u8; 32])> {
+    if column.hashed.is_some() {
+        let digest = cell.try_into().expect("SHA-256 lists were read: `check_functions`");
+        return vec![(column.kind.name(), digest)];
+    }
+    let mut digests = vec![(column.kind.name(), Sha256::digest(cell).into())];
+    if column.kind == Kind::Text
+        && let Some(number) = std::str::from_utf8(cell).ok().and_then(plain_decimal)
+        && number.as_bytes() != cell
+    {
+        digests.push((NUMBER_OF_TEXT, Sha256::digest(number).into()));
+    }
+    digests
+}
+
+fn check_functions(list: &ListSpec) -> Result<()> {
+    let other = |column: &&ListColumn| column.hashed.is_some_and(|hashed| hashed.function() != HashFunction::Sha256);
+    match list.columns.iter().find(other) {
+        None => Ok(()),
+        Some(column) => Err(Error::usage(format!(
+            "list {}: column {} holds {}, from which no tag can be made",
+            list.name,
+            column.column,
+            column.hashed.map_or("", Hashed::name)
+        ))
+        .hint("the ledger's tags are made from SHA-256; keep this list as a [[list]] of files beside the ledger")),
+    }
+}
+
+/// The events of one list. `due`: of all its requests, with the regime they are under.
+pub fn received(
+    list: &TaggedList,
+    mut due: Option<(Text, DueDates<'_>)>,
+    known: &Requests,
+    now: Timestamp,
+) -> Vec<Event> {
+    let source: Text = list.report.name.as_str().into();
+    let list_digest: Text = list.report.digest.as_str().into();
+    let mut events = Vec::with_capacity(list.rows.len());
+    for row in &list.rows {
+        for identifier in &row.identifiers {
+            events.push(Event {
+                recorded_at: now,
+                request_id: id_of(row, known),
+                fact: Fact::Received {
+                    identifier: identifier.clone(),
+                    source: source.clone(),
+                    received_at: row.received_at,
+                    regime: due.as_ref().map(|(regime, _)| regime.clone()),
+                    due: due.as_mut().and_then(|(_, due)| due.of(row.received_at.unwrap_or(now))),
+                    list_digest: Some(list_digest.clone()),
+                },
+            });
+        }
+    }
+    events
+}
+
+/// The list's own id; else that of the request which had this row's tag under the key before; else one of its tag.
+fn id_of(row: &TaggedRow, known: &Requests) -> Text {
+    let before = || row.old_tags.iter().find_map(|tag| known.with_stale_tag(tag)).map(|request| request.id.clone());
+    let id = row.request_id.clone().or_else(before);
+    id.unwrap_or_else(|| row.identifiers.first().map(|first| derived_id(&first.tag)).unwrap_or_default().into())
+}
+
+/// What a command line names: a request, or a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    /// A request id as it may be shown, and its hidden form, should the ledger know it by that.
+    Request {
+        id: Text,
+        hidden: Text,
+    },
+    Person(Vec<Tagged>),
+}
+
+/// Reads `KIND=VALUE`, or else a request id. The error never holds the value.
+pub fn who(key: &TagKey, text: &str, hashed: Option<Hashed>) -> Result<Who> {
+    match text.split_once('=').and_then(|(kind, value)| Some((Kind::parse(kind.trim(), None)?, value))) {
+        None => Ok(Who::Request { id: safe_id(key, text.as_bytes(), &[]), hidden: hidden_id(key, text) }),
+        Some((kind, value)) => {
+            let column = ListColumn { column: String::new(), kind, hashed };
+            let mut canonical = Vec::new();
+            let read = match hashed {
+                None => column.kind.canonicalise(Value::Text(value), &mut canonical),
+                Some(hashed) => hashed.read(Value::Text(value), &mut canonical),
+            };
+            match read {
+                Canonical::Text | Canonical::Number => {}
+                Canonical::Empty | Canonical::NotComparable => {
+                    return Err(Error::usage(format!("the value of {}= is none of that kind", column.kind.name())));
+                }
+            }
+            let tags = digests(&column, &canonical);
+            Ok(Who::Person(tags.into_iter().map(|(kind, sha256)| tagged(key, kind, &sha256)).collect()))
+        }
+    }
+}
+
+/// A request id that may be shown: an id that is an e-mail address, one of its row's own identifiers, or what may be an unkeyed hash
+/// of one, is replaced by its tag.
+pub fn safe_id(key: &TagKey, raw: &[u8], cells: &[(&ListColumn, &[u8])]) -> Text {
+    let text = String::from_utf8_lossy(raw);
+    let text = text.trim();
+    let is_own = |(column, cell): &(&ListColumn, &[u8])| {
+        let mut canonical = Vec::new();
+        let plain = column.kind.canonicalise(Value::Text(text), &mut canonical);
+        match column.hashed {
+            None => matches!(plain, Canonical::Text | Canonical::Number) && canonical == *cell,
+            Some(_) => Sha256::digest(&canonical).as_slice() == *cell,
+        }
+    };
+    let is_hex = |length: usize| text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let may_be_a_hash = is_hex(64) || is_hex(40) || (text.len() == 44 && text.ends_with('='));
+    if text.contains('@') || may_be_a_hash || cells.iter().any(is_own) {
+        return hidden_id(key, text);
+    }
+    text.into()
+}
+
+fn hidden_id(key: &TagKey, text: &str) -> Text {
+    let tag = key.tag("request", &Sha256::digest(text.trim()).into());
+    format!("id-{}", &tag[..24]).into()
+}
+
+/// A time as lists spell them; what has no zone is UTC.
+pub fn moment(text: &str) -> Option<Timestamp> {
+    let text = text.trim();
+    let utc = |civil: DateTime| civil.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp());
+    let unix = || {
+        let number: i64 = text.parse().ok()?;
+        match text.len() {
+            13 => Timestamp::from_millisecond(number).ok(),
+            9..=11 => Timestamp::from_second(number).ok(),
+            _ => None,
+        }
+    };
+    let compact = || match text.len() {
+        8 if text.bytes().all(|byte| byte.is_ascii_digit()) => Date::strptime("%Y%m%d", text).ok(),
+        _ => None,
+    };
+    let read = text.parse::<Timestamp>().ok();
+    let read = read.or_else(|| compact().and_then(|date| utc(date.to_datetime(jiff::civil::Time::midnight()))));
+    let read = read.or_else(|| text.parse::<DateTime>().ok().and_then(utc));
+    let read = read.or_else(|| text.parse::<Date>().ok().and_then(|date| utc(date.at(0, 0, 0, 0)))).or_else(unix);
+    read.map(whole_microseconds)
+}
+
+/// The ledger keeps microseconds: what is finer would not be what was read again.
+pub fn whole_microseconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
+}
+
+/// A list of the job by its name, or a file: read like the list of the job that it belongs to, or by its own columns.
+async fn spec_of(job: &Job, stores: &Stores, wanted: &str, columns: &Columns) -> Result<ListSpec> {
+    if let Some(list) = job.lists.iter().find(|list| list.name == wanted) {
+        return Ok(list.clone());
+    }
+    let scope = scope_of(wanted)?;
+    let file = scope.root().clone();
+    let own = |list: &&ListSpec| {
+        crate::dataset::listing::is_in_scope(&list.scope, &file, &|_| true) || list.scope.root() == &file
+    };
+    let mut spec = ListSpec {
+        name: file.file_name().to_owned(),
+        uri: wanted.to_owned(),
+        scope,
+        format: None,
+        request_id: None,
+        received_at: None,
+        regime: None,
+        columns: Vec::new(),
+        csv: Default::default(),
+    };
+    if let Some(list) = job.lists.iter().find(own) {
+        let ListSpec { format, request_id, received_at, regime, columns, csv, name, .. } = list.clone();
+        spec = ListSpec { format, request_id, received_at, regime, columns, csv, name, ..spec };
+    }
+    if columns.columns.is_empty() && spec.columns.is_empty() {
+        let names = header(stores, &spec).await?;
+        let named = |name: &&String| Kind::parse(&name.to_lowercase(), None).is_some();
+        let column = |name: &String| ListColumn {
+            column: name.clone(),
+            kind: Kind::parse(&name.to_lowercase(), None).expect("filtered"),
+            hashed: None,
+        };
+        spec.columns = names.iter().filter(named).map(column).collect();
+        let find = |wanted: &str| names.iter().find(|name| name.eq_ignore_ascii_case(wanted)).cloned();
+        spec.request_id = find("request_id");
+        spec.received_at = find("received_at");
+        if spec.columns.is_empty() {
+            return Err(Error::usage(format!(
+                "{wanted} is no list of the job, and none of its columns is named after a kind"
+            ))
+            .hint(format!("say --column COLUMN=KIND; kinds are {}", Kind::NAMES.join(", "))));
+        }
+    } else if !columns.columns.is_empty() {
+        spec.columns = columns.columns.iter().map(|text| column(text)).collect::<Result<_>>()?;
+    }
+    spec.request_id = columns.request_id.clone().or(spec.request_id);
+    spec.received_at = columns.received_at.clone().or(spec.received_at);
+    Ok(spec)
+}
+
+/// `COLUMN=KIND` or `COLUMN=KIND:HASHED`.
+fn column(text: &str) -> Result<ListColumn> {
+    let wrong = || {
+        let hashed = Hashed::NAMES.join(", ");
+        Error::usage(format!("--column {text} is not COLUMN=KIND or COLUMN=KIND:HASHED"))
+            .hint(format!("kinds are {}; hashed is one of {hashed}", Kind::NAMES.join(", ")))
+    };
+    let (column, kind) = text.rsplit_once('=').ok_or_else(wrong)?;
+    let (kind, hashed) = kind.split_once(':').map_or((kind, None), |(kind, hashed)| (kind, Some(hashed)));
+    let hashed = hashed.map(|hashed| Hashed::parse(hashed).ok_or_else(wrong)).transpose()?;
+    Ok(ListColumn { column: column.to_owned(), kind: Kind::parse(kind, None).ok_or_else(wrong)?, hashed })
+}
+
+/// A header longer than this is none.
+const HEADER_BYTES_MAX: u64 = 1 << 16;
+
+/// The names in the first line of a delimited file; none of any other.
+async fn header(stores: &Stores, spec: &ListSpec) -> Result<Vec<String>> {
+    let file = spec.scope.root();
+    let name = file.file_name().to_ascii_lowercase();
+    let delimiter = match Path::new(&name).extension().and_then(|ending| ending.to_str()) {
+        Some("csv") => ',',
+        Some("tsv") => '\t',
+        _ if spec.format == Some(ListFormat::Csv) => ',',
+        _ => return Ok(Vec::new()),
+    };
+    let store: Arc<dyn store::Store> = stores.of(file);
+    let missing = |error: store::StoreError| {
+        let mut error = Error::from(error);
+        error.exit = crate::error::Exit::Usage;
+        error.message = format!("list {} cannot be read: {}", spec.name, error.message);
+        error
+    };
+    let object = store.head(file).await.map_err(missing)?;
+    let bytes = store::read(store.as_ref(), &object, 0..object.size_bytes.min(HEADER_BYTES_MAX)).await?;
+    let text = String::from_utf8_lossy(&bytes);
+    let first = text.trim_start_matches('\u{feff}').lines().next().unwrap_or_default();
+    Ok(first.split(delimiter).map(|name| name.trim().trim_matches('"').to_owned()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_lists_spell_them() {
+        for (text, wish) in [
+            ("2026-08-01T10:00:00Z", "2026-08-01T10:00:00Z"),
+            ("2026-08-01T10:00:00+02:00", "2026-08-01T08:00:00Z"),
+            ("2026-08-01", "2026-08-01T00:00:00Z"),
+            ("2026-08-01 10:30:00", "2026-08-01T10:30:00Z"),
+            ("2026-08-01 10:30:00.123456", "2026-08-01T10:30:00.123456Z"),
+            ("20260801", "2026-08-01T00:00:00Z"),
+            ("1785578400", "2026-08-01T10:00:00Z"),
+            ("1785578400000", "2026-08-01T10:00:00Z"),
+        ] {
+            assert_eq!(moment(text).map(|time| time.to_string()).as_deref(), Some(wish), "{text}");
+        }
+        for text in ["", "soon", "12", "01/08/2026"] {
+            assert_eq!(moment(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_is_an_identifier_or_its_hash_is_shown_as_a_tag() {
+        let key = TagKey::new([7; 32]);
+        let column = |kind| ListColumn { column: "c".into(), kind, hashed: None };
+        let phone = column(Kind::Phone);
+        let cells = [(&phone, &b"4155559317"[..])];
+        let hash = hex::encode(Sha256::digest("a@b.c"));
+        for (raw, is_shown) in [
+            ("R-17", true),
+            ("4155550000", true),
+            ("+1 (415) 555-9317", false),
+            ("a@b.c", false),
+            (hash.as_str(), false),
+        ] {
+            assert_eq!(&*safe_id(&key, raw.as_bytes(), &cells) == raw, is_shown, "{raw}");
+        }
+    }
+
+    #[test]
+    fn a_plain_value_and_its_sha256_are_one_tag() {
+        let key = TagKey::new([7; 32]);
+        let plain = who(&key, "email=Anna.Smith@Domain.com", None).unwrap();
+        let hashed = "email=KA18MT/ph6IHYjzT9zwETySDQyvSh87YuoSBpOQtkhE=";
+        assert_eq!(who(&key, hashed, Some(Hashed::Sha256Base64)).unwrap(), plain);
+        let Who::Request { id, .. } = who(&key, "R=1", None).unwrap() else { panic!("a request") };
+        assert_eq!(&*id, "R=1");
+        let error = who(&key, "email=canary", None).unwrap_err();
+        assert!(!error.message.contains("canary"), "{error}");
+    }
+}

@@ -1,0 +1,358 @@
+//! The request ledger: what the `requests` commands record and show, several writers at once, and a ledger that somebody touched.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use jiff::Timestamp;
+use lakescrub::error::Exit;
+use lakescrub::ledger::Ledger;
+use lakescrub::ledger_event::{Event, Fact, Tagged};
+use lakescrub::signature::TagKey;
+use lakescrub::store::Location;
+use lakescrub::store::local::LocalStore;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::lakescrub_runner::{Lake, Ran};
+
+pub const JOB: &str = r#"version = 1
+name = "customers"
+
+[guard]
+max_fraction = 1.0
+
+[[list]]
+name = "crm"
+uri = "crm.csv"
+request_id = "id"
+received_at = "asked"
+[[list.column]]
+column = "email"
+kind = "email"
+
+[[list]]
+name = "broker"
+uri = "broker.csv"
+request_id = "id"
+[[list.column]]
+column = "hash"
+kind = "email"
+hashed = "sha256-base64"
+
+[[list]]
+name = "all"
+uri = "ledger"
+
+[[dataset]]
+name = "customers"
+uri = "lake/"
+format = "csv"
+
+[[dataset.match]]
+column = "email"
+kind = "email"
+"#;
+
+fn sha256(text: &str) -> String {
+    BASE64_STANDARD.encode(Sha256::digest(text))
+}
+
+fn lake() -> Lake {
+    let lake = Lake::new();
+    lake.write("job.toml", JOB);
+    lake.write("crm.csv", "id,asked,email\nR1,2026-08-01,Ada@Example.com\nR2,2026-08-02T10:00:00Z,bob@example.org\n");
+    lake.write("broker.csv", format!("id,hash\nR1,{}\nB7,{}\n", sha256("ada@example.com"), sha256("eve@example.com")));
+    lake.write("lake/a.csv", "id,email\n1,ada@example.com\n2,dan@example.com\n");
+    lake
+}
+
+fn import(lake: &Lake, lists: &[&str]) -> Value {
+    let args = [&["requests", "import", "job.toml", "--json"], lists].concat();
+    lake.run(&args).exits(0).json()
+}
+
+fn requests(lake: &Lake) -> Vec<Value> {
+    let told = lake.run(&["requests", "list", "job.toml", "--json"]).exits(0).json();
+    told["requests"].as_array().unwrap().clone()
+}
+
+/// `id state` of every request, in the order in which they came.
+fn states(lake: &Lake) -> Vec<String> {
+    let state =
+        |request: &Value| format!("{} {}", request["request_id"].as_str().unwrap(), request["state"].as_str().unwrap());
+    requests(lake).iter().map(state).collect()
+}
+
+#[test]
+fn the_same_list_twice_adds_nothing_and_a_hash_is_the_same_entry() {
+    let lake = lake();
+    let first = import(&lake, &["crm"]);
+    assert_eq!((&first["added"], &first["known"]), (&2.into(), &0.into()), "{first}");
+    let again = import(&lake, &["crm"]);
+    assert_eq!((&again["added"], &again["known"]), (&0.into(), &2.into()), "{again}");
+    // R1 of the broker is the hash of R1's address: one entry.
+    let hashed = import(&lake, &["broker"]);
+    assert_eq!((&hashed["added"], &hashed["known"]), (&1.into(), &1.into()), "{hashed}");
+    assert_eq!(states(&lake), ["R1 open", "R2 open", "B7 open"]);
+    let r1 = &requests(&lake)[0];
+    assert_eq!(r1["identifiers"].as_array().unwrap().len(), 1, "{r1}");
+    assert_eq!(r1["received_at"], "2026-08-01T00:00:00Z");
+    assert_eq!(r1["source"], "crm");
+    let status = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
+    assert_eq!((&status["requests"], &status["states"]["open"]), (&3.into(), &3.into()), "{status}");
+    assert_eq!(status["identifiers"]["email"], 3);
+    assert_eq!(status["ledger"]["segments"], 2);
+}
+
+#[test]
+fn without_names_all_lists_of_the_job_are_imported_and_files_are_read_by_their_columns() {
+    let lake = lake();
+    assert_eq!(import(&lake, &[])["added"], 3);
+    // Columns named after their kinds; no ids.
+    lake.write("more.csv", "email,phone,note\nzoe@example.com,+1 (415) 555-9317,x\nada@example.com,,y\n");
+    let more = import(&lake, &["more.csv"]);
+    assert_eq!((&more["added"], &more["known"]), (&2.into(), &1.into()), "{more}");
+    assert_eq!(import(&lake, &["more.csv"])["added"], 0);
+    lake.write("lines.txt", "yan@example.com\n\nzoe@example.com\n");
+    let lines = import(&lake, &["lines.txt", "--column", "x=email"]);
+    assert_eq!((&lines["added"], &lines["known"]), (&1.into(), &1.into()), "{lines}");
+    let ids: Vec<Value> = requests(&lake).into_iter().map(|request| request["request_id"].clone()).collect();
+    assert!(ids[3].as_str().unwrap().starts_with("tag-"), "{ids:?}");
+}
+
+#[test]
+fn a_list_that_cannot_become_tags_is_refused_with_its_place() {
+    let lake = lake();
+    lake.write("md5.csv", "h\n0123456789abcdef0123456789abcdef\n");
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["nothing.csv"], &["nothing.csv", "does not exist"]),
+        (&["md5.csv"], &["md5.csv is no list of the job", "--column COLUMN=KIND"]),
+        (&["md5.csv", "--column", "h=email:md5-hex"], &["holds md5-hex, from which no tag can be made"]),
+        (&["md5.csv", "--column", "h"], &["--column h is not COLUMN=KIND"]),
+        (&["bad.csv"], &["bad.csv:3: email is not an e-mail address"]),
+        (&["when.csv", "--received-at-column", "asked"], &["asked of entry 2 is no date or time"]),
+    ];
+    lake.write("bad.csv", "email\nada@example.com\nnobody\n");
+    lake.write("when.csv", "email,asked\nada@example.com,2026-01-01\nbob@example.com,soon\n");
+    for (args, says) in cases {
+        let args = [&["requests", "import", "job.toml"], args].concat();
+        let ran = lake.run(&args).exits(2).says(says);
+        assert!(!ran.stderr.contains("nobody"), "{ran:?}");
+    }
+    assert!(states(&lake).is_empty());
+}
+
+#[test]
+fn a_withdrawal_is_recorded_survives_the_next_import_and_erases_nothing() {
+    let lake = lake();
+    import(&lake, &["crm"]);
+    let at = "2026-09-01T00:00:00Z";
+    lake.run(&["requests", "withdraw", "job.toml", "R1", "--now", at]).exits(0);
+    assert_eq!(states(&lake), ["R1 withdrawn", "R2 open"]);
+    assert_eq!(lake.run(&["requests", "withdraw", "job.toml", "R1", "--json"]).exits(0).json()["added"], 0);
+    assert_eq!(import(&lake, &["crm"])["added"], 0);
+    assert_eq!(states(&lake), ["R1 withdrawn", "R2 open"]);
+    // By person, from stdin's form as well as from the command line; one that is unknown is an error without the value.
+    lake.run(&["requests", "withdraw", "job.toml", "email=BOB@example.org"]).exits(0);
+    assert_eq!(states(&lake), ["R1 withdrawn", "R2 withdrawn"]);
+    let ran = lake.run(&["requests", "withdraw", "job.toml", "email=canary@example.org"]).exits(2);
+    assert!(
+        ran.stderr.contains("no request in the ledger has this email") && !ran.stderr.contains("canary"),
+        "{ran:?}"
+    );
+    lake.run(&["requests", "withdraw", "job.toml", "R99"]).exits(2).says(&["request R99 is not in the ledger"]);
+    // A later asking opens it again.
+    lake.write("crm.csv", "id,asked,email\nR1,2026-10-01,ada@example.com\n");
+    assert_eq!(import(&lake, &["crm"])["added"], 1);
+    assert_eq!(states(&lake), ["R1 open", "R2 withdrawn"]);
+    let events = events(&lake);
+    let of_r1: Vec<&str> = events.iter().filter(|(id, _)| id == "R1").map(|(_, event)| event.as_str()).collect();
+    assert_eq!(of_r1, ["received", "withdrawn", "received"]);
+}
+
+fn events(lake: &Lake) -> Vec<(String, String)> {
+    let ran = lake.run(&["requests", "export", "job.toml", "--events", "--format", "ndjson"]).exits(0);
+    let events = ran.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let text = |event: &Value, field: &str| event[field].as_str().unwrap().to_owned();
+    events.map(|event| (text(&event, "request_id"), text(&event, "event"))).collect()
+}
+
+#[test]
+fn one_request_is_added_exempted_and_exported() {
+    let lake = lake();
+    let add =
+        ["requests", "add", "job.toml", "email=Zoe@example.com", "phone=4155559317", "--request-id", "Z1", "--json"];
+    assert_eq!(lake.run(&add).exits(0).json()["added"], 2);
+    assert_eq!(lake.run(&add).exits(0).json()["added"], 0);
+    let hash = format!("email={}", sha256("zoe@example.com"));
+    let same = ["requests", "add", "job.toml", &hash, "--hashed", "sha256-base64", "--json"];
+    assert_eq!(lake.run(&same).exits(0).json()["added"], 0);
+    lake.run(&["requests", "exempt", "job.toml", "Z1", "--ground", "tax records", "--until", "2031-01-01"]).exits(0);
+    assert_eq!(states(&lake), ["Z1 exempted"]);
+    let later = lake.run(&["requests", "list", "job.toml", "--json", "--now", "2031-01-02T00:00:00Z"]).exits(0).json();
+    assert_eq!(later["requests"][0]["state"], "open");
+    for (name, magic) in
+        [("out.csv", "request_id,state"), ("out.ndjson", "{\"request_id\":\"Z1\""), ("out.parquet", "PAR1")]
+    {
+        lake.run(&["requests", "export", "job.toml", "--out", name]).exits(0);
+        assert!(lake.read(name).starts_with(magic.as_bytes()), "{name}");
+    }
+    assert!(lake.text("out.csv").contains("Z1,exempted,manual,email phone,"), "{}", lake.text("out.csv"));
+    for wrong in [&["nothing"][..], &["email=nobody"], &["email=zoe@example.com", "--hashed", "md5-hex"]] {
+        lake.run(&[&["requests", "add", "job.toml"], wrong].concat()).exits(2);
+    }
+}
+
+#[test]
+fn the_state_holds_no_identifier_and_no_unkeyed_hash_even_as_a_request_id() {
+    let lake = lake();
+    lake.write("crm.csv", "id,asked,email\ncanary@example.com,2026-08-01,canary@example.com\n");
+    import(&lake, &["crm"]);
+    let hash = Sha256::digest("canary@example.com");
+    let ran = lake.run(&["requests", "list", "job.toml", "--json", "-vv"]).exits(0);
+    let export = lake.run(&["requests", "export", "job.toml", "--events"]).exits(0);
+    let forms = ["canary".to_owned(), hex::encode(hash), BASE64_STANDARD.encode(hash)];
+    let mut texts = vec![ran.stdout, ran.stderr, export.stdout];
+    texts.extend(lake.bytes(".lakescrub").into_values().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));
+    for (text, form) in texts.iter().flat_map(|text| forms.iter().map(move |form| (text, form))) {
+        assert!(!text.contains(form), "{form} in {text}");
+    }
+    // And its owner can still withdraw by the id they know.
+    lake.run(&["requests", "withdraw", "job.toml", "canary@example.com"]).exits(0);
+}
+
+fn tampered(change: impl Fn(&Lake, &[String])) -> Ran {
+    let lake = lake();
+    import(&lake, &["crm"]);
+    import(&lake, &["broker"]);
+    lake.run(&["requests", "withdraw", "job.toml", "R1"]).exits(0);
+    let files: Vec<String> =
+        lake.files(".lakescrub/ledger").into_keys().map(|name| format!(".lakescrub/ledger/{name}")).collect();
+    assert_eq!(files.len(), 3);
+    change(&lake, &files);
+    lake.run(&["requests", "list", "job.toml"])
+}
+
+#[test]
+fn a_ledger_that_somebody_touched_is_not_trusted() {
+    let remove = |lake: &Lake, file: &String| std::fs::remove_file(lake.path().join(file)).unwrap();
+    tampered(|_, _| {}).exits(0);
+    tampered(|lake, files| remove(lake, &files[1])).exits(8).says(&["follows segment 2, which is missing"]);
+    tampered(|lake, files| remove(lake, &files[0])).exits(8).says(&["follows segment 1, which is missing"]);
+    tampered(|lake, files| {
+        // The third event in the second one's place.
+        remove(lake, &files[1]);
+        std::fs::rename(lake.path().join(&files[2]), lake.path().join(&files[1])).unwrap();
+    })
+    .exits(8)
+    .says(&["does not hold the segments that its name tells"]);
+    tampered(|lake, files| {
+        let other = Lake::new();
+        other.write("job.toml", JOB);
+        other.write("crm.csv", "id,asked,email\nR1,2026-08-01,ada@example.com\n");
+        import(&other, &["crm"]);
+        lake.write(&files[0], other.read(".lakescrub/ledger/00000000000000000001.parquet"));
+    })
+    .exits(8)
+    .says(&["has a segment 2 that does not follow the one before"]);
+    tampered(|lake, files| lake.write(&files[2], "nonsense")).exits(8).says(&["is no Parquet file"]);
+}
+
+fn received(id: &str, tag: u8) -> Event {
+    let identifier = Tagged { kind: "email".into(), tag: [tag; 32] };
+    let fact = Fact::Received {
+        identifier,
+        source: "test".into(),
+        received_at: None,
+        regime: None,
+        due: None,
+        list_digest: None,
+    };
+    Event { recorded_at: Timestamp::from_second(1).unwrap(), request_id: id.into(), fact }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_writers_lose_nothing_and_record_nothing_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, key) = (Location::Local(folder.path().to_owned()), Arc::new(TagKey::new([1; 32])));
+    let writers = (0..8u8).map(|writer| {
+        let (state, key) = (state.clone(), key.clone());
+        tokio::spawn(async move {
+            let mut ledger = Ledger::open(Arc::new(LocalStore), &state, &key).await.unwrap();
+            let mut written = 0;
+            // Each has events of its own and one that all have; more than fit before segments are gathered.
+            for round in 0..6u8 {
+                let own = received(&format!("w{writer}-{round}"), 100 + writer);
+                written += ledger.append(vec![own, received(&format!("all-{round}"), round)]).await.unwrap().events;
+            }
+            written
+        })
+    });
+    let mut written = 0;
+    for writer in writers {
+        written += writer.await.unwrap();
+    }
+    assert_eq!(written, 8 * 6 + 6);
+    let ledger = Ledger::open(Arc::new(LocalStore), &state, &key).await.unwrap();
+    assert_eq!((ledger.requests().events, ledger.requests().len()), (54, 54));
+    let ids: BTreeSet<String> = ledger.requests().iter().map(|request| request.id.to_string()).collect();
+    assert!(ids.contains("w7-5") && ids.contains("all-0"), "{ids:?}");
+    let files = std::fs::read_dir(folder.path().join("ledger")).unwrap().count();
+    assert!(files < 40, "{files} files: they are gathered");
+}
+
+#[tokio::test]
+async fn gathered_segments_say_what_they_said_apart_and_a_stray_one_does_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, key) = (Location::Local(folder.path().to_owned()), TagKey::new([1; 32]));
+    let store: Arc<LocalStore> = Arc::new(LocalStore);
+    let mut ledger = Ledger::open(store.clone(), &state, &key).await.unwrap();
+    let first = folder.path().join("ledger/00000000000000000001.parquet");
+    let mut stray = Vec::new();
+    for number in 0..40 {
+        ledger.append(vec![received(&format!("r{number}"), number)]).await.unwrap();
+        if number == 0 {
+            stray = std::fs::read(&first).unwrap();
+        }
+    }
+    let head = ledger.head();
+    assert_eq!(head.sequence, 40);
+    let again = Ledger::open(store.clone(), &state, &key).await.unwrap();
+    assert_eq!((again.head(), again.requests().len()), (head, 40));
+    assert!(!first.exists(), "gathered");
+    // Whoever gathered was stopped before it removed this one.
+    std::fs::write(&first, stray).unwrap();
+    let again = Ledger::open(store.clone(), &state, &key).await.unwrap();
+    assert_eq!((again.head(), again.requests().events), (head, 40));
+    assert_eq!(again.segments().await.unwrap().len(), 40);
+    // And a writer that was too slow, whose segment stands where another's stood, has not written.
+    let mut slow = Ledger::open(store.clone(), &state, &key).await.unwrap();
+    slow.append(vec![received("late", 77)]).await.unwrap();
+    let end = Ledger::open(store, &state, &key).await.unwrap();
+    assert_eq!((end.head().sequence, end.requests().len()), (41, 41));
+    assert!(end.goes_on_from(&head));
+}
+
+#[test]
+fn tags_of_another_key_are_an_error_until_their_lists_are_imported_again() {
+    let lake = lake();
+    import(&lake, &["crm"]);
+    lake.write("more.csv", "email\nzoe@example.com\nyan@example.com\n");
+    import(&lake, &["more.csv"]);
+    lake.run(&["requests", "withdraw", "job.toml", "email=yan@example.com"]).exits(0);
+    std::fs::rename(lake.path().join("keys/tag.key"), lake.path().join("keys/old.key")).unwrap();
+    lakescrub::keys::generate_keys(&lake.path().join("new")).unwrap();
+    std::fs::rename(lake.path().join("new/tag.key"), lake.path().join("keys/tag.key")).unwrap();
+    let status = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(status["under_another_key"], 3, "{status}");
+    import(&lake, &["crm", "more.csv", "--old-tag-key", "keys/old.key"]);
+    let status = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
+    assert_eq!((&status["under_another_key"], &status["requests"]), (&0.into(), &4.into()), "{status}");
+    // What was withdrawn under the old key is withdrawn under the new one, id or no id.
+    assert_eq!(states(&lake)[..2], ["R1 open", "R2 open"]);
+    let withdrawn = states(&lake).iter().filter(|state| state.ends_with("withdrawn")).count();
+    assert_eq!(withdrawn, 1);
+    assert_eq!(Exit::Clean.code(), 0);
+}
