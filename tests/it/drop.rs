@@ -255,19 +255,6 @@ fn broker_lake() -> Lake {
     lake
 }
 
-/// The statuses in the upload files of a folder, by file.
-fn uploads(lake: &Lake, folder: &str) -> std::collections::BTreeMap<String, Vec<(String, u8)>> {
-    let read = |bytes: Vec<u8>| {
-        let text = String::from_utf8(bytes).unwrap();
-        let mut lines = text.lines();
-        assert_eq!(lines.next(), Some("Id,Status"));
-        let row =
-            |line: &str| line.split_once(',').map(|(id, status)| (id.to_owned(), status.parse().unwrap())).unwrap();
-        lines.map(row).collect()
-    };
-    lake.bytes(folder).into_iter().map(|(name, bytes)| (name, read(bytes))).collect()
-}
-
 #[test]
 fn a_download_is_recorded_once_and_nothing_readable_is_kept() {
     let lake = broker_lake();
