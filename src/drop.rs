@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cli::{Common, DropCommand};
-use crate::deadline::Received;
+use crate::deadline::{Due, Received};
 use crate::drop_answer::{Answers, answers};
 use crate::drop_files::{
     ArchiveName, Content, FileSummary, Status, WorkItem, encrypt_archive, read_download, write_upload,
@@ -29,6 +29,8 @@ use crate::store::{Location, Precondition, StoreError};
 
 /// The deadline of every work item.
 const REGIME: &str = "us-ca-drop";
+/// That of the next download.
+const ACCESS: &str = "us-ca-drop-access";
 /// Work items that are recorded at a time.
 const ITEMS_A_TIME: usize = 100_000;
 
@@ -123,7 +125,8 @@ async fn import(common: &Common, mut desk: Desk, zip: &Path) -> Result<Exit> {
         record(&mut desk, &download, &due_date, items, &mut imported).await?;
     }
     tracing::info!(download = %download.archive, added = imported.added, withdrawn = imported.withdrawn, "download imported");
-    told_import(common, &desk, &download, archived.as_ref(), &due, &imported)
+    let access = desk.job.regimes.due(ACCESS, received).map_err(|error| Error::usage(error.to_string()))?;
+    told_import(common, &desk, &download, archived.as_ref(), (&due, &access), &imported)
 }
 
 /// Records some work items: those of lists first, so that a removal finds its request.
@@ -193,7 +196,7 @@ fn told_import(
     desk: &Desk,
     download: &Download<'_>,
     archived: Option<&Location>,
-    due: &crate::deadline::Due,
+    (due, access): (&Due, &Due),
     imported: &Imported,
 ) -> Result<Exit> {
     let kind = |file: &FileSummary| match file.content {
@@ -220,6 +223,7 @@ fn told_import(
             "removals_unknown": imported.removals_unknown,
             "due_at": due.date,
             "due_how": due.how,
+            "next_access_due_at": access.date,
             "ledger": desk.ledger_json(),
         }))?;
         return Ok(Exit::Clean);
@@ -234,6 +238,7 @@ fn told_import(
         lines.push(format!("{} removals of work items that the ledger never knew", imported.removals_unknown));
     }
     lines.push(format!("due on {}: {}", due.date, due.how));
+    lines.push(format!("DROP is to be accessed again by {}", access.date));
     lines.extend(archived.map(|location| format!("kept encrypted at {location}")));
     print_lines(&lines)?;
     Ok(Exit::Clean)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Date32Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{ArrayRef, Date32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lakescrub::name_letters::plain_letters;
@@ -170,6 +170,36 @@ fn canaries_of_several_columns_go_through_a_run() {
     let verification = &lake.manifest()["verification"]["canaries"];
     assert_eq!(verification["planted"], verification["found"], "{verification}");
     assert!(verification["planted"].as_u64().unwrap() >= 8, "{verification}");
+}
+
+#[test]
+fn a_date_is_one_identifier_in_every_type_that_holds_dates() {
+    let lake = Lake::new();
+    lake.write(
+        "job.toml",
+        "version = 1\n[guard]\nmax_fraction = 1.0\n[[list]]\nname = \"l\"\nuri = \"l.csv\"\n[[list.column]]\ncolumn = \"born\"\nkind = \"date\"\ndate_format = \"%d.%m.%Y\"\n\
+         [[dataset]]\nname = \"d\"\nuri = \"lake/\"\n[[dataset.match]]\ncolumn = \"born\"\nkind = \"date\"\n",
+    );
+    lake.write("l.csv", "born\n04.07.1985\n");
+    let days = |text: &str| (text.parse::<jiff::civil::Date>().unwrap() - jiff::civil::date(1970, 1, 1)).get_days();
+    let (first, second) = (days("1985-07-04"), days("1990-01-01"));
+    lake.write("lake/date.parquet", parquet(vec![("born", Arc::new(Date32Array::from(vec![first, second])))]));
+    let micros = |day: i32| i64::from(day) * 86_400_000_000;
+    let moments = TimestampMicrosecondArray::from(vec![micros(first) + 1, micros(second)]);
+    lake.write("lake/moment.parquet", parquet(vec![("born", Arc::new(moments))]));
+    lake.write("lake/numbers.parquet", parquet(vec![("born", Arc::new(Int64Array::from(vec![19850704, 19900101])))]));
+    lake.write("lake/text.csv", "born\n1985-07-04\n19850704\n1990-01-01\n04.07.1985\n");
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(lake.text("lake/text.csv"), "born\n1990-01-01\n04.07.1985\n");
+    let dataset = &lake.manifest()["datasets"][0];
+    assert_eq!(
+        (&dataset["rows"]["removed"], &dataset["not_comparable"]["born"]),
+        (&5.into(), &1.into()),
+        "{dataset:#}"
+    );
+    // A list whose dates are written otherwise than it says is no list.
+    lake.write("l.csv", "born\n1985-07-04\n");
+    lake.run(&["scrub", "job.toml"]).exits(2).says(&["l.csv:2", "is not a date written %d.%m.%Y"]);
 }
 
 /// A job on the ledger whose dataset has a column that tells consumers apart.
