@@ -144,3 +144,139 @@ impl Group {
         (name.date, &name.broker_id, name.content) == (own.date, &own.broker_id, own.content)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger_event::{Event, Fact, Segment, Tagged};
+
+    /// The requests that these facts amount to, each told as the id and what happened.
+    fn requests(facts: &[(&str, Fact)]) -> Requests {
+        let mut requests = Requests::new("key".into());
+        let recorded_at = now();
+        let event = |(id, fact): &(&str, Fact)| Event { recorded_at, request_id: (*id).into(), fact: fact.clone() };
+        let events = facts.iter().map(event).collect();
+        requests.take(&Segment { sequence: 1, key_id: "key".into(), events });
+        requests
+    }
+
+    fn now() -> Timestamp {
+        "2026-08-20T00:00:00Z".parse().unwrap()
+    }
+
+    fn received(kind: &str, number: u8) -> Fact {
+        Fact::Received {
+            identifier: Tagged { kind: kind.into(), tag: [number; 32] },
+            source: "20260812_4821_DROP.zip".into(),
+            received_at: None,
+            regime: None,
+            due: None,
+            list_digest: None,
+        }
+    }
+
+    fn removed() -> Fact {
+        let (dataset, run_id, manifest_digest) = ("d".into(), "r".into(), "m".into());
+        Fact::Removed { dataset, run_id, rows: 2, consumers: None, manifest_digest }
+    }
+
+    fn verified() -> Fact {
+        Fact::VerifiedClean { run_id: "r".into(), manifest_digest: "m".into() }
+    }
+
+    fn answered(status: u64, file: &str) -> Fact {
+        Fact::Answered { status, source: file.into() }
+    }
+
+    fn exempted(ground: &str) -> Fact {
+        Fact::Exempted { ground: ground.into(), until: None }
+    }
+
+    /// Files as `name: id=code ...`.
+    fn check(facts: &[(&str, Fact)], rows_per_file: u64, wanted: &[&str]) -> Answers {
+        let answers = answers(&requests(facts), now(), rows_per_file);
+        let rows = |file: &AnswerFile| -> Vec<String> {
+            file.rows.iter().map(|(id, status)| format!("{id}={}", status.code())).collect()
+        };
+        let shown: Vec<String> =
+            answers.files.iter().map(|file| format!("{}: {}", file.name, rows(file).join(" "))).collect();
+        assert_eq!(shown, wanted);
+        answers
+    }
+
+    const A: &str = "AAAAaaaa0001";
+    const B: &str = "AAAAaaaa0002";
+    const C: &str = "AAAAaaaa0003";
+
+    #[test]
+    fn every_outcome_has_its_code() {
+        let answers = check(
+            &[
+                (A, received("email", 1)),
+                (A, removed()),
+                (A, verified()),
+                (B, received("email", 2)),
+                (B, verified()),
+                (C, received("ndz", 3)),
+                (C, exempted("legal claim")),
+                ("AAAAaaaa0004", received("maid", 4)),
+                ("AAAAaaaa0004", exempted(SEVERAL_CONSUMERS)),
+                ("AAAAaaaa0005", received("phone", 5)),
+                ("AAAAaaaa0005", Fact::Withdrawn { source: "s".into() }),
+                ("R1", received("email", 6)),
+            ],
+            10,
+            &[
+                "20260812_4821_NDZ.csv: AAAAaaaa0003=2",
+                "20260812_4821_Email.csv: AAAAaaaa0001=3 AAAAaaaa0002=5",
+                "20260812_4821_MAID.csv: AAAAaaaa0004=4",
+            ],
+        );
+        assert_eq!((answers.withdrawn, answers.unsettled.len()), (1, 0));
+    }
+
+    #[test]
+    fn what_no_run_has_ended_with_is_unsettled() {
+        for facts in [vec![(A, received("email", 1))], vec![(A, received("email", 1)), (A, removed())]] {
+            assert_eq!(check(&facts, 10, &[]).unsettled, [Text::from(A)]);
+        }
+    }
+
+    #[test]
+    fn only_what_changed_is_answered_again_and_under_a_new_name() {
+        let first = [(A, received("email", 1)), (A, verified()), (A, answered(5, "20260812_4821_Email.csv"))];
+        let unchanged = check(&first, 10, &[]);
+        assert_eq!((unchanged.unchanged, unchanged.unsettled.len()), (1, 0));
+        let back = [&first[..], &[(A, removed())]].concat();
+        assert_eq!(check(&back, 10, &[]).unchanged, 1, "not yet: no run has ended with it");
+        let gone = [&back[..], &[(A, verified())]].concat();
+        let answers = check(&gone, 10, &["20260812_4821_Email_am01.csv: AAAAaaaa0001=3"]);
+        assert!(answers.files[0].is_amended);
+        let again =
+            [&gone[..], &[(A, answered(3, "20260812_4821_Email_am01.csv")), (A, exempted("legal claim"))]].concat();
+        check(&again, 10, &["20260812_4821_Email_am02.csv: AAAAaaaa0001=2"]);
+        // What comes late to a list that was answered once has a name of its own, too.
+        let late = [&first[..], &[(B, received("email", 2)), (B, verified())]].concat();
+        check(&late, 10, &["20260812_4821_Email_late01.csv: AAAAaaaa0002=5"]);
+    }
+
+    #[test]
+    fn files_are_split_and_their_names_stay_drops() {
+        let facts: Vec<(&str, Fact)> = [A, B, C]
+            .into_iter()
+            .zip(1..)
+            .flat_map(|(id, number)| [(id, received("email", number)), (id, verified())])
+            .collect();
+        let answers = check(
+            &facts,
+            2,
+            &[
+                "20260812_4821_Email_part01.csv: AAAAaaaa0001=5 AAAAaaaa0002=5",
+                "20260812_4821_Email_part02.csv: AAAAaaaa0003=5",
+            ],
+        );
+        for file in &answers.files {
+            assert_eq!(CsvName::parse(&file.name.to_string()).as_ref(), Some(&file.name));
+        }
+    }
+}
