@@ -435,7 +435,7 @@ fn month_named(text: &mut &str, whole: bool) -> Option<i16> {
     let name = |month: &'static str| if whole { month } else { &month[..3] };
     let is =
         |month: &&'static str| text.get(..name(month).len()).is_some_and(|head| head.eq_ignore_ascii_case(name(month)));
-    let at = MONTHS.iter().position(|month| is(&month))?;
+    let at = MONTHS.iter().position(is)?;
     *text = &text[name(MONTHS[at]).len()..];
     i16::try_from(at + 1).ok()
 }

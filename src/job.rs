@@ -371,7 +371,7 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
     for table in top.tables("list") {
         match edge.list(table) {
             Some(AnyList::Ledger(ledger)) => ledgers.push(ledger),
-            Some(AnyList::Files(list)) => lists.push(Some(list)),
+            Some(AnyList::Files(list)) => lists.push(Some(*list)),
             None => lists.push(None),
         }
     }
@@ -656,7 +656,7 @@ fn runs_every(mut table: Table<'_>) -> Option<SignedDuration> {
 
 /// What a `[[list]]` can be.
 enum AnyList {
-    Files(ListSpec),
+    Files(Box<ListSpec>),
     Ledger(LedgerList),
 }
 
@@ -714,7 +714,7 @@ impl Edge {
             table.fault("column", "is missing: a list needs at least one [[list.column]]");
         }
         table.finish();
-        Some(AnyList::Files(ListSpec {
+        Some(AnyList::Files(Box::new(ListSpec {
             name: name?,
             uri: uri?,
             scope: scope?,
@@ -724,7 +724,7 @@ impl Edge {
             regime,
             columns: columns.into_iter().collect::<Option<_>>()?,
             csv,
-        }))
+        })))
     }
 
     fn dataset(&self, mut table: Table<'_>) -> Option<DatasetSpec> {

@@ -868,7 +868,7 @@ mod tests {
         let born = Value::Date(jiff::civil::date(1985, 7, 4));
         let (born, other) = (vec![Placed { value: born, element: &[] }], text("07/05/1985"));
         let in_list = |text, element| Placed { value: Value::Text(text), element };
-        let (one, two): (&[(usize, u32)], &[(usize, u32)]) = (&[(1, 0)], &[(1, 1)]);
+        let (one, two) = (&[(1, 0)][..], &[(1, 1)][..]);
         for (first, last, born, zip, wanted) in [
             (text("Danielle"), text("JOHNSON"), text("7/4/1985"), text("91790-3771"), true),
             (text("Danielle"), text("Johnson"), born, text("91790"), true),

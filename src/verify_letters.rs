@@ -19,8 +19,13 @@ const BARE: &str = "\
 ч ch џ dz ш sh щ shch ъ - ы y ь - э e ю yu я ya \
 α a β v γ g δ d ε e ζ z η i θ th ι i κ k λ l μ m ν n ξ x ο o π p ρ r σ s ς s τ t υ y φ f χ ch ψ ps ω o";
 
-static SPELLINGS: LazyLock<(HashMap<char, &str>, HashMap<char, &str>)> =
-    LazyLock::new(|| (spellings(WHOLE), spellings(BARE)));
+/// What letters are written as.
+struct Spellings {
+    whole: HashMap<char, &'static str>,
+    bare: HashMap<char, &'static str>,
+}
+
+static SPELLINGS: LazyLock<Spellings> = LazyLock::new(|| Spellings { whole: spellings(WHOLE), bare: spellings(BARE) });
 
 fn spellings(pairs: &'static str) -> HashMap<char, &'static str> {
     let words: Vec<&str> = pairs.split(' ').collect();
@@ -33,7 +38,7 @@ fn spellings(pairs: &'static str) -> HashMap<char, &'static str> {
 
 /// The canonical form of a name; `None` when nothing of it is a letter or a digit.
 pub fn name_form(text: &str) -> Option<String> {
-    let (whole, bare) = &*SPELLINGS;
+    let Spellings { whole, bare } = &*SPELLINGS;
     let mut form = String::new();
     // Composed twice: a capital may fall apart in lower case.
     let small = text.nfkc().collect::<String>().to_lowercase();
@@ -61,7 +66,7 @@ pub fn date_form(pattern: &Regex, text: &str) -> Option<String> {
     let found = pattern.captures(text)?;
     let year: u32 = found["y"].parse().ok()?;
     let (month, day) = (month_number(&found["m"])?, found["d"].parse().ok()?);
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let last = match month {
         4 | 6 | 9 | 11 => 30,
         2 => 28 + u32::from(leap),
