@@ -15,8 +15,8 @@ use crate::identifier::{Kind, NORMALISER_VERSION};
 use crate::job::{DatasetSpec, Job, MatchRule, Search};
 use crate::journal::Swap;
 use crate::manifest::{
-    Canaries, DatasetRecord, JobFile, ListRead, Normaliser, ObjectCounts, Observations, Observed, Residue, RowCounts,
-    Run, Stage, Tool, UploadCounts, Verdict, Verification, VersionCounts,
+    Canaries, DatasetRecord, JobFile, LedgerRecord, ListRead, Normaliser, ObjectCounts, Observations, Observed,
+    Residue, RowCounts, Run, Stage, Tool, UploadCounts, Verdict, Verification, VersionCounts,
 };
 use crate::match_index::Added;
 use crate::object_table::{ObjectRow, Outcome as RowOutcome};
@@ -48,6 +48,8 @@ pub struct Account<'a> {
     pub shown: Shown<'a>,
     /// `None` when none were asked for.
     pub canaries: Option<canary::Counts>,
+    /// `None` for a job without the ledger.
+    pub ledger: Option<LedgerRecord>,
 }
 
 /// A swap of a killed attempt that did happen.
@@ -149,6 +151,7 @@ impl Account<'_> {
             verification: self.verification(rows),
             limits: self.limits(),
             verdict: verdict(exit),
+            ledger: self.ledger.clone(),
         }
     }
 
@@ -281,6 +284,12 @@ impl Account<'_> {
                 "Kind phone compares the last ten digits: numbers of two countries can be taken for one.".to_owned(),
             );
         }
+        limits.extend(self.job.ledger.iter().map(|ledger| {
+            format!(
+                "List {} holds keyed tags: the cut bounds of Parquet files, and bloom filters that hold more than their values explain, were not compared with it.",
+                ledger.name
+            )
+        }));
         for bucket in self.unconditional_writes {
             limits.push(format!(
                 "The store of bucket {bucket} ignores conditional writes; the job allowed writing all the same."
@@ -349,6 +358,9 @@ fn other_names(plan: &Plan, spec: &DatasetSpec) -> Option<String> {
 
 /// A rule for whose kind no list has a column can never match; that is said, not assumed clean.
 fn unlisted_kinds(job: &Job, spec: &DatasetSpec) -> Vec<String> {
+    if job.ledger.is_some() {
+        return Vec::new();
+    }
     let listed =
         |kind: &Kind| job.lists.iter().flat_map(|list| &list.columns).any(|column| column.kind.same_family(kind));
     let parts = spec.rules.iter().flat_map(MatchRule::compared).filter(|part| !listed(&part.kind));

@@ -147,6 +147,8 @@ async fn through_the_run(
 /// Writes the lists and objects, and gives the job that has them in place of its own.
 async fn plant(job: &Job, store: &Arc<dyn Store>, scratch: &Location, invented: &Invented) -> Result<(Job, Counts)> {
     let (mut job, mut counts) = (job.clone(), Counts::default());
+    // Nobody who does not exist is ever written into the ledger: it forgets nothing.
+    job.ledger = None;
     for (number, list) in job.lists.iter_mut().enumerate() {
         let location = scratch.join(&format!("list-{number}.csv"));
         store.put(&location, invented.list(number, list, job.canaries).into(), Precondition::Absent).await?;

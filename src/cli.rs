@@ -26,7 +26,12 @@ const EXIT_CODES: &str = "Exit codes: 0 clean, 1 internal, 2 usage, 3 incomplete
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// The scheduled job: load, find, plan, rewrite, read back, verify, write the manifest
-    Scrub { job: PathBuf },
+    Scrub {
+        job: PathBuf,
+        /// A backup taken at TIME was restored: replays the whole request ledger, and records that it did
+        #[arg(long, value_name = "TIME", env = "LAKESCRUB_SINCE_RESTORE")]
+        since_restore: Option<String>,
+    },
     /// Dry run: the same find and plan; prints what would change and writes nothing
     Plan { job: PathBuf },
     /// Read-only: scans every object with the independent engine and writes a manifest

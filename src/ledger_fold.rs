@@ -25,6 +25,13 @@ pub struct Requests {
     pub events: u64,
 }
 
+/// A moment in the ledger: which requests a run that read it then looks for.
+#[derive(Debug, Clone, Default)]
+pub struct Mark {
+    asked: Vec<bool>,
+    entries: u32,
+}
+
 /// One identifier of one request.
 #[derive(Debug, Clone)]
 struct Entry {
@@ -301,6 +308,20 @@ impl Requests {
             let entry = &self.entries[next? as usize];
             next = entry.next;
             Some(entry.request)
+        })
+    }
+
+    /// How far the ledger was read: what comes later is none of this run's.
+    pub fn mark(&self, now: Timestamp) -> Mark {
+        let asked = self.requests.iter().map(|request| request.is_suppressed(now)).collect();
+        Mark { asked, entries: self.entries.len() as u32 }
+    }
+
+    /// The positions of the requests that were asked for at the mark, with the same identifiers as now.
+    pub fn asked_at<'a>(&'a self, mark: &'a Mark) -> impl Iterator<Item = (u32, &'a Request)> {
+        let requests = self.requests.iter().enumerate().map(|(number, request)| (number as u32, request));
+        requests.zip(&mark.asked).filter(|(_, asked)| **asked).map(|(request, _)| request).filter(|(_, request)| {
+            !request.entries.is_empty() && request.entries.iter().all(|entry| *entry < mark.entries)
         })
     }
 

@@ -54,6 +54,9 @@ pub struct Predicate {
     pub objects: ObjectsFile,
     pub limits: Vec<String>,
     pub verdict: Verdict,
+    /// The request ledger, where it is a list of the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<LedgerRecord>,
     /// `None` in the first run of a state.
     pub previous: Option<Previous>,
 }
@@ -69,7 +72,44 @@ pub struct Observations {
     /// Plain sentences: what was not looked at.
     pub limits: Vec<String>,
     pub verdict: Verdict,
+    /// `None` for a job without the ledger.
+    pub ledger: Option<LedgerRecord>,
 }
+
+/// What a run saw of the request ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LedgerRecord {
+    /// How many segments it had when the manifest was written, and the hex digest of the last: a ledger that is cut off later shows.
+    pub segments: u64,
+    pub digest: String,
+    /// All of them, withdrawn ones included.
+    pub requests: u64,
+    /// Requests that match a row or a name again, having been done with before.
+    pub reappeared: u64,
+    /// In which objects, at most [`REAPPEARANCES_TOLD`] of them.
+    pub reappearances: Vec<Reappearance>,
+    /// The time of a backup restore that this run replays the ledger after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_restore: Option<Timestamp>,
+}
+
+/// An object that holds again what was gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reappearance {
+    pub dataset: String,
+    /// As it may be shown.
+    pub object: String,
+    /// Requests that match in it, and their rows.
+    pub requests: u64,
+    pub rows: u64,
+    /// When they were last known to be gone: the latest of them.
+    pub since: Option<Timestamp>,
+    /// The job that wrote the object, if its metadata says so.
+    pub written_by: Option<String>,
+}
+
+/// Objects that are told one by one; the ledger has all.
+pub const REAPPEARANCES_TOLD: usize = 100;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
@@ -312,6 +352,7 @@ pub fn seal(observed: Observations, mut rows: Vec<ObjectRow>, previous: Option<P
             objects,
             limits: observed.limits,
             verdict: observed.verdict,
+            ledger: observed.ledger,
             previous,
         },
     };
@@ -623,6 +664,7 @@ mod tests {
             },
             limits: vec!["backups were not looked at".into()],
             verdict: Verdict::Clean,
+            ledger: None,
         }
     }
 

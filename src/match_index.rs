@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use siphasher::sip::SipHasher13;
 use xxhash_rust::xxh3::xxh3_64_with_secret;
 
@@ -17,6 +18,8 @@ use crate::identifier::{Canonical, ColumnPath, HashFunction, Hashed, Kind, Value
 use crate::job::{DatasetSpec, ListColumn, ListSpec, MatchPart, MatchRule};
 use crate::key_table::{Key, KeyTable};
 use crate::request::Entry;
+use crate::signature::{KindTags, TagKey};
+use crate::tag_table::TagTable;
 
 /// In which form two identifiers of one kind are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +52,15 @@ pub struct MatchIndex {
     secret: Secret,
     sets: BTreeMap<SetName, u16>,
     composites: BTreeMap<CompositeName, u16>,
+    tags: Option<Tags>,
+}
+
+/// The identifiers of the request ledger: keyed tags, made anew of each value that is asked about.
+pub struct Tags {
+    pub key: Arc<TagKey>,
+    pub table: TagTable,
+    /// Under which label the numbers stand that texts are another spelling of (`1.50`), if there are any.
+    pub numbers: Option<&'static str>,
 }
 
 /// What keys the hashes of this process.
@@ -166,6 +178,7 @@ impl<'a> Builder<'a> {
             secret: Secret::new(secret),
             sets: BTreeMap::new(),
             composites: BTreeMap::new(),
+            tags: None,
         };
         for column in lists.iter().flat_map(|list| &list.columns) {
             index.want(&column.kind, form_of(column.hashed), &None);
@@ -182,6 +195,12 @@ impl<'a> Builder<'a> {
         let target = |column: &ListColumn| Targets::new(&index, column);
         let targets = lists.iter().map(|list| list.columns.iter().map(target).collect()).collect();
         Builder { index, lists, datasets, targets, scratch: Vec::new() }
+    }
+
+    /// Compares with the ledger as well: every rule of its own that names no list column.
+    pub fn with_tags(mut self, tags: Option<Tags>) -> Self {
+        self.index.tags = tags;
+        self
     }
 
     /// Adds one list row.
@@ -473,6 +492,7 @@ impl MatchIndex {
                 Some(_) => Vec::new(),
                 None => HashFunction::ALL.iter().filter_map(|f| Some((*f, set(Form::Hash(*f))?))).collect(),
             },
+            tags: self.tags.as_ref().and_then(|tags| ProbeTags::new(tags, part)),
         }
     }
 
@@ -557,6 +577,44 @@ pub struct Probe {
     plain: Option<u16>,
     number: Option<u16>,
     hashes: Vec<(HashFunction, u16)>,
+    tags: Option<ProbeTags>,
+}
+
+/// What a value is asked of the ledger with. A plain value takes three SHA-256 compressions, a digest two.
+#[derive(Clone)]
+struct ProbeTags {
+    table: TagTable,
+    own: KindTags,
+    /// For numbers, beside `own`.
+    numbers: Option<KindTags>,
+}
+
+impl ProbeTags {
+    /// `None`: the ledger can say nothing about the part.
+    fn new(tags: &Tags, part: &MatchPart) -> Option<ProbeTags> {
+        let is_comparable = part.hashed.is_none_or(|hashed| hashed.function() == HashFunction::Sha256);
+        if part.list_column.is_some() || !is_comparable {
+            return None;
+        }
+        let numbers = tags.numbers.filter(|_| part.kind == Kind::Text && part.hashed.is_none());
+        Some(ProbeTags {
+            table: tags.table.clone(),
+            own: tags.key.tags_of(part.kind.name()),
+            numbers: numbers.map(|label| tags.key.tags_of(label)),
+        })
+    }
+
+    #[inline]
+    fn hold_canonical(&self, canonical: &[u8], is_number: bool) -> bool {
+        let digest: [u8; 32] = Sha256::digest(canonical).into();
+        let numbers = self.numbers.as_ref().filter(|_| is_number);
+        self.table.contains(&self.own.tag(&digest))
+            || numbers.is_some_and(|numbers| self.table.contains(&numbers.tag(&digest)))
+    }
+
+    fn hold_digest(&self, digest: &[u8]) -> bool {
+        digest.try_into().is_ok_and(|digest| self.table.contains(&self.own.tag(digest)))
+    }
 }
 
 /// Buffers that a thread of work reuses from value to value.
@@ -597,7 +655,17 @@ impl Probe {
             Canonical::Number => self.holds(self.number, &scratch.canonical),
             Canonical::Text => self.holds(self.plain, &scratch.canonical),
         };
-        if listed || (!scratch.canonical.is_empty() && read != Canonical::Empty && self.hash_listed(scratch)) {
+        let in_ledger = |tags: &ProbeTags| match (self.hashed, read) {
+            (_, Canonical::Empty | Canonical::NotComparable) => false,
+            (Some(_), Canonical::Text | Canonical::Number) => tags.hold_digest(&scratch.canonical),
+            (None, Canonical::Text | Canonical::Number) => {
+                tags.hold_canonical(&scratch.canonical, read == Canonical::Number)
+            }
+        };
+        if listed
+            || self.tags.as_ref().is_some_and(in_ledger)
+            || (!scratch.canonical.is_empty() && read != Canonical::Empty && self.hash_listed(scratch))
+        {
             Check::Match
         } else {
             Check::NoMatch
@@ -608,6 +676,7 @@ impl Probe {
     #[inline]
     fn check_canonical(&self, canonical: &[u8], scratch: &mut Scratch) -> Check {
         let listed = self.holds(self.plain, canonical)
+            || self.tags.as_ref().is_some_and(|tags| tags.hold_canonical(canonical, false))
             || self.hashes.iter().any(|(function, set)| {
                 function.digest(canonical, &mut scratch.digest);
                 self.index.holds(*set, &scratch.digest)

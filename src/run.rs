@@ -23,6 +23,8 @@ use crate::identifier;
 use crate::job::{DatasetSpec, Job, Scope, Search, Stray};
 use crate::journal::{self, AnnouncedPurge, Journal, Lock, Unfinished};
 use crate::keys;
+use crate::ledger::Ledger;
+use crate::ledger_run::{self, Book, Looking};
 use crate::manifest::{Observed, Stage, StageName};
 use crate::manifest_check;
 use crate::manifest_diff;
@@ -31,6 +33,7 @@ use crate::plan::{self, DatasetPlan, Finding, Found, Plan};
 use crate::progress::Progress;
 use crate::purge::{self, Purge, Purged, Replaced};
 use crate::request::{self, ListReport};
+use crate::request_import::moment;
 use crate::requests;
 use crate::residue::Residues;
 use crate::rewrite::{self, Ended, Outcome, Rewrite, Settled};
@@ -63,7 +66,7 @@ pub fn run(cli: &Cli) -> Result<Exit> {
 async fn run_command(cli: &Cli) -> Result<Exit> {
     let common = &cli.common;
     match &cli.command {
-        Command::Scrub { job } => scrub(common, job).await,
+        Command::Scrub { job, since_restore } => scrub(common, job, since_restore.as_deref()).await,
         Command::Plan { job } => plan(common, job).await,
         Command::Verify { job, search } => verify(common, job, *search).await,
         Command::Check { job } => check(common, job).await,
@@ -103,6 +106,10 @@ struct Session {
     clock: Clock,
     progress: Progress,
     stop: Stop,
+    /// As it was loaded, and when; `None` for a job without it.
+    ledger: Option<(Ledger, Timestamp)>,
+    /// A backup was restored: what was removed since then is expected to be back.
+    since_restore: Option<Timestamp>,
 }
 
 /// Which signal asked the run to stop: 0, or the exit code it means.
@@ -178,7 +185,7 @@ impl Session {
     fn with(common: &Common, job: Job, stores: Stores, clock: Clock, stop: Stop) -> Result<Session> {
         self_test()?;
         let progress = Progress::new(common.shows_progress());
-        Ok(Session { job, stores, common: common.clone(), clock, progress, stop })
+        Ok(Session { job, stores, common: common.clone(), clock, progress, stop, ledger: None, since_restore: None })
     }
 
     fn now(&self) -> Timestamp {
@@ -187,11 +194,20 @@ impl Session {
 
     /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself.
     async fn load(&mut self) -> Result<(Arc<MatchIndex>, Vec<(ListReport, Added)>, verify::Lists)> {
-        if self.job.ledger.is_some() {
-            return Err(Error::usage("this version does not match from the ledger yet; nothing was written"));
-        }
         let stage = self.progress.begin(StageName::Load);
-        let mut builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
+        let now = self.now();
+        let (ledger, tags) = match &self.job.ledger {
+            None => (None, None),
+            Some(_) => {
+                let key = Arc::new(keys::load_tag_key(&self.job.state.tag_key)?);
+                let ledger = ledger_run::open(&self.job, &self.stores, &key, now).await?;
+                let tags = ledger.as_ref().map(|ledger| ledger_run::tags(ledger, key, now));
+                (ledger, tags)
+            }
+        };
+        let end = ledger.as_ref().map(|ledger| verify::LedgerEnd { sequence: ledger.head().sequence, at: now });
+        let builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
+        let mut builder = builder.with_tags(tags);
         let mut added: Vec<Added> = vec![Added::default(); self.job.lists.len()];
         let numbers: Vec<String> = self.job.lists.iter().map(|list| list.name.clone()).collect();
         let clock = || self.now();
@@ -200,7 +216,7 @@ impl Session {
             added[number].merge(&builder.add(entry));
         };
         let reading = request::read_lists(&self.job, &self.stores, &clock, &stage.meter, &mut each);
-        let again = verify::read_lists(&self.job, &self.stores, &clock);
+        let again = verify::read_lists_up_to(&self.job, &self.stores, &clock, end);
         // Side by side, and the first one's errors count: the second leaves it to that to say what is wrong with a list.
         let both = async { Ok(tokio::join!(reading, again)) };
         let (reports, verifier_lists) = self.stop.unless(both).await?;
@@ -216,9 +232,29 @@ impl Session {
         }
         let index = Arc::new(builder.finish());
         self.progress.end(stage);
+        let of_ledger = ledger.as_ref().and_then(|ledger| ledger_run::report(&self.job, ledger, now));
+        let standing = ledger.as_ref().map(|ledger| ledger.requests().suppressed(now).count() as u64);
+        if verifier_lists.tags() != standing {
+            return Err(Error::internal("two readers of the ledger count different identifiers; nothing was written"));
+        }
+        self.ledger = ledger.map(|ledger| (ledger, now));
+        let (mut reports, mut added) = (reports, added);
+        if let Some((report, of_ledger)) = of_ledger {
+            reports.push(report);
+            added.push(of_ledger);
+        }
         let identifiers: u64 = added.iter().flat_map(|added| added.identifiers.values()).sum();
         tracing::info!(identifiers, "lists loaded");
         Ok((index, reports.into_iter().zip(added).collect(), verifier_lists))
+    }
+
+    /// What this run writes into the ledger; `None` for a job without it.
+    async fn book(&mut self, run: &Run) -> Result<Option<Book>> {
+        let Some((ledger, now)) = self.ledger.take() else { return Ok(None) };
+        let state = &self.job.state.location;
+        let book = Book::new(ledger, &run.id, now, self.since_restore);
+        book.check_anchor(self.stores.of(state).as_ref(), state).await?;
+        Ok(Some(book))
     }
 
     /// Scans the objects of every dataset, but for those that are `known` by dataset.
@@ -399,8 +435,20 @@ fn stages(session: &Session) -> Vec<Stage> {
     stages
 }
 
-async fn scrub(common: &Common, path: &Path) -> Result<Exit> {
-    scrub_session(Session::open(common, path).await?).await?.print()
+async fn scrub(common: &Common, path: &Path, since_restore: Option<&str>) -> Result<Exit> {
+    let mut session = Session::open(common, path).await?;
+    if let Some(text) = since_restore {
+        if session.job.ledger.is_none() {
+            return Err(Error::usage("--since-restore replays the request ledger, which is no list of this job")
+                .hint("add a [[list]] with uri = \"ledger\"; a scrub without it removes whatever its lists hold now"));
+        }
+        let time = moment(text).filter(|time| *time <= session.now());
+        session.since_restore = Some(time.ok_or_else(|| {
+            Error::usage(format!("--since-restore {text} is no date or time in the past"))
+                .hint("the time that the restored backup was taken at, such as 2026-08-01T02:00:00Z")
+        })?);
+    }
+    scrub_session(session).await?.print()
 }
 
 /// The scheduled job on given stores and by a given clock; prints nothing and hears no signal.
@@ -426,9 +474,11 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         };
         let plan = session.plan(found, &shown);
         plan::check_guard(&plan, &session.job.guard)?;
+        let mut book = session.book(run).await?;
+        announce(session, book.as_mut(), &verifier_lists, &shown, &plan).await?;
         let outcomes = rewrite(session, run, lock, &plan, tag_key.clone(), &verifier_lists).await?;
         let late = Late { index: &index, lists: &verifier_lists, tag_key: tag_key.clone(), shown: &shown };
-        let (plan, outcomes) = rewrite_late(session, run, lock, &late, plan, outcomes).await?;
+        let (plan, outcomes) = rewrite_late(session, run, lock, &late, book.as_mut(), plan, outcomes).await?;
         let purged = purge(session, run, lock, (&plan, &outcomes), &recovered, &shown).await?;
         let verified = session.verify(&verifier_lists).await?;
         let account = Account {
@@ -443,10 +493,41 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
             left_open: None,
             shown: &shown,
             canaries,
+            ledger: book.as_ref().map(Book::record),
         };
-        publish(session, &account, &signing_key, run).await
+        let (result, digest) = publish(session, &account, &signing_key, run).await?;
+        if let Some(book) = &mut book {
+            book.close(&digest, result.exit, &session.job, &left(&plan, &outcomes)).await?;
+        }
+        Ok(result)
     })
     .await
+}
+
+/// Writes into the ledger what the plan is about to remove: write before destroy.
+async fn announce(
+    session: &Session,
+    book: Option<&mut Book>,
+    lists: &verify::Lists,
+    shown: plan::Shown<'_>,
+    plan: &Plan,
+) -> Result<()> {
+    let Some(book) = book else { return Ok(()) };
+    let looking = Looking { job: &session.job, stores: &session.stores, lists, shown };
+    book.announce(&looking, plan).await
+}
+
+/// The objects of each dataset that are as they were, or whose rewrite nobody can vouch for.
+fn left(plan: &Plan, outcomes: &[Vec<Option<Outcome>>]) -> Vec<Vec<Location>> {
+    let is_done = |outcome: &Option<Outcome>| match outcome.as_ref().map(|outcome| &outcome.ended) {
+        Some(Ended::Rewritten | Ended::Dropped) => true,
+        Some(Ended::Failed { .. } | Ended::NotBegun) | None => false,
+    };
+    let of = |(dataset, outcomes): (&DatasetPlan, &Vec<Option<Outcome>>)| {
+        let left = dataset.steps.iter().zip(outcomes).filter(|(_, outcome)| !is_done(outcome));
+        left.map(|(step, _)| step.object.location.clone()).collect()
+    };
+    plan.datasets.iter().zip(outcomes).map(of).collect()
 }
 
 async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
@@ -458,11 +539,16 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
     locked(&mut session, "verify", async |session, run, lock| {
         let canaries = canaries(session, run, lock).await?;
         let (_, lists, verifier_lists) = session.load().await?;
+        let mut book = session.book(run).await?;
         let verified = session.verify(&verifier_lists).await?;
         let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
         let shown = |spec: &DatasetSpec, location: &Location| {
             tag::shown(tag_key.as_ref(), &location.to_string(), &verifier_lists.named(spec, location))
         };
+        if let Some(book) = &mut book {
+            let looking = Looking { job: &session.job, stores: &session.stores, lists: &verifier_lists, shown: &shown };
+            book.look_back(&looking, &verified).await?;
+        }
         let account = Account {
             job: &session.job,
             lists: &lists,
@@ -475,8 +561,13 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
             left_open: run.left_open.as_deref(),
             shown: &shown,
             canaries,
+            ledger: book.as_ref().map(Book::record),
         };
-        publish(session, &account, &signing_key, run).await
+        let (result, digest) = publish(session, &account, &signing_key, run).await?;
+        if let Some(book) = &mut book {
+            book.close(&digest, result.exit, &session.job, &[]).await?;
+        }
+        Ok(result)
     })
     .await
     .and_then(RunResult::print)
@@ -714,6 +805,7 @@ async fn rewrite_late(
     run: &Run,
     lock: &Lock,
     with: &Late<'_>,
+    mut book: Option<&mut Book>,
     mut plan: Plan,
     mut outcomes: Vec<Vec<Option<Outcome>>>,
 ) -> Result<(Plan, Vec<Vec<Option<Outcome>>>)> {
@@ -737,6 +829,7 @@ async fn rewrite_late(
             tracing::warn!(objects, "with these the plan would be more than [guard] allows; they are left alone");
             break;
         }
+        announce(session, book.as_deref_mut(), with.lists, with.shown, &late).await?;
         let more = rewrite(session, run, lock, &late, with.tag_key.clone(), with.lists).await?;
         outcomes.iter_mut().zip(more).for_each(|(outcomes, more)| outcomes.extend(more));
         plan = whole;
@@ -805,8 +898,8 @@ fn replaced(plan: &DatasetPlan, outcomes: &[Option<Outcome>], recovered: &[Recov
     swapped.chain(earlier).collect()
 }
 
-/// Writes the manifest; the result is what it says, for people or as JSON.
-async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run: &Run) -> Result<RunResult> {
+/// Writes the manifest; the result is what it says, for people or as JSON, and the manifest's digest.
+async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run: &Run) -> Result<(RunResult, String)> {
     let state = &session.job.state.location;
     let store = session.stores.of(state);
     let facts = RunFacts {
@@ -829,9 +922,10 @@ async fn publish(session: &Session, account: &Account<'_>, key: &SigningKey, run
         document["command"] = json!(run.command);
         document["exit"] = exit_json(exit);
         document["manifest"] = json!({ "location": published.location.to_string(), "digest": published.digest });
-        Ok(RunResult { exit, result: json_text(&document) })
+        Ok((RunResult { exit, result: json_text(&document) }, published.digest))
     } else {
-        Ok(RunResult { exit, result: format!("{shown}manifest  {}\n", published.location) })
+        let result = format!("{shown}manifest  {}\n", published.location);
+        Ok((RunResult { exit, result }, published.digest))
     }
 }
 
@@ -864,6 +958,12 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
         request::read_lists(&session.job, &session.stores, &|| session.now(), &Default::default(), &mut |_| {}).await?;
     for report in &reports {
         lines.push(format!("list {}: {} rows in {} files", report.name, report.rows, report.files));
+    }
+    let key = keys::load_tag_key(&session.job.state.tag_key)?;
+    if let Some(ledger) = ledger_run::open(&session.job, &session.stores, &key, session.now()).await? {
+        let name = session.job.ledger.as_ref().map_or("", |list| &list.name);
+        let standing = ledger.requests().suppressed(session.now()).count();
+        lines.push(format!("list {name}: {} requests, {standing} identifiers in the ledger", ledger.requests().len()));
     }
     for spec in &session.job.datasets {
         let objects = find::reach(spec, session.stores.of(spec.scope.root()).as_ref()).await?;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use crate::error::Exit;
 use crate::ledger_fold::{Request, Requests};
-use crate::manifest::{Observations, Observed, Residue};
+use crate::manifest::{Observations, Observed, Reappearance, Residue};
 use crate::object_table::ObjectRow;
 use crate::plan::{DatasetPlan, Plan, Step};
 
@@ -152,6 +152,12 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
         ),
     );
     line(&mut out, &format!("residue   {}", residue(&verification.residue)));
+    for back in observed.ledger.iter().flat_map(|ledger| &ledger.reappearances) {
+        let Reappearance { object, requests, rows, since, written_by, .. } = back;
+        let since = since.map(|since| format!(", gone since {since}")).unwrap_or_default();
+        let by = written_by.as_ref().map(|by| format!(", written by {by}")).unwrap_or_default();
+        line(&mut out, &format!("back      {requests} requests in {rows} rows of {object}{since}{by}"));
+    }
     line(&mut out, &format!("verdict   {} (exit {})", observed.verdict.name(), exit.code()));
     out
 }

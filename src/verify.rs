@@ -4,7 +4,7 @@
 //! No line of `find`, `match_index`, `request`, `format`, `rewrite` or of their libraries runs here, and no rule of `identifier`: a fault
 //! there must show here (invariant 3). Nothing is skipped by statistics, bloom filter or page index (invariant 10). Reads only.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
@@ -16,11 +16,12 @@ use crate::error::{Error, Exit, Result};
 use crate::format::{Compression, CsvDialect, Format};
 use crate::identifier::{ColumnPath, Kind};
 use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, Stray};
+use crate::keys;
 use crate::meter::Meter;
 use crate::residue::{ChunkId, Named, Place, Residues, SeenChunks};
 use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
 use crate::verify_bytes::{Heads, Listed};
-use crate::verify_consumers::{Question, WhichAsked};
+use crate::verify_ledger;
 use crate::verify_list::{Asked, Rules, Suppressed, add};
 use crate::verify_names;
 use crate::verify_normalise;
@@ -109,10 +110,22 @@ pub struct Lists {
     read: Vec<VerifiedList>,
 }
 
+/// How much of the request ledger is read: up to which segment, and which exemptions have ended.
+#[derive(Debug, Clone, Copy)]
+pub struct LedgerEnd {
+    pub sequence: u64,
+    pub at: Timestamp,
+}
+
 impl Lists {
     /// What was read of each list, in the order of the job.
     pub fn read(&self) -> &[VerifiedList] {
         &self.read
+    }
+
+    /// How many different identifiers the ledger asks for, where it is a list of the job.
+    pub fn tags(&self) -> Option<u64> {
+        self.suppressed.tagged.as_ref().map(|tagged| tagged.len() as u64)
     }
 
     /// Replaces the listed identifiers of distinctive kinds in a text, see [`Suppressed::without_strays`].
@@ -132,10 +145,28 @@ impl Lists {
 
 /// Reads the lists anew. Errors: one that cannot be read ([`Exit::Usage`], or what the store says).
 pub async fn read_lists(job: &Job, stores: &Stores, clock: &(dyn Fn() -> Timestamp + Sync)) -> Result<Lists> {
+    read_lists_up_to(job, stores, clock, None).await
+}
+
+/// [`read_lists`] with a ledger that others may be writing to: only what was there when it ended at `end`.
+pub async fn read_lists_up_to(
+    job: &Job,
+    stores: &Stores,
+    clock: &(dyn Fn() -> Timestamp + Sync),
+    end: Option<LedgerEnd>,
+) -> Result<Lists> {
+    let tagged = match &job.ledger {
+        None => None,
+        Some(_) => {
+            let (state, key) = (&job.state.location, Arc::new(keys::load_tag_key(&job.state.tag_key)?));
+            let (sequence, at) = end.map_or((None, clock()), |end| (Some(end.sequence), end.at));
+            Some(verify_ledger::read(&stores.of(state), state, key, sequence, at).await?)
+        }
+    };
     let gates = Gates::new(&job.resources);
     let mut seed = [0; 16];
     getrandom::fill(&mut seed).map_err(|error| Error::internal(format!("cannot draw a random key: {error}")))?;
-    let suppressed = Arc::new(Mutex::new(Suppressed::new(job, seed)));
+    let suppressed = Arc::new(Mutex::new(Suppressed::new(job, seed, tagged)));
     let mut read = Vec::with_capacity(job.lists.len());
     for list in &job.lists {
         read.push(read_list(list, stores, clock(), &gates, &suppressed).await?);
@@ -173,62 +204,6 @@ pub async fn verify_with(
         datasets.push(verify_dataset(dataset, &source, clock(), &lists.suppressed, meter).await?);
     }
     Ok(Verified { engine: "polars", engine_version: polars::VERSION, lists: lists.read.clone(), datasets })
-}
-
-/// Which of the identifiers that are asked for lead to several consumers of one dataset.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Consumers {
-    /// Their numbers.
-    pub several: BTreeSet<u32>,
-    /// Those that lead to one as far as can be told: some object of a dataset that holds them could not be read.
-    pub undecided: BTreeSet<u32>,
-    /// Those objects, and why.
-    pub unread: Vec<(Location, String)>,
-}
-
-/// Looks through the datasets that have a consumer key. Errors: a dataset that cannot be listed.
-pub async fn consumers(job: &Job, stores: &Stores, asked: &WhichAsked) -> Result<Consumers> {
-    let gates = Gates::new(&job.resources);
-    let mut found = Consumers::default();
-    for dataset in &job.datasets {
-        let mut seed = [0; 16];
-        getrandom::fill(&mut seed).map_err(|error| Error::internal(format!("cannot draw a random key: {error}")))?;
-        let Some(question) = Question::of(dataset, asked.clone(), seed).map(Arc::new) else { continue };
-        let store = stores.of(dataset.scope.root());
-        let belongs = |name: &str| listing::belongs(name, dataset.format);
-        let listing = match listing::list_dataset(&*store, &dataset.scope, &belongs).await {
-            Ok(listing) => listing,
-            Err(StoreError::NotFound(_)) => continue,
-            Err(error) => return Err(not_listed(dataset, error)),
-        };
-        let look = Look { rows: Some(question.work()), ..Look::default() };
-        let read = listing.in_scope.iter().map(|object| {
-            let (store, gates, question, look) = (&store, &gates, &question, &look);
-            async move {
-                let shape = object_shape(dataset, object)?;
-                let scanned = scan(store, object, &shape, &question.columns, gates, look).await?;
-                let lacks = scanned.missing.iter().any(|column| column + 1 == question.columns.len());
-                let key = question.columns.last().map(ToString::to_string).unwrap_or_default();
-                if lacks { Err(Fault::unreadable(format!("lacks the consumer key {key}"))) } else { Ok(()) }
-            }
-        });
-        let read: Vec<Result<(), Fault>> = futures::stream::iter(read).buffered(gates.objects_ahead()).collect().await;
-        let faults = listing
-            .in_scope
-            .iter()
-            .zip(read)
-            .filter_map(|(object, read)| read.err().map(|fault| (object.location.clone(), fault.reason)));
-        let unread: Vec<_> = faults.collect();
-        for (number, several) in question.answer() {
-            if several {
-                found.several.insert(number);
-            } else if !unread.is_empty() {
-                found.undecided.insert(number);
-            }
-        }
-        found.unread.extend(unread);
-    }
-    Ok(found)
 }
 
 /// What objects hold beside their rows, in the order they are given: for the plan, before anything is written. Pages that the find
@@ -324,6 +299,74 @@ async fn labels(store: &Arc<dyn Store>, object: &Object, asked: &Arc<Asked>) -> 
     });
     residues.add(Place::Labels, None, found.await.map_err(|error| Fault::from_join(&error))??);
     Ok(residues)
+}
+
+/// A row that a request of the ledger means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sighting {
+    /// Tells the rows of one object apart; their order says nothing.
+    pub row: u64,
+    /// The first 16 bytes of the tag, as a number.
+    pub tag: u128,
+    /// Tells consumers apart, where the row names one; keyed anew for every run.
+    pub consumer: Option<u64>,
+}
+
+/// Which requests of the ledger the rows of each object mean, in the order in which the objects are given. `consumer_key` is the
+/// column that tells one person from several behind an identifier. Reads every match column of the objects.
+pub async fn attribute(
+    lists: &Lists,
+    job: &Job,
+    stores: &Stores,
+    dataset: &DatasetSpec,
+    consumer_key: Option<&ColumnPath>,
+    objects: Vec<Object>,
+) -> Vec<Result<Vec<Sighting>, Fault>> {
+    let (gates, store) = (Gates::new(&job.resources), stores.of(dataset.scope.root()));
+    let rules = Arc::new(lists.suppressed.rules(dataset));
+    let asked = Arc::new(Asked { suppressed: lists.suppressed.clone(), rules });
+    let attributed = objects.into_iter().map(|object| {
+        let (store, gates, asked) = (&store, &gates, &asked);
+        async move { attribute_object(dataset, store, &object, consumer_key, gates, asked).await }
+    });
+    futures::stream::iter(attributed).buffered(gates.objects_ahead()).collect().await
+}
+
+async fn attribute_object(
+    dataset: &DatasetSpec,
+    store: &Arc<dyn Store>,
+    object: &Object,
+    consumer_key: Option<&ColumnPath>,
+    gates: &Gates,
+    asked: &Arc<Asked>,
+) -> Result<Vec<Sighting>, Fault> {
+    let sightings: Arc<Mutex<(u64, Vec<Sighting>)>> = Arc::default();
+    let (shared, seen) = (asked.clone(), sightings.clone());
+    let work: Work = Arc::new(move |batch| {
+        let mut found = shared.suppressed.sightings(&shared.rules, batch)?;
+        let mut held = seen.lock().unwrap_or_else(|broken| broken.into_inner());
+        let before = held.0;
+        held.0 += batch.rows as u64;
+        found.iter_mut().for_each(|sighting| sighting.row += before);
+        held.1.extend(found);
+        Ok(Tally { rows: batch.rows as u64, ..Tally::default() })
+    });
+    let look = Look { rows: Some(work), ..Look::default() };
+    let columns: Vec<ColumnPath> = asked.rules.columns.iter().chain(consumer_key).cloned().collect();
+    let scanned = scan(store, object, &object_shape(dataset, object)?, &columns, gates, &look).await?;
+    if let Some(key) = consumer_key.filter(|_| scanned.missing.contains(&asked.rules.columns.len())) {
+        return Err(Fault::unreadable(format!("lacks the consumer key {key}")));
+    }
+    let mut held = sightings.lock().unwrap_or_else(|broken| broken.into_inner());
+    let (rows, mut found) = std::mem::take(&mut *held);
+    drop(held);
+    // An identifier in the name is that of every row.
+    for named in names(dataset, object, asked).await?.named {
+        if let Some(tag) = asked.suppressed.tag_of(named.kind, &named.digest) {
+            found.extend((0..rows).map(|row| Sighting { row, tag, consumer: None }));
+        }
+    }
+    Ok(found)
 }
 
 /// The footers of other objects, gathered in one file by some writers.

@@ -35,6 +35,11 @@ pub trait Listed: Send + Sync {
     /// form or digest is spelled.
     fn filter_hashes(&self, column: usize, each: &mut dyn FnMut(u64));
 
+    /// Whether [`Listed::filter_hashes`] gives all that is listed: of keyed tags nobody knows how they were spelled.
+    fn is_spelled(&self, _column: usize) -> bool {
+        true
+    }
+
     /// Whether a rule of its own compares the column as it is, not by hashes.
     fn is_plain(&self, column: usize) -> bool;
 }
@@ -330,7 +335,7 @@ impl Suspicions {
         let mut found = Residues::default();
         found.add(Place::Statistics, Some(chunk.clone()), self.bounds.len() as u64);
         if let (Some(filter), Some(listed)) = (self.filter, listed) {
-            match filter.verdict(&|each| listed.filter_hashes(column, each)) {
+            match filter.verdict(&|each| listed.filter_hashes(column, each), listed.is_spelled(column)) {
                 FilterVerdict::Explained => {}
                 FilterVerdict::Residue => found.add(Place::Filters, Some(chunk), 1),
                 FilterVerdict::CannotTell => found.unread_filters = 1,

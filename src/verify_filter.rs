@@ -97,7 +97,8 @@ impl FilterCheck {
     /// `listed` gives the hashes of all that is listed. Of those that the values do not explain, `m` in number, each is in the file's
     /// filter by chance with the share of such hashes that its bits let through; `m` times that are expected. What is found beyond
     /// three standard deviations of that (Poisson: its root) is no chance. With few listed identifiers or few bits set one is enough.
-    pub fn verdict(&self, listed: &EachHash<'_>) -> FilterVerdict {
+    /// Without `all_spelled` there is more listed than `listed` can give.
+    pub fn verdict(&self, listed: &EachHash<'_>, all_spelled: bool) -> FilterVerdict {
         if self.stored.iter().zip(&self.again).all(|(stored, again)| stored & !again == 0) {
             return FilterVerdict::Explained;
         }
@@ -114,8 +115,10 @@ impl FilterCheck {
         let by_chance = asked as f64 * (let_through(&self.stored) - let_through(&self.again)).max(0.0);
         if known as f64 > by_chance + 3.0 * by_chance.sqrt() {
             FilterVerdict::Residue
-        } else {
+        } else if all_spelled {
             FilterVerdict::Explained
+        } else {
+            FilterVerdict::CannotTell
         }
     }
 }
@@ -142,7 +145,7 @@ mod tests {
     }
 
     fn verdict(check: &FilterCheck, listed: &[String]) -> FilterVerdict {
-        check.verdict(&|each| listed.iter().for_each(|value| each(hash_byte(value))))
+        check.verdict(&|each| listed.iter().for_each(|value| each(hash_byte(value))), true)
     }
 
     #[test]

@@ -16,7 +16,9 @@ use polars_parquet::parquet::bloom_filter::hash_byte;
 use crate::identifier::{ColumnPath, HashFunction, Hashed, Kind};
 use crate::job::{DatasetSpec, Job, ListColumn, ListSpec, MatchPart, MatchRule};
 use crate::residue::{Place, Residues, STRAY};
+use crate::verify::Sighting;
 use crate::verify_bytes::Listed;
+use crate::verify_ledger::{Tagged, Tagger};
 use crate::verify_normalise::{
     Fingerprints, Form, canonicals, digest_of, digests, function_of, joined_part, plain_numbers,
 };
@@ -34,6 +36,8 @@ pub struct Suppressed {
     stored_spellings: Vec<Hashed>,
     /// Of the list that is being read, to count what is different.
     current: HashSet<u128, Spread>,
+    /// The identifiers of the request ledger, where it is a list of the job.
+    pub tagged: Option<Tagged>,
 }
 
 /// A token that is listed.
@@ -93,8 +97,11 @@ fn look_of(hashed: Hashed) -> Look {
 struct Selection {
     kind: Kind,
     list_column: Option<String>,
-    /// Some list column feeds it.
+    /// Some list column feeds it, or the ledger.
     is_listed: bool,
+    /// The ledger feeds it: its tags are asked as well.
+    is_tagged: bool,
+    tagger: Option<Tagger>,
     /// Spellings of the hashes that lists hold, or that data columns hold of what is listed.
     listed_hashes: Vec<Hashed>,
     /// Functions that the selected list columns are hashed with: plain data is compared under them too.
@@ -260,8 +267,9 @@ impl Hasher for Spreader {
 }
 
 impl Suppressed {
-    /// Empty sets for everything the job's rules ask for.
-    pub fn new(job: &Job, seed: [u8; 16]) -> Suppressed {
+    /// Empty sets for everything the job's rules ask for; what the ledger holds is there at once.
+    pub fn new(job: &Job, seed: [u8; 16], tagged: Option<Tagged>) -> Suppressed {
+        let of_ledger = |kind: &Kind| tagged.as_ref().is_some_and(|tagged| tagged.kinds.contains(kind.name()));
         let mut empty = Suppressed {
             fingerprints: Arc::new(Fingerprints::new(seed)),
             selections: Vec::new(),
@@ -269,16 +277,23 @@ impl Suppressed {
             stored_functions: Vec::new(),
             stored_spellings: Vec::new(),
             current: HashSet::with_hasher(Spread),
+            tagged: None,
         };
         let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::compared);
         let listed = || job.lists.iter().flat_map(|list| &list.columns);
         // What running text is searched for is all that is listed of a distinctive kind, whatever the rules ask for.
         let distinctive = listed().filter(|column| column.hashed.is_some() || !looks_of(&column.kind).is_empty());
         let wanted = parts().map(|part| (part.kind.clone(), part.list_column.clone()));
-        for (kind, list_column) in wanted.chain(distinctive.map(|column| (column.kind.clone(), None))) {
+        let of_lists = distinctive.map(|column| (column.kind.clone(), None));
+        let kinds = Kind::NAMES.iter().filter_map(|name| Kind::parse(name, None));
+        let tagged_kinds = kinds.filter(|kind| of_ledger(kind) && !looks_of(kind).is_empty()).map(|kind| (kind, None));
+        for (kind, list_column) in wanted.chain(of_lists).chain(tagged_kinds) {
             if empty.selection_of(&kind, list_column.as_ref()).is_none() {
                 let mut selection = Selection::new(kind, list_column);
-                selection.is_listed = listed().any(|column| selection.takes(column));
+                selection.is_tagged = selection.list_column.is_none() && of_ledger(&selection.kind);
+                selection.is_listed = selection.is_tagged || listed().any(|column| selection.takes(column));
+                let tags = tagged.as_ref().filter(|_| selection.is_tagged);
+                selection.tagger = tags.map(|tagged| tagged.tagger(selection.kind.name()));
                 let taken = listed().filter(|column| selection.takes(column));
                 let hashes: Vec<Hashed> = taken.filter_map(|column| column.hashed).collect();
                 let functions: BTreeSet<_> = hashes.iter().map(|hashed| function_of(*hashed)).collect();
@@ -303,6 +318,7 @@ impl Suppressed {
                 }
             }
         }
+        empty.tagged = tagged;
         empty
     }
 
@@ -351,7 +367,9 @@ impl Suppressed {
     pub fn knows_words(&self) -> bool {
         let known =
             |selection: &Selection| !looks_of(&selection.kind).is_empty() || !selection.listed_hashes.is_empty();
-        self.selections.iter().any(|selection| known(selection) && !selection.keys.is_empty())
+        let tagged = self.tagged.as_ref().is_some_and(|tagged| !tagged.is_empty());
+        let holds = |selection: &Selection| !selection.keys.is_empty() || (selection.is_tagged && tagged);
+        self.selections.iter().any(|selection| known(selection) && holds(selection))
     }
 
     /// How many rows of the batch match a rule, and what could not be compared.
@@ -400,10 +418,62 @@ impl Suppressed {
             let counted = earlier || rules.counts(*column, kind, rule);
             not_comparable[*column] += if counted { 0 } else { unread[number] };
         }
+        let found = self.hits_made_up(rule, &rows, values)?;
+        found.iter().for_each(|held| matched[held.row as usize] = true);
+        Ok(())
+    }
+
+    /// Those of the identifiers made up of several columns that some list holds, by row.
+    fn hits_made_up(&self, rule: &Joined, rows: &[u32], values: Series) -> PolarsResult<Vec<Held>> {
         let mut found = Vec::new();
         self.hits(&Probe::of(rule.kind.clone(), None, rule.selection), &Leaf::flat(values), &mut found)?;
-        found.iter().for_each(|held| matched[rows[held.row as usize] as usize] = true);
-        Ok(())
+        found.iter_mut().for_each(|held: &mut Held| held.row = rows[held.row as usize]);
+        Ok(found)
+    }
+
+    /// Which rows of the batch hold an identifier of the ledger, in one column or made up of several. The batch's last column may be one that
+    /// no rule names: it tells consumers apart.
+    pub fn sightings(&self, rules: &Rules, batch: &Batch) -> PolarsResult<Vec<Sighting>> {
+        let Some(tagged) = &self.tagged else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for probe in rules.probes.iter().filter(|probe| probe.single) {
+            for leaf in &batch.columns[probe.column] {
+                self.hits(probe, leaf, &mut found)?;
+            }
+        }
+        for rule in &rules.joined {
+            let (rows, values, _) = rule.made_up.values(batch)?;
+            found.extend(self.hits_made_up(rule, &rows, values)?);
+        }
+        found.retain(|held: &Held| tagged.holds(held.key));
+        let consumers = match batch.columns.get(rules.columns.len()) {
+            Some(leaves) if !found.is_empty() => self.consumers(leaves)?,
+            Some(_) | None => HashMap::new(),
+        };
+        let sighting = |held: Held| {
+            let row = held.row;
+            Sighting { row: u64::from(row), tag: held.key, consumer: consumers.get(&row).copied() }
+        };
+        Ok(found.into_iter().map(sighting).collect())
+    }
+
+    /// What tells the consumers of rows apart, by row.
+    fn consumers(&self, leaves: &[Leaf]) -> PolarsResult<HashMap<u32, u64>> {
+        let mut consumers = HashMap::new();
+        for leaf in leaves {
+            let texts = leaf.values.cast(&DataType::String)?;
+            for (index, text) in texts.str()?.iter().enumerate() {
+                let key = text.map(|text| self.fingerprints.canonical(Form::Text, text.as_bytes()) as u64);
+                consumers.extend(key.map(|key| (leaf.row(index), key)));
+            }
+        }
+        Ok(consumers)
+    }
+
+    /// The tag of a digest, if the ledger holds it.
+    pub fn tag_of(&self, kind: &str, sha256: &[u8; 32]) -> Option<u128> {
+        let tagged = self.tagged.as_ref()?;
+        tagged.tagger(kind).of_digest(sha256).filter(|tag| tagged.holds(*tag))
     }
 
     /// Which of the values a rule of its own on `column` matches, by index. What is part of a composite alone cannot be told
@@ -505,15 +575,20 @@ impl Suppressed {
     /// The values of a leaf that some list holds, by row.
     fn hits(&self, probe: &Probe, leaf: &Leaf, found: &mut Vec<Held>) -> PolarsResult<u64> {
         let selection = &self.selections[probe.selection];
+        let in_ledger = |tag: u128| self.tagged.as_ref().is_some_and(|tagged| tagged.holds(tag));
         let mut keep = |index: usize, key: u128| {
-            if selection.keys.contains(&key) {
+            if selection.keys.contains(&key) || selection.is_tagged && in_ledger(key) {
                 found.push(Held { row: leaf.row(index), element: leaf.element(index), key });
             }
         };
         if let Some(hashed) = probe.hashed {
             let function = function_of(hashed);
+            let tagger = selection.tagger.as_ref().filter(|_| function == HashFunction::Sha256);
             return digests(hashed, &leaf.values, &mut |index, digest| {
                 keep(index, self.fingerprints.digest(function, digest));
+                if let Some(tag) = tagger.and_then(|tagger| tagger.of_digest(digest)) {
+                    keep(index, tag);
+                }
             });
         }
         // A value that comes again is not hashed again: columns of identifiers repeat a few of them over and over.
@@ -521,13 +596,15 @@ impl Suppressed {
         canonicals(&probe.kind, &leaf.values, &mut |index, form, canonical| {
             let key = self.fingerprints.canonical(form, canonical);
             keep(index, key);
-            if !selection.listed_functions.is_empty() {
+            if !selection.listed_functions.is_empty() || selection.tagger.is_some() {
                 if known.len() >= KNOWN_MAX {
                     known.clear();
                 }
                 let under =
                     |function: &HashFunction| self.fingerprints.digest(*function, &digest_of(*function, canonical));
-                let keys = known.entry(key).or_insert_with(|| selection.listed_functions.iter().map(under).collect());
+                let tags = || selection.tagger.iter().flat_map(|it| it.of_canonical(canonical, form == Form::Number));
+                let keys = known.entry(key);
+                let keys = keys.or_insert_with(|| selection.listed_functions.iter().map(under).chain(tags()).collect());
                 keys.iter().for_each(|key| keep(index, *key));
             }
         })
@@ -541,6 +618,8 @@ impl Selection {
             kind,
             list_column,
             is_listed: false,
+            is_tagged: false,
+            tagger: None,
             listed_hashes: Vec::new(),
             listed_functions: Vec::new(),
             keys,
@@ -586,6 +665,11 @@ impl Asked {
 }
 
 impl Listed for Asked {
+    fn is_spelled(&self, column: usize) -> bool {
+        let mut probes = self.rules.probes.iter().filter(|probe| probe.single && probe.column == column);
+        !probes.any(|probe| self.suppressed.selections[probe.selection].is_tagged)
+    }
+
     fn is_plain(&self, column: usize) -> bool {
         self.rules.kinds(column).any(|(_, hashed)| hashed.is_none())
     }

@@ -29,6 +29,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "standing",
             "ledger_event",
             "ledger_fold",
+            "tag_table",
         ],
     ),
     (
@@ -55,7 +56,10 @@ const LAYERS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("stages", &["find", "rewrite", "purge", "verify", "manifest_diff"]),
-    ("wiring", &["account", "canary", "show", "progress", "cli", "requests", "drop", "run", "main", "lib"]),
+    (
+        "wiring",
+        &["account", "canary", "show", "progress", "cli", "ledger_run", "requests", "drop", "run", "main", "lib"],
+    ),
 ];
 
 /// Files that are one stage with the file they are named after.
@@ -68,11 +72,11 @@ const PARTS_OF_STAGES: [(&str, &str); 13] = [
     ("verify_records", "verify"),
     ("verify_ndjson", "verify"),
     ("verify_list", "verify"),
+    ("verify_ledger", "verify"),
     ("verify_tokens", "verify"),
     ("verify_bytes", "verify"),
     ("verify_filter", "verify"),
     ("verify_names", "verify"),
-    ("verify_consumers", "verify"),
 ];
 
 /// What pure facts take from the edges: plain types of the job and of listings, each named here so that it stays a list.

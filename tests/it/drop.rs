@@ -351,3 +351,15 @@ fn a_bad_download_is_told_by_file_and_line_and_records_nothing() {
     let told = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
     assert_eq!(told["requests"], 0, "{told:#}");
 }
+/// The statuses in the upload files of a folder, by file.
+fn uploads(lake: &Lake, folder: &str) -> std::collections::BTreeMap<String, Vec<(String, u8)>> {
+    let read = |bytes: Vec<u8>| {
+        let text = String::from_utf8(bytes).unwrap();
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("Id,Status"));
+        let row =
+            |line: &str| line.split_once(',').map(|(id, status)| (id.to_owned(), status.parse().unwrap())).unwrap();
+        lines.map(row).collect()
+    };
+    lake.bytes(folder).into_iter().map(|(name, bytes)| (name, read(bytes))).collect()
+}

@@ -18,6 +18,7 @@ mod find;
 mod fuzz;
 #[path = "../support/lakescrub.rs"]
 mod lakescrub_runner;
+mod ledger;
 mod lists;
 mod manifest;
 #[path = "../support/memory_store.rs"]

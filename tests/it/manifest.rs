@@ -102,6 +102,7 @@ fn observed(run_id: &str, rows: &[ObjectRow]) -> Observations {
             residue: Residue { rows: Seen(0), ..Residue::default() },
             canaries: Canaries::default(),
         },
+        ledger: None,
         limits: vec!["backups were not looked at".into()],
         verdict: Verdict::Clean,
     }

@@ -89,6 +89,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
             left_open: None,
             unconditional_writes: &[],
             shown: &|_, location| location.to_string(),
+            ledger: None,
             canaries: None,
         };
         account.settle(RunFacts {

@@ -1,0 +1,434 @@
+//! A run and the request ledger: what a run compares with, and what it writes down before and after it removes anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::chain;
+use crate::error::{Error, Exit, Result};
+use crate::identifier::Kind;
+use crate::job::{Job, LEDGER_URI};
+use crate::ledger::{self, Head, Ledger};
+use crate::ledger_event::{Event, Fact, Text};
+use crate::ledger_fold::{Mark, Request};
+use crate::manifest::{LedgerRecord, REAPPEARANCES_TOLD, Reappearance, sha256_hex};
+use crate::match_index::{Added, Tags};
+use crate::plan::{self, Plan};
+use crate::request::ListReport;
+use crate::request_import::{NUMBER_OF_TEXT, whole_microseconds};
+use crate::signature::TagKey;
+use crate::store::{self, Location, Object, Store, Stores};
+use crate::tag_table::TagTable;
+use crate::verify::{self, Sighting, Verified};
+
+/// Opens the ledger for a job that has it as a list; `None` for any other job.
+///
+/// Errors: no ledger there (a list that is missing), requests under another key, a chain that does not fit.
+pub async fn open(job: &Job, stores: &Stores, key: &TagKey, now: Timestamp) -> Result<Option<Ledger>> {
+    let Some(list) = &job.ledger else { return Ok(None) };
+    let state = &job.state.location;
+    let ledger = Ledger::open(stores.of(state), state, key).await?;
+    if ledger.head().sequence == 0 {
+        let name = &list.name;
+        return Err(Error::usage(format!("list {name} is missing: there is no ledger at {}", ledger::folder(state)))
+            .hint("`lakescrub requests import` makes one; an empty ledger is one whose requests are withdrawn"));
+    }
+    ledger.check_key(now)?;
+    Ok(Some(ledger))
+}
+
+/// What is asked of each value: the tags of all requests that stand at `now`.
+pub fn tags(ledger: &Ledger, key: Arc<TagKey>, now: Timestamp) -> Tags {
+    let tags: Vec<&[u8; 32]> = ledger.requests().suppressed(now).map(|identifier| &identifier.tag).collect();
+    let has_numbers = ledger.requests().identifiers_by_kind().contains_key(NUMBER_OF_TEXT);
+    Tags { key, table: TagTable::build(tags.len(), tags.into_iter()), numbers: has_numbers.then_some(NUMBER_OF_TEXT) }
+}
+
+/// The ledger as one of the lists that were read.
+pub fn report(job: &Job, ledger: &Ledger, now: Timestamp) -> Option<(ListReport, Added)> {
+    let list = job.ledger.as_ref()?;
+    let mut added = Added::default();
+    for identifier in ledger.requests().suppressed(now) {
+        // The number that a text stands for is no identifier of its own.
+        if let Some(kind) = Kind::NAMES.iter().find(|name| ***name == *identifier.kind) {
+            *added.identifiers.entry(kind).or_default() += 1;
+        }
+    }
+    let head = ledger.head();
+    let report = ListReport {
+        name: list.name.clone(),
+        uri: LEDGER_URI.to_owned(),
+        files: 1,
+        digest: head.digest_hex(),
+        read_at: now,
+        rows: ledger.requests().len() as u64,
+        malformed: 0,
+        bad: Vec::new(),
+    };
+    Some((report, added))
+}
+
+/// What one run writes into the ledger, and what it saw for it.
+pub struct Book {
+    ledger: Ledger,
+    mark: Mark,
+    run_id: Text,
+    now: Timestamp,
+    /// By dataset of the job, then by object.
+    seen: Vec<Vec<Seen>>,
+    reappeared: BTreeSet<u32>,
+    reappearances: Vec<Reappearance>,
+    since_restore: Option<Timestamp>,
+}
+
+/// What one object holds of the ledger's requests.
+struct Seen {
+    location: Location,
+    /// Of a noncurrent one.
+    version_id: Option<String>,
+    /// By request.
+    held: BTreeMap<u32, Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    rows: u64,
+    consumers: BTreeSet<u64>,
+}
+
+/// What is needed to look into a dataset's objects once more.
+pub struct Looking<'a> {
+    pub job: &'a Job,
+    pub stores: &'a Stores,
+    pub lists: &'a verify::Lists,
+    pub shown: plan::Shown<'a>,
+}
+
+impl Book {
+    /// `ledger` as it was loaded, `now` as it was then.
+    pub fn new(ledger: Ledger, run_id: &str, now: Timestamp, since_restore: Option<Timestamp>) -> Book {
+        let mark = ledger.requests().mark(now);
+        Book {
+            ledger,
+            mark,
+            run_id: run_id.into(),
+            now: whole_microseconds(now),
+            seen: Vec::new(),
+            reappeared: BTreeSet::new(),
+            reappearances: Vec::new(),
+            since_restore,
+        }
+    }
+
+    /// A ledger that lost its last segments, or was replaced, is not what the last manifest saw.
+    pub async fn check_anchor(&self, store: &dyn Store, state: &Location) -> Result<()> {
+        let Some(last) = chain::latest(store, state).await? else { return Ok(()) };
+        let statement = statement_of(store, state, &last.run_id).await?;
+        let anchor = &statement["predicate"]["ledger"];
+        let sequence = anchor["segments"].as_u64().unwrap_or(0);
+        let digest = anchor["digest"].as_str().and_then(|text| hex::decode(text).ok());
+        let digest = digest.and_then(|raw| raw.try_into().ok()).unwrap_or_default();
+        if self.ledger.goes_on_from(&Head { sequence, digest }) {
+            return Ok(());
+        }
+        let run = last.run_id;
+        Err(Error::new(
+            Exit::Untrusted,
+            format!("the ledger is not the one that run {run} saw: its last segments are gone"),
+        )
+        .hint("restore the state's ledger/ folder from where it was lost; nothing was written"))
+    }
+
+    /// Writes down which rows the plan is about to remove, before anything is removed, and who is back.
+    pub async fn announce(&mut self, looking: &Looking<'_>, plan: &Plan) -> Result<()> {
+        self.settle_earlier_runs(looking).await?;
+        for (number, dataset) in plan.datasets.iter().enumerate() {
+            let steps = dataset.steps.iter().filter(|step| !step.is_summary && step.rows_matched > 0);
+            let objects: Vec<Object> = steps.map(|step| step.object.clone()).collect();
+            self.look(looking, number, objects, false).await?;
+            let versions = dataset.versions.iter().flatten().filter(|step| step.rows_matched > 0);
+            let versions: Vec<Object> = versions.map(|step| step.object.clone()).collect();
+            self.look(looking, number, versions, true).await?;
+        }
+        let planned = self.planned(looking.job);
+        let reappeared = self.came_back(looking).await;
+        self.ledger.append(planned).await?;
+        self.ledger.append(reappeared).await?;
+        Ok(())
+    }
+
+    /// For a run that removes nothing: who is back in the objects that the verifier found rows in.
+    pub async fn look_back(&mut self, looking: &Looking<'_>, verified: &Verified) -> Result<()> {
+        for (number, dataset) in verified.datasets.iter().enumerate() {
+            let objects = dataset.objects.iter().filter(|object| object.rows_matched > 0);
+            let objects: Vec<Object> = objects.map(|object| object.object.clone()).collect();
+            self.look(looking, number, objects, false).await?;
+        }
+        let reappeared = self.came_back(looking).await;
+        self.ledger.append(reappeared).await.map(drop)
+    }
+
+    /// Finds out which requests the rows of these objects mean; objects that were looked into before are left out.
+    async fn look(
+        &mut self,
+        looking: &Looking<'_>,
+        number: usize,
+        mut objects: Vec<Object>,
+        are_noncurrent: bool,
+    ) -> Result<()> {
+        self.seen.resize_with(looking.job.datasets.len(), Vec::new);
+        let spec = &looking.job.datasets[number];
+        let version_of = |object: &Object| object.version_id.clone().filter(|_| are_noncurrent);
+        objects.retain(|object| {
+            let is_same = |seen: &Seen| seen.location == object.location && seen.version_id == version_of(object);
+            !self.seen[number].iter().any(is_same)
+        });
+        let asked = objects.clone();
+        let sighted =
+            verify::attribute(looking.lists, looking.job, looking.stores, spec, spec.consumer_key.as_ref(), asked)
+                .await;
+        for (object, sighted) in objects.into_iter().zip(sighted) {
+            let sighted = sighted.map_err(|fault| {
+                let object = (looking.shown)(spec, &object.location);
+                Error::new(fault.exit, format!("cannot tell whose rows {object} holds; nothing was removed from it"))
+            })?;
+            let held = self.held(sighted);
+            let version_id = version_of(&object);
+            self.seen[number].push(Seen { location: object.location, version_id, held });
+        }
+        Ok(())
+    }
+
+    /// Rows and consumers by request.
+    fn held(&self, mut sighted: Vec<Sighting>) -> BTreeMap<u32, Held> {
+        sighted.sort_unstable_by_key(|sighting| (sighting.row, sighting.tag));
+        let mut held: BTreeMap<u32, Held> = BTreeMap::new();
+        let requests = self.ledger.requests();
+        for row in sighted.chunk_by(|a, b| a.row == b.row) {
+            let of_row = row.iter().flat_map(|sighting| requests.with_tag(sighting.tag.to_be_bytes()));
+            let of_row: BTreeSet<u32> = of_row.filter(|number| requests.at(*number).is_suppressed(self.now)).collect();
+            for number in of_row {
+                let held = held.entry(number).or_default();
+                held.rows += 1;
+                held.consumers.extend(row.iter().filter_map(|sighting| sighting.consumer));
+            }
+        }
+        held
+    }
+
+    /// One event for each request and dataset, with the rows of all objects so far.
+    fn planned(&self, job: &Job) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (spec, seen) in job.datasets.iter().zip(&self.seen) {
+            let mut sums: BTreeMap<u32, Held> = BTreeMap::new();
+            // A row of an old version is as a rule one of the current object, too: it counts where that has none.
+            for are_noncurrent in [false, true] {
+                let mut of_these: BTreeMap<u32, Held> = BTreeMap::new();
+                let these = seen.iter().filter(|seen| seen.version_id.is_some() == are_noncurrent);
+                for (number, held) in these.flat_map(|seen| &seen.held) {
+                    let sum = of_these.entry(*number).or_default();
+                    sum.rows += held.rows;
+                    sum.consumers.extend(&held.consumers);
+                }
+                of_these.into_iter().for_each(|(number, held)| {
+                    sums.entry(number).or_insert(held);
+                });
+            }
+            let dataset: Text = spec.name.as_str().into();
+            events.extend(sums.into_iter().map(|(number, held)| {
+                let consumers = Some(held.consumers.len() as u64).filter(|count| *count > 0);
+                let (dataset, run_id, rows) = (dataset.clone(), self.run_id.clone(), held.rows);
+                self.event(number, Fact::Planned { dataset, run_id, rows, consumers })
+            }));
+        }
+        events
+    }
+
+    fn event(&self, number: u32, fact: Fact) -> Event {
+        let request_id = self.ledger.requests().at(number).id.clone();
+        Event { recorded_at: self.now, request_id, fact }
+    }
+
+    /// Requests that were done with and match again, object by object. What this very run has planned is no return.
+    async fn came_back(&mut self, looking: &Looking<'_>) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (spec, seen) in looking.job.datasets.iter().zip(&self.seen) {
+            for seen in seen.iter().filter(|seen| seen.version_id.is_none()) {
+                let requests = self.ledger.requests();
+                let is_told = |object: &str| self.reappearances.iter().any(|known| known.object == object);
+                let shown = (looking.shown)(spec, &seen.location);
+                let back: Vec<(&u32, &Held)> =
+                    seen.held.iter().filter(|(number, _)| self.was_gone(requests.at(**number))).collect();
+                if back.is_empty() || is_told(&shown) {
+                    continue;
+                }
+                let written_by = match self.since_restore {
+                    Some(time) => Some(format!("the restore of {time}")),
+                    None => written_by(looking, &seen.location).await,
+                };
+                let since = |number: &u32| requests.at(*number).gone_at();
+                let (dataset, object): (Text, Text) = (spec.name.as_str().into(), shown.as_str().into());
+                for (number, held) in &back {
+                    let fact = Fact::Reappeared {
+                        dataset: dataset.clone(),
+                        run_id: self.run_id.clone(),
+                        object: object.clone(),
+                        rows: held.rows,
+                        since: since(number),
+                        written_by: written_by.as_deref().map(Text::from),
+                    };
+                    events.push(self.event(**number, fact));
+                }
+                let rows = back.iter().map(|(_, held)| held.rows).sum();
+                tracing::warn!(object = shown, requests = back.len(), rows, "removed before and back");
+                self.reappeared.extend(back.iter().map(|(number, _)| **number));
+                self.reappearances.push(Reappearance {
+                    dataset: spec.name.clone(),
+                    object: shown,
+                    requests: back.len() as u64,
+                    rows,
+                    since: back.iter().filter_map(|(number, _)| since(number)).max(),
+                    written_by,
+                });
+            }
+        }
+        events
+    }
+
+    /// Done with by another run than this one, and nothing recorded by this one yet.
+    fn was_gone(&self, request: &Request) -> bool {
+        let by_this_run = request
+            .datasets
+            .iter()
+            .any(|(_, facts)| facts.removed_by.as_ref().is_some_and(|(run, _)| *run == self.run_id));
+        request.was_done() && !by_this_run
+    }
+
+    /// What the manifest says of the ledger.
+    pub fn record(&self) -> LedgerRecord {
+        let head = self.ledger.head();
+        LedgerRecord {
+            segments: head.sequence,
+            digest: head.digest_hex(),
+            requests: self.ledger.requests().len() as u64,
+            reappeared: self.reappeared.len() as u64,
+            reappearances: self.reappearances.iter().take(REAPPEARANCES_TOLD).cloned().collect(),
+            since_restore: self.since_restore,
+        }
+    }
+
+    /// Writes down what was removed, given the objects of each dataset that are as they were, and who is verified clean.
+    pub async fn close(&mut self, manifest_digest: &str, exit: Exit, job: &Job, left: &[Vec<Location>]) -> Result<()> {
+        let manifest_digest: Text = manifest_digest.into();
+        let mut removed = Vec::new();
+        for (number, request) in self.ledger.requests().iter().enumerate() {
+            for (dataset, facts) in &request.datasets {
+                let Some(planned) = facts.planned.as_ref().filter(|planned| planned.run_id == self.run_id) else {
+                    continue;
+                };
+                let place = job.datasets.iter().position(|spec| *spec.name == **dataset);
+                let kept = place.map_or(0, |place| self.rows_left(place, number as u32, left.get(place)));
+                if kept >= planned.rows && kept > 0 {
+                    continue;
+                }
+                let fact = Fact::Removed {
+                    dataset: dataset.clone(),
+                    run_id: self.run_id.clone(),
+                    rows: planned.rows - kept,
+                    consumers: planned.consumers,
+                    manifest_digest: manifest_digest.clone(),
+                };
+                removed.push(self.event(number as u32, fact));
+            }
+        }
+        self.ledger.append(removed).await?;
+        if exit != Exit::Clean {
+            return Ok(());
+        }
+        let requests = self.ledger.requests();
+        let unsaid = requests.asked_at(&self.mark).filter(|(_, request)| {
+            request.verified.is_none() || request.reappeared_at.is_some() || self.since_restore.is_some()
+        });
+        let verified: Vec<Event> = unsaid
+            .map(|(number, _)| {
+                let (run_id, manifest_digest) = (self.run_id.clone(), manifest_digest.clone());
+                self.event(number, Fact::VerifiedClean { run_id, manifest_digest })
+            })
+            .collect();
+        self.ledger.append(verified).await.map(drop)
+    }
+
+    fn rows_left(&self, dataset: usize, request: u32, left: Option<&Vec<Location>>) -> u64 {
+        let seen = self.seen.get(dataset).into_iter().flatten();
+        let current = seen.filter(|seen| seen.version_id.is_none());
+        let kept = current.filter(|seen| left.is_some_and(|left| left.contains(&seen.location)));
+        kept.filter_map(|seen| seen.held.get(&request)).map(|held| held.rows).sum()
+    }
+
+    /// A run that was killed after its manifest and before its last word here has removed what the manifest says.
+    async fn settle_earlier_runs(&mut self, looking: &Looking<'_>) -> Result<()> {
+        let state = &looking.job.state.location;
+        let store = looking.stores.of(state);
+        let mut manifests: BTreeMap<Text, Option<(Value, Text)>> = BTreeMap::new();
+        let mut removed = Vec::new();
+        for (number, request) in self.ledger.requests().iter().enumerate() {
+            for (dataset, facts) in &request.datasets {
+                let Some(planned) = facts.planned.as_ref().filter(|planned| planned.run_id != self.run_id) else {
+                    continue;
+                };
+                if !manifests.contains_key(&planned.run_id) {
+                    let there = chain::has_manifest(store.as_ref(), state, &planned.run_id).await?;
+                    let manifest = match there {
+                        true => Some(statement_and_digest(store.as_ref(), state, &planned.run_id).await?),
+                        false => None,
+                    };
+                    manifests.insert(planned.run_id.clone(), manifest);
+                }
+                let Some((statement, digest)) = &manifests[&planned.run_id] else { continue };
+                let records = statement["predicate"]["datasets"].as_array().into_iter().flatten();
+                let record = records.into_iter().find(|record| record["name"] == **dataset);
+                let count = |name: &str| record.map_or(0, |record| record["rows"][name].as_u64().unwrap_or(0));
+                let rows = planned.rows.min(count("removed") + count("redacted"));
+                if rows > 0 {
+                    let (dataset, run_id) = (dataset.clone(), planned.run_id.clone());
+                    let (consumers, manifest_digest) = (planned.consumers, digest.clone());
+                    let fact = Fact::Removed { dataset, run_id, rows, consumers, manifest_digest };
+                    removed.push(self.event(number as u32, fact));
+                }
+            }
+        }
+        self.ledger.append(removed).await.map(drop)
+    }
+}
+
+async fn statement_and_digest(store: &dyn Store, state: &Location, run_id: &str) -> Result<(Value, Text)> {
+    let location = chain::run_folder(state, run_id).join(chain::STATEMENT_FILE);
+    let (_, bytes) = store::read_whole(store, &location).await?;
+    let statement = serde_json::from_slice(&bytes)
+        .map_err(|_| Error::new(Exit::Untrusted, format!("{location} is no statement of a run")))?;
+    Ok((statement, sha256_hex(&bytes).into()))
+}
+
+async fn statement_of(store: &dyn Store, state: &Location, run_id: &str) -> Result<Value> {
+    statement_and_digest(store, state, run_id).await.map(|(statement, _)| statement)
+}
+
+/// Names under which writers leave their own: the words that Airflow, Spark, dbt and people use.
+const WRITERS: [&str; 8] = ["job", "writer", "written", "producer", "pipeline", "dag", "workflow", "loader"];
+
+/// The job that wrote an object, if its user metadata or tags say so. A value that may hold an identifier is not told.
+async fn written_by(looking: &Looking<'_>, location: &Location) -> Option<String> {
+    let store = looking.stores.of(location);
+    let object = store.head(location).await.ok()?;
+    let labels = store.labels(&object).await.ok()?;
+    let told = labels.chunks_exact(2).find(|pair| {
+        let name = pair[0].to_lowercase();
+        WRITERS.iter().any(|word| name.contains(word))
+    })?;
+    let value = &told[1];
+    let is_plain =
+        value.len() <= 200 && !value.contains('@') && looking.lists.without_strays(value.as_bytes()).is_none();
+    is_plain.then(|| value.clone())
+}

@@ -1,0 +1,315 @@
+//! Runs on the request ledger: matching by tag, what a run records before and after it removes anything, and who came back.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use parquet::arrow::ArrowWriter;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::lakescrub_runner::Lake;
+
+const JOB: &str = r#"version = 1
+name = "nightly"
+
+[guard]
+max_fraction = 1.0
+
+[[list]]
+name = "all"
+uri = "ledger"
+
+[[dataset]]
+name = "people"
+uri = "lake/"
+[[dataset.match]]
+column = "email"
+kind = "email"
+[[dataset.match]]
+column = "phone_hash"
+kind = "phone"
+hashed = "sha256-base64"
+[[dataset.match]]
+column = "member"
+kind = "text"
+"#;
+
+fn sha256(text: &str) -> String {
+    BASE64_STANDARD.encode(Sha256::digest(text))
+}
+
+fn parquet(rows: &[(&str, &str, i64)]) -> Vec<u8> {
+    let text = |field: fn(&(&str, &str, i64)) -> String| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(rows.iter().map(field)))
+    };
+    let member: ArrayRef = Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.2)));
+    let columns =
+        [("email", text(|row| row.0.to_owned())), ("phone_hash", text(|row| sha256(row.1))), ("member", member)];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.into_inner().unwrap()
+}
+
+/// Five people in every format: by e-mail, by the hash of a phone number, by a member number, and two whom nobody lists.
+fn lake() -> Lake {
+    let lake = Lake::new();
+    lake.write("job.toml", JOB);
+    write_data(&lake);
+    lake
+}
+
+fn write_data(lake: &Lake) {
+    let people = [
+        ("Ada@Example.com", "4155550001", 1),
+        ("bob@example.org", "4155559317", 2),
+        ("eve@example.com", "4155550003", 4711),
+        ("dan@example.com", "4155550004", 4),
+        ("fay@example.com", "4155550005", 5),
+    ];
+    lake.write("lake/a.parquet", parquet(&people));
+    let csv = people.map(|(email, phone, member)| format!("{email},{},{member}\n", sha256(phone)));
+    lake.write("lake/b.csv", format!("email,phone_hash,member\n{}", csv.concat()));
+    let lines = people.map(|(email, phone, member)| {
+        format!("{{\"email\":\"{email}\",\"phone_hash\":\"{}\",\"member\":{member}}}\n", sha256(phone))
+    });
+    lake.write("lake/c.ndjson", lines.concat());
+}
+
+fn add(lake: &Lake, id: &str, identifier: &str) {
+    lake.run(&["requests", "add", "job.toml", identifier, "--request-id", id]).exits(0);
+}
+
+/// Ada by e-mail, Bob by phone, Eve by her member number.
+fn add_all(lake: &Lake) {
+    add(lake, "R1", "email=ada@example.com");
+    add(lake, "R2", "phone=+1 (415) 555-9317");
+    add(lake, "R3", "text=4711");
+}
+
+pub fn requests(lake: &Lake) -> Vec<Value> {
+    let told = lake.run(&["requests", "list", "job.toml", "--json"]).exits(0).json();
+    told["requests"].as_array().unwrap().clone()
+}
+
+pub fn states(lake: &Lake) -> Vec<String> {
+    let state =
+        |request: &Value| format!("{} {}", request["request_id"].as_str().unwrap(), request["state"].as_str().unwrap());
+    requests(lake).iter().map(state).collect()
+}
+
+pub fn events(lake: &Lake) -> Vec<Value> {
+    let ran = lake.run(&["requests", "export", "job.toml", "--events", "--format", "ndjson"]).exits(0);
+    ran.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect()
+}
+
+#[test]
+fn matching_by_tag_finds_plain_values_hashes_and_numbers_in_every_format() {
+    let lake = lake();
+    add_all(&lake);
+    let plan = lake.run(&["plan", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(plan["datasets"][0]["rows"]["matched"], 9, "{plan}");
+    assert_eq!(plan["lists"][0]["identifiers"]["email"], 1, "{plan}");
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(scrub["datasets"][0]["rows"]["removed"], 9, "{scrub}");
+    assert_eq!(scrub["verdict"], "clean");
+    assert_eq!(scrub["lists"][0]["uri"], "ledger");
+    let kept = lake.text("lake/b.csv");
+    assert_eq!(kept.lines().count(), 3, "{kept}");
+    assert!(kept.contains("dan@") && kept.contains("fay@"), "{kept}");
+    let again = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(again["datasets"][0]["objects"]["rewritten"], 0);
+    lake.run(&["manifest", "check", ".lakescrub"]).exits(0);
+}
+
+#[test]
+fn the_verifier_sees_by_itself_what_the_ledger_asks_for() {
+    let lake = lake();
+    add_all(&lake);
+    let ran = lake.run(&["verify", "job.toml", "--json"]).exits(4).json();
+    assert_eq!(ran["verification"]["residue"]["rows"], 9, "{ran}");
+    lake.run(&["requests", "withdraw", "job.toml", "R1"]).exits(0);
+    lake.run(&["requests", "exempt", "job.toml", "R2", "--ground", "tax", "--until", "2040-01-01"]).exits(0);
+    let ran = lake.run(&["verify", "job.toml", "--json"]).exits(4).json();
+    assert_eq!(ran["verification"]["residue"]["rows"], 3, "{ran}");
+    // When the exemption has ended, its rows count again.
+    let later = lake.run(&["verify", "job.toml", "--json", "--now", "2040-01-02T00:00:00Z"]).exits(4).json();
+    assert_eq!(later["verification"]["residue"]["rows"], 6, "{later}");
+    // Running text is searched by tag, too.
+    lake.write("lake/n.csv", "email,phone_hash,member,note\nx@example.com,,,call eve.b@example.com\n");
+    add(&lake, "R4", "email=eve.b@example.com");
+    let set = ["verify", "job.toml", "--json", "--search"];
+    let ran = lake.run(&set).exits(4).json();
+    assert_eq!(ran["datasets"][0]["undeclared"]["note"], 1, "{ran}");
+}
+
+#[test]
+fn withdrawn_and_exempted_requests_are_not_removed() {
+    let lake = lake();
+    add_all(&lake);
+    lake.run(&["requests", "withdraw", "job.toml", "R1"]).exits(0);
+    lake.run(&["requests", "exempt", "job.toml", "R2", "--ground", "tax records"]).exits(0);
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(scrub["datasets"][0]["rows"]["removed"], 3, "{scrub}");
+    assert!(lake.text("lake/b.csv").contains("Ada@") && lake.text("lake/b.csv").contains("bob@"));
+}
+
+#[test]
+fn a_ledger_that_is_missing_or_under_another_key_is_no_empty_list() {
+    let lake = lake();
+    for command in ["check", "plan", "scrub", "verify"] {
+        lake.run(&[command, "job.toml"]).exits(2).says(&["list all is missing: there is no ledger at"]);
+    }
+    add_all(&lake);
+    lake.run(&["check", "job.toml"]).exits(0);
+    std::fs::remove_file(lake.path().join("keys/tag.key")).unwrap();
+    lakescrub::keys::generate_keys(&lake.path().join("new")).unwrap();
+    std::fs::rename(lake.path().join("new/tag.key"), lake.path().join("keys/tag.key")).unwrap();
+    for command in ["check", "plan", "scrub", "verify"] {
+        lake.run(&[command, "job.toml"]).exits(2).says(&["3 requests of the ledger are tagged with another tag_key"]);
+    }
+    assert!(lake.text("lake/b.csv").contains("Ada@"));
+}
+
+#[test]
+fn other_lists_go_on_beside_the_ledger() {
+    let lake = lake();
+    let list = "[[list]]\nname = \"crm\"\nuri = \"crm.csv\"\n[[list.column]]\ncolumn = \"email\"\nkind = \"email\"\n\n[[dataset]]";
+    lake.write("job.toml", JOB.replacen("[[dataset]]", list, 1));
+    lake.write("crm.csv", "email\ndan@example.com\n");
+    add(&lake, "R1", "email=ada@example.com");
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(scrub["datasets"][0]["rows"]["removed"], 6, "{scrub}");
+    assert_eq!(scrub["lists"].as_array().unwrap().len(), 2);
+}
+
+fn of<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
+    events.iter().filter(|event| event["event"] == name).collect()
+}
+
+#[test]
+fn a_run_writes_down_what_it_will_do_what_it_did_and_what_is_clean() {
+    let lake = lake();
+    add_all(&lake);
+    add(&lake, "R9", "email=nobody@example.com");
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(states(&lake), ["R1 done", "R2 done", "R3 done", "R9 not-found"]);
+    let events = events(&lake);
+    let (planned, removed, clean) = (of(&events, "planned"), of(&events, "removed"), of(&events, "verified-clean"));
+    assert_eq!((planned.len(), removed.len(), clean.len()), (3, 3, 4), "{events:#?}");
+    for (planned, removed) in planned.iter().zip(&removed) {
+        assert_eq!((&planned["rows"], &removed["rows"]), (&3.into(), &3.into()));
+        assert_eq!((&removed["dataset"], &removed["run_id"]), (&"people".into(), &scrub["run"]["id"]));
+        assert_eq!(removed["manifest_digest"], scrub["manifest"]["digest"]);
+        // Written before the manifest was, in a segment of its own.
+        assert!(planned["sequence"].as_u64() < removed["sequence"].as_u64());
+        assert_eq!(scrub["ledger"]["segments"], planned["sequence"], "{}", scrub["ledger"]);
+    }
+    // The next night has nothing to say.
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.run(&["verify", "job.toml"]).exits(0);
+    assert_eq!(self::events(&lake).len(), events.len());
+    // A later match of what was never found is no return: it is removed like any other.
+    lake.write("lake/d.csv", "email,phone_hash,member\nnobody@example.com,,\n");
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(scrub["datasets"][0]["rows"]["removed"], 1);
+    assert_eq!(states(&lake)[3], "R9 done");
+}
+
+#[test]
+fn what_a_guard_refuses_or_a_dry_run_shows_is_not_written_down() {
+    let lake = lake();
+    add_all(&lake);
+    let before = events(&lake).len();
+    lake.run(&["plan", "job.toml"]).exits(0);
+    lake.run(&["scrub", "job.toml", "--set", "guard.max_rows=1"]).exits(10);
+    assert_eq!(events(&lake).len(), before);
+}
+
+#[test]
+fn who_comes_back_is_told_with_object_and_since_when() {
+    let lake = lake();
+    add_all(&lake);
+    lake.run(&["scrub", "job.toml", "--now", "2026-11-20T00:00:00Z"]).exits(0);
+    lake.write("lake/new/b.csv", "email,phone_hash,member\nada@example.com,,\nzoe@example.com,,\nADA@example.com,,\n");
+    let seen = lake.run(&["verify", "job.toml", "--json", "--now", "2026-11-21T00:00:00Z"]).exits(4).json();
+    assert_eq!(seen["ledger"]["reappeared"], 1, "{}", seen["ledger"]);
+    assert_eq!(states(&lake)[..2], ["R1 re-appeared", "R2 done"]);
+    let args = ["scrub", "job.toml", "--json", "--now", "2026-11-22T00:00:00Z"];
+    let scrub = lake.run(&args).exits(0).says(&["removed before and back"]).json();
+    let back = &scrub["ledger"]["reappearances"][0];
+    assert!(back["object"].as_str().unwrap().ends_with("lake/new/b.csv"), "{back}");
+    assert_eq!((&back["requests"], &back["rows"]), (&1.into(), &2.into()));
+    assert_eq!(back["since"], "2026-11-20T00:00:00Z");
+    let first = &requests(&lake)[0];
+    assert_eq!((&first["state"], &first["reappearances"]), (&"done".into(), &2.into()), "{first}");
+    assert_eq!(first["rows_removed"], 5);
+    let status = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
+    assert_eq!((&status["states"]["done"], &status["reappearances"]), (&3.into(), &2.into()));
+    lake.run(&["manifest", "check", ".lakescrub"]).exits(0);
+}
+
+#[test]
+fn after_a_restore_the_ledger_is_replayed_and_says_so() {
+    let lake = lake();
+    add_all(&lake);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.run(&["requests", "withdraw", "job.toml", "R2"]).exits(0);
+    // The backup of a time when all were there.
+    write_data(&lake);
+    let args = ["scrub", "job.toml", "--json", "--since-restore", "2026-01-01"];
+    let scrub = lake.run(&args).exits(0).json();
+    assert_eq!(scrub["datasets"][0]["rows"]["removed"], 6, "{scrub}");
+    assert_eq!(scrub["ledger"]["since_restore"], "2026-01-01T00:00:00Z");
+    let written_by = &scrub["ledger"]["reappearances"][0]["written_by"];
+    assert_eq!(written_by, "the restore of 2026-01-01T00:00:00Z");
+    assert!(lake.text("lake/b.csv").contains("bob@"), "he opted in again");
+    for request in requests(&lake).iter().filter(|request| request["request_id"] != "R2") {
+        assert_eq!(request["verified"]["run_id"], scrub["run"]["id"]);
+    }
+    for (args, says) in [
+        (&["--since-restore", "soon"][..], "--since-restore soon is no date or time in the past"),
+        (&["--since-restore", "2999-01-01"], "--since-restore 2999-01-01 is no date or time in the past"),
+    ] {
+        lake.run(&[&["scrub", "job.toml"], args].concat()).exits(2).says(&[says]);
+    }
+    let plain = Lake::of_customers(&["ada@example.com"]);
+    plain.run(&["scrub", "job.toml", "--since-restore", "2026-01-01"]).exits(2).says(&["is no list of this job"]);
+}
+
+fn segments(lake: &Lake) -> Vec<std::path::PathBuf> {
+    let names = lake.files(".lakescrub/ledger").into_keys();
+    names.map(|name| lake.path().join(".lakescrub/ledger").join(name)).collect()
+}
+
+#[test]
+fn a_run_that_died_before_its_last_word_is_settled_by_the_next() {
+    let lake = lake();
+    add_all(&lake);
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    // Killed between manifest and ledger: the segments of removed and verified-clean were never written.
+    let written = segments(&lake);
+    written[written.len() - 2..].iter().for_each(|segment| std::fs::remove_file(segment).unwrap());
+    assert_eq!(states(&lake), ["R1 planned", "R2 planned", "R3 planned"]);
+    let next = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(next["ledger"]["reappeared"], 0, "{}", next["ledger"]);
+    let first = &requests(&lake)[0];
+    assert_eq!((&first["state"], &first["rows_removed"]), (&"done".into(), &3.into()), "{first}");
+    assert_eq!(first["datasets"][0]["manifest_digest"], scrub["manifest"]["digest"]);
+}
+
+#[test]
+fn a_ledger_that_lost_its_end_stops_the_run_before_it_changes_anything() {
+    let lake = lake();
+    add_all(&lake);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    // The last ones are removed and verified-clean; the third from behind is what the manifest names.
+    let written = segments(&lake);
+    written[written.len() - 3..].iter().for_each(|segment| std::fs::remove_file(segment).unwrap());
+    write_data(&lake);
+    let data = lake.bytes("lake");
+    lake.run(&["scrub", "job.toml"]).exits(8).says(&["the ledger is not the one that run"]);
+    assert_eq!(lake.bytes("lake"), data);
+}
