@@ -238,6 +238,11 @@ impl Account<'_> {
             self.left_open
                 .map(|run| format!("Run {run} never ended. What it had announced was left to the next scrub.")),
         );
+        if let Some(opted_out) = self.ledger.as_ref().map(|ledger| ledger.opted_out).filter(|count| *count > 0) {
+            limits.push(format!(
+                "{opted_out} DROP work items lead to several consumers each: their rows were kept, for these are to be opted out instead."
+            ));
+        }
         for (spec, verified) in self.job.datasets.iter().zip(&self.verified.datasets) {
             if spec.search == Search::Off {
                 let name = &spec.name;

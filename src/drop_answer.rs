@@ -44,15 +44,18 @@ pub fn download_of(request: &Request) -> Option<ArchiveName> {
     ArchiveName::parse(&request.source)
 }
 
+/// Whether several consumers stand behind the request's identifier, so that its rows are kept.
+pub fn is_opted_out(request: &Request, now: Timestamp) -> bool {
+    let is_ground = request.exempted.as_ref().is_some_and(|it| &*it.ground == SEVERAL_CONSUMERS);
+    is_ground && request.state(now) == State::Exempted
+}
+
 /// What is to be said of a work item; `None`: its runs have not ended.
 pub fn status_of(request: &Request, now: Timestamp) -> Option<Status> {
     match request.state(now) {
         State::Done => Some(Status::Deleted),
         State::NotFound => Some(Status::NotFound),
-        State::Exempted => {
-            let several = request.exempted.as_ref().is_some_and(|it| &*it.ground == SEVERAL_CONSUMERS);
-            Some(if several { Status::OptedOut } else { Status::Exempted })
-        }
+        State::Exempted => Some(if is_opted_out(request, now) { Status::OptedOut } else { Status::Exempted }),
         State::Open | State::Planned | State::Removed | State::Reappeared | State::Withdrawn => None,
     }
 }

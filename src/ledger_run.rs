@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::chain;
+use crate::drop_answer::is_opted_out;
 use crate::error::{Error, Exit, Result};
 use crate::identifier::Kind;
 use crate::job::{Job, LEDGER_URI};
@@ -313,6 +314,7 @@ impl Book {
             segments: head.sequence,
             digest: head.digest_hex(),
             requests: self.ledger.requests().len() as u64,
+            opted_out: self.ledger.requests().iter().filter(|request| is_opted_out(request, self.now)).count() as u64,
             reappeared: self.reappeared.len() as u64,
             reappearances: self.reappearances.iter().take(REAPPEARANCES_TOLD).cloned().collect(),
             since_restore: self.since_restore,

@@ -149,4 +149,5 @@ pub mod cli;
 pub mod ledger_run;
 pub mod requests;
 pub mod drop;
+pub mod drop_consumers;
 pub mod run;

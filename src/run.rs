@@ -1,6 +1,6 @@
 //! One function per command, and the only place that knows the order of the stages.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -16,6 +16,7 @@ use crate::canary;
 use crate::chain;
 use crate::cli::{self, Cli, Command, Common, ManifestCommand, print_result};
 use crate::drop;
+use crate::drop_consumers;
 use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
 use crate::format::{Compression, Format};
@@ -24,6 +25,7 @@ use crate::job::{DatasetSpec, Job, Scope, Search, Stray};
 use crate::journal::{self, AnnouncedPurge, Journal, Lock, Unfinished};
 use crate::keys;
 use crate::ledger::Ledger;
+use crate::ledger_event::Text;
 use crate::ledger_run::{self, Book, Looking};
 use crate::manifest::{Observed, Stage, StageName};
 use crate::manifest_check;
@@ -112,6 +114,9 @@ struct Session {
     since_restore: Option<Timestamp>,
 }
 
+/// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself.
+type Loaded = (Arc<MatchIndex>, Vec<(ListReport, Added)>, verify::Lists);
+
 /// Which signal asked the run to stop: 0, or the exit code it means.
 #[derive(Clone, Default)]
 struct Stop {
@@ -192,20 +197,49 @@ impl Session {
         (self.clock)()
     }
 
-    /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself.
-    async fn load(&mut self) -> Result<(Arc<MatchIndex>, Vec<(ListReport, Added)>, verify::Lists)> {
+    /// What is compared with, for a run that removes or plans to: without the DROP work items whose identifier leads to several
+    /// consumers, which `records` writes into the ledger, or to who knows how many.
+    async fn load_to_remove(&mut self, records: bool) -> Result<Loaded> {
+        let loaded = self.load(&BTreeSet::new()).await?;
+        let has_key = self.job.datasets.iter().any(|spec| spec.consumer_key.is_some());
+        let Some((mut ledger, now)) = self.ledger.take_if(|_| has_key) else { return Ok(loaded) };
+        let requests = ledger.requests();
+        let looking = drop_consumers::withheld(&self.job, &self.stores, &loaded.2, requests, now);
+        let withheld = self.stop.unless(looking).await?;
+        if withheld.is_empty() {
+            self.ledger = Some((ledger, now));
+            return Ok(loaded);
+        }
+        let (several, undecided) = (withheld.several.len(), withheld.undecided.len());
+        tracing::warn!(several, undecided, "work items of several consumers, or of who knows how many, are left alone");
+        if records {
+            ledger.append(withheld.events(now)).await?;
+        }
+        self.load(&withheld.ids()).await
+    }
+
+    /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself. Requests of the ledger
+    /// that are `withheld`, by id, are as if exempted.
+    async fn load(&mut self, withheld: &BTreeSet<Text>) -> Result<Loaded> {
         let stage = self.progress.begin(StageName::Load);
         let now = self.now();
         let (ledger, tags) = match &self.job.ledger {
             None => (None, None),
             Some(_) => {
                 let key = Arc::new(keys::load_tag_key(&self.job.state.tag_key)?);
-                let ledger = ledger_run::open(&self.job, &self.stores, &key, now).await?;
+                let mut ledger = ledger_run::open(&self.job, &self.stores, &key, now).await?;
+                if let Some(ledger) = &mut ledger {
+                    ledger.suppose(&drop_consumers::as_events(withheld, now));
+                }
                 let tags = ledger.as_ref().map(|ledger| ledger_run::tags(ledger, key, now));
                 (ledger, tags)
             }
         };
-        let end = ledger.as_ref().map(|ledger| verify::LedgerEnd { sequence: ledger.head().sequence, at: now });
+        let end = ledger.as_ref().map(|ledger| verify::LedgerEnd {
+            sequence: ledger.head().sequence,
+            at: now,
+            withheld: withheld.clone(),
+        });
         let builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
         let mut builder = builder.with_tags(tags);
         let mut added: Vec<Added> = vec![Added::default(); self.job.lists.len()];
@@ -398,7 +432,7 @@ pub fn self_test() -> Result<()> {
 
 async fn plan(common: &Common, path: &Path) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
-    let (index, lists, verifier_lists) = session.load().await?;
+    let (index, lists, verifier_lists) = session.load_to_remove(false).await?;
     let mut found = session.find(&index, Vec::new()).await?;
     session.inspect(&verifier_lists, &mut found).await?;
     let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
@@ -466,7 +500,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         }
         let recovered = recover(session, run, &tag_key).await?;
         let canaries = canaries(session, run, lock).await?;
-        let (index, lists, verifier_lists) = session.load().await?;
+        let (index, lists, verifier_lists) = session.load_to_remove(true).await?;
         let mut found = session.find(&index, Vec::new()).await?;
         session.inspect(&verifier_lists, &mut found).await?;
         let shown = |spec: &DatasetSpec, location: &Location| {
@@ -538,7 +572,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
     let signing_key = session.signing_key()?;
     locked(&mut session, "verify", async |session, run, lock| {
         let canaries = canaries(session, run, lock).await?;
-        let (_, lists, verifier_lists) = session.load().await?;
+        let (_, lists, verifier_lists) = session.load(&BTreeSet::new()).await?;
         let mut book = session.book(run).await?;
         let verified = session.verify(&verifier_lists).await?;
         let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();

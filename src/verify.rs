@@ -4,7 +4,7 @@
 //! No line of `find`, `match_index`, `request`, `format`, `rewrite` or of their libraries runs here, and no rule of `identifier`: a fault
 //! there must show here (invariant 3). Nothing is skipped by statistics, bloom filter or page index (invariant 10). Reads only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
@@ -17,6 +17,7 @@ use crate::format::{Compression, CsvDialect, Format};
 use crate::identifier::{ColumnPath, Kind};
 use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, Stray};
 use crate::keys;
+use crate::ledger_event::Text;
 use crate::meter::Meter;
 use crate::residue::{ChunkId, Named, Place, Residues, SeenChunks};
 use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
@@ -111,10 +112,12 @@ pub struct Lists {
 }
 
 /// How much of the request ledger is read: up to which segment, and which exemptions have ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct LedgerEnd {
     pub sequence: u64,
     pub at: Timestamp,
+    /// Requests that are left out, by id.
+    pub withheld: BTreeSet<Text>,
 }
 
 impl Lists {
@@ -159,8 +162,11 @@ pub async fn read_lists_up_to(
         None => None,
         Some(_) => {
             let (state, key) = (&job.state.location, Arc::new(keys::load_tag_key(&job.state.tag_key)?));
-            let (sequence, at) = end.map_or((None, clock()), |end| (Some(end.sequence), end.at));
-            Some(verify_ledger::read(&stores.of(state), state, key, sequence, at).await?)
+            let (sequence, at, withheld) = match end {
+                None => (None, clock(), BTreeSet::new()),
+                Some(end) => (Some(end.sequence), end.at, end.withheld),
+            };
+            Some(verify_ledger::read(&stores.of(state), state, key, sequence, at, &withheld).await?)
         }
     };
     let gates = Gates::new(&job.resources);

@@ -12,6 +12,7 @@ use polars::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Exit, Result};
+use crate::ledger_event::Text;
 use crate::signature::{KindTags, TagKey};
 use crate::store::{self, Location, Store};
 use crate::verify_list::Spread;
@@ -93,13 +94,15 @@ impl Asked {
     }
 }
 
-/// Reads the ledger below `state` up to segment `last` and gives the tags that stand at `now`.
+/// Reads the ledger below `state` up to segment `last` and gives the tags that stand at `now`, but for those of requests
+/// that are `withheld`.
 pub async fn read(
     store: &Arc<dyn Store>,
     state: &Location,
     key: Arc<TagKey>,
     last: Option<u64>,
     now: Timestamp,
+    withheld: &BTreeSet<Text>,
 ) -> Result<Tagged> {
     let mut files = Vec::new();
     for object in store::list(store.as_ref(), &state.join("ledger/")).await? {
@@ -126,9 +129,10 @@ pub async fn read(
         outcome.map_err(|_| unreadable(&location))?;
     }
     let now = now.as_microsecond();
-    let standing = events.requests.values().filter(|request| request.stands(now));
+    let standing =
+        events.requests.iter().filter(|(id, request)| !withheld.contains(id.as_str()) && request.stands(now));
     let mut tags = HashSet::with_hasher(Spread);
-    standing.for_each(|request| tags.extend(&request.tags));
+    standing.for_each(|(_, request)| tags.extend(&request.tags));
     Ok(Tagged { key, tags, kinds: events.kinds })
 }
 

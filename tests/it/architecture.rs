@@ -58,7 +58,20 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ("stages", &["find", "rewrite", "purge", "verify", "manifest_diff"]),
     (
         "wiring",
-        &["account", "canary", "show", "progress", "cli", "ledger_run", "requests", "drop", "run", "main", "lib"],
+        &[
+            "account",
+            "canary",
+            "show",
+            "progress",
+            "cli",
+            "ledger_run",
+            "requests",
+            "drop",
+            "drop_consumers",
+            "run",
+            "main",
+            "lib",
+        ],
     ),
 ];
 

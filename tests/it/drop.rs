@@ -363,3 +363,96 @@ fn uploads(lake: &Lake, folder: &str) -> std::collections::BTreeMap<String, Vec<
     };
     lake.bytes(folder).into_iter().map(|(name, bytes)| (name, read(bytes))).collect()
 }
+
+#[test]
+fn every_work_item_gets_one_status_and_a_later_match_another() {
+    let lake = broker_lake();
+    for archive in [FIRST, "20260813_4821_DROP.zip"] {
+        lake.run(&["drop", "import", "job.toml", archive]).exits(0);
+    }
+    lake.run(&["requests", "exempt", "job.toml", EXEMPT, "--ground", "legal claim"]).exits(0);
+    lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(3).says(&["have no outcome yet"]);
+    assert!(lake.bytes("up").is_empty());
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(
+        lake.text("lake/people.csv").lines().map(|line| line.split(',').next().unwrap()).collect::<Vec<_>>(),
+        // Of the two behind one address neither is deleted; who cancelled stays.
+        ["user_id", "3", "4", "5"]
+    );
+    let told = lake.run(&["drop", "answer", "job.toml", "--out", "up", "--json"]).exits(0).json();
+    assert_eq!(told["statuses"], serde_json::json!({ "2": 1, "3": 3, "4": 1, "5": 1 }), "{told:#}");
+    let row = |id: &str, status: u8| (id.to_owned(), status);
+    let wanted = std::collections::BTreeMap::from([
+        (
+            "20260812_4821_Email.csv".to_owned(),
+            vec![row(DELETED, 3), row(NOT_FOUND, 5), row(SEVERAL, 4), row(EXEMPT, 2)],
+        ),
+        ("20260812_4821_NDZ.csv".to_owned(), vec![row(NDZ_DELETED, 3)]),
+        ("20260812_4821_Phone.csv".to_owned(), vec![row(PHONE_DELETED, 3)]),
+    ]);
+    assert_eq!(uploads(&lake, "up"), wanted);
+    let again = lake.run(&["drop", "answer", "job.toml", "--out", "up2", "--json"]).exits(0).json();
+    assert_eq!((&again["files"], &again["unchanged"]), (&serde_json::json!([]), &6.into()), "{again:#}");
+    lake.run(&["verify", "job.toml"]).exits(0);
+
+    // What matched nothing is looked for on every later run.
+    lake.write("lake/new.csv", "user_id,email,mobile,first,last,born,zip\n9,Nobody@example.com,,,,,\n");
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(0);
+    assert_eq!(uploads(&lake, "up").remove("20260812_4821_Email_am01.csv"), Some(vec![row(NOT_FOUND, 3)]));
+}
+
+#[test]
+fn uploads_are_split_and_never_changed() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.write("up/20260812_4821_NDZ.csv", "something else");
+    let split = ["drop", "answer", "job.toml", "--set", "drop.rows_per_file=2", "--out"];
+    lake.run(&[&split[..], &["up"]].concat()).exits(2).says(&["is there already and holds something else"]);
+    lake.run(&[&split[..], &["other"]].concat()).exits(0);
+    let names: Vec<(String, usize)> =
+        uploads(&lake, "other").into_iter().map(|(name, rows)| (name, rows.len())).collect();
+    let wanted = [
+        ("20260812_4821_Email_part01.csv", 2),
+        ("20260812_4821_Email_part02.csv", 2),
+        ("20260812_4821_Email_part03.csv", 1),
+        ("20260812_4821_NDZ.csv", 1),
+        ("20260812_4821_Phone.csv", 1),
+    ];
+    assert_eq!(names, wanted.map(|(name, rows)| (name.to_owned(), rows)));
+}
+
+#[test]
+fn whoever_shares_an_identifier_is_planned_and_verified_as_kept() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    let planned = lake.run(&["plan", "job.toml", "--json"]).exits(0).json();
+    // Anna, Bob, Danielle and Eve, who has not cancelled here; neither of the two at home.
+    assert_eq!(planned["datasets"][0]["rows"]["matched"], 4, "{planned:#}");
+    let listed = lake.run(&["requests", "list", "job.toml", "--json", "--state", "exempted"]).exits(0).json();
+    assert_eq!(listed["requests"], serde_json::json!([]), "a dry run records nothing");
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let manifest = lake.manifest();
+    assert_eq!((&manifest["ledger"]["opted_out"], &manifest["verdict"]), (&1.into(), &"clean".into()), "{manifest:#}");
+    let limits = manifest["limits"].to_string();
+    assert!(limits.contains("1 DROP work items lead to several consumers each"), "{limits}");
+    assert!(lake.text("lake/people.csv").contains("home@example.com"));
+}
+
+#[test]
+fn what_cannot_be_told_is_not_deleted() {
+    let lake = broker_lake();
+    lake.write("lake/broken.csv", "user_id,email,mobile,first,last,born,zip\n1,\"anna@example.com");
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(3).says(&["consumers not counted"]);
+    assert_eq!(lake.text("lake/people.csv"), PEOPLE);
+    lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(3).says(&["have no outcome yet"]);
+    std::fs::remove_file(lake.path().join("lake/broken.csv")).unwrap();
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert!(!lake.text("lake/people.csv").contains("Anna"));
+    // An object without the key is one that cannot be told, too.
+    lake.write("lake/nokey.csv", "id,email,mobile,first,last,born,zip\n1,nobody@example.com,,,,,\n");
+    lake.run(&["scrub", "job.toml"]).exits(0).says(&["consumers not counted"]);
+    assert!(lake.text("lake/nokey.csv").contains("nobody@example.com"));
+}
