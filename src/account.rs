@@ -50,6 +50,8 @@ pub struct Account<'a> {
     pub canaries: Option<canary::Counts>,
     /// `None` for a job without the ledger.
     pub ledger: Option<LedgerRecord>,
+    /// DROP work items that were left alone, for nobody can tell how many consumers they mean.
+    pub undecided: u64,
 }
 
 /// A swap of a killed attempt that did happen.
@@ -110,6 +112,7 @@ impl Account<'_> {
             exits.append(&mut versions.exits);
             rows.extend(versions.rows.into_values());
         }
+        exits.extend((self.undecided > 0).then_some(Exit::Incomplete));
         let exit = Exit::gravest(exits);
         let observations = self.observations(facts, &rows, exit);
         Settlement { observations, rows, exit }
@@ -241,6 +244,12 @@ impl Account<'_> {
         if let Some(opted_out) = self.ledger.as_ref().map(|ledger| ledger.opted_out).filter(|count| *count > 0) {
             limits.push(format!(
                 "{opted_out} DROP work items lead to several consumers each: their rows were kept, for these are to be opted out instead."
+            ));
+        }
+        if self.undecided > 0 {
+            limits.push(format!(
+                "{} DROP work items were left alone: an object that could not be read, or lacks its consumer key, hides how many consumers they mean.",
+                self.undecided
             ));
         }
         for (spec, verified) in self.job.datasets.iter().zip(&self.verified.datasets) {

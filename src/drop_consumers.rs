@@ -84,19 +84,17 @@ pub async fn withheld(
     for spec in &job.datasets {
         let Some(consumer_key) = &spec.consumer_key else { continue };
         let objects = objects(spec, stores).await?;
-        let locations: Vec<String> = objects.iter().map(|object| object.location.to_string()).collect();
         let sighted = verify::attribute(lists, job, stores, spec, Some(consumer_key), objects).await;
         let mut behind: HashMap<u128, Behind> = HashMap::new();
         let mut unread = 0;
-        for (location, sighted) in locations.iter().zip(sighted) {
-            match sighted {
-                Ok(sighted) => add(&mut behind, &sighted),
-                Err(fault) => {
-                    // A name may hold an identifier: the run itself tells of the object as it may be shown.
-                    tracing::debug!(bytes_of_name = location.len(), "consumers not counted: {}", fault.reason);
-                    unread += 1;
-                }
-            }
+        for sighted in &sighted {
+            // The run itself tells of an object that cannot be read.
+            let Ok(sighted) = sighted else {
+                unread += 1;
+                continue;
+            };
+            add(&mut behind, &sighted.sightings);
+            unread += u64::from(sighted.lacks_consumer_key && !sighted.sightings.is_empty());
         }
         if unread > 0 {
             let dataset = &spec.name;

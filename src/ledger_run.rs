@@ -195,7 +195,7 @@ impl Book {
                 let object = (looking.shown)(spec, &object.location);
                 Error::new(fault.exit, format!("cannot tell whose rows {object} holds; nothing was removed from it"))
             })?;
-            let held = self.held(sighted);
+            let held = self.held(sighted.sightings);
             let version_id = version_of(&object);
             self.seen[number].push(Seen { location: object.location, version_id, held });
         }

@@ -110,6 +110,8 @@ struct Session {
     stop: Stop,
     /// As it was loaded, and when; `None` for a job without it.
     ledger: Option<(Ledger, Timestamp)>,
+    /// DROP work items that this run leaves alone, for it cannot tell how many consumers they mean.
+    undecided: u64,
     /// A backup was restored: what was removed since then is expected to be back.
     since_restore: Option<Timestamp>,
 }
@@ -190,7 +192,17 @@ impl Session {
     fn with(common: &Common, job: Job, stores: Stores, clock: Clock, stop: Stop) -> Result<Session> {
         self_test()?;
         let progress = Progress::new(common.shows_progress());
-        Ok(Session { job, stores, common: common.clone(), clock, progress, stop, ledger: None, since_restore: None })
+        Ok(Session {
+            job,
+            stores,
+            common: common.clone(),
+            clock,
+            progress,
+            stop,
+            ledger: None,
+            since_restore: None,
+            undecided: 0,
+        })
     }
 
     fn now(&self) -> Timestamp {
@@ -215,6 +227,7 @@ impl Session {
         if records {
             ledger.append(withheld.events(now)).await?;
         }
+        self.undecided = undecided as u64;
         self.load(&withheld.ids()).await
     }
 
@@ -528,6 +541,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
             shown: &shown,
             canaries,
             ledger: book.as_ref().map(Book::record),
+            undecided: session.undecided,
         };
         let (result, digest) = publish(session, &account, &signing_key, run).await?;
         if let Some(book) = &mut book {
@@ -596,6 +610,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
             shown: &shown,
             canaries,
             ledger: book.as_ref().map(Book::record),
+            undecided: 0,
         };
         let (result, digest) = publish(session, &account, &signing_key, run).await?;
         if let Some(book) = &mut book {

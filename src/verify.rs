@@ -318,6 +318,14 @@ pub struct Sighting {
     pub consumer: Option<u64>,
 }
 
+/// What an object holds of the ledger's requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sighted {
+    pub sightings: Vec<Sighting>,
+    /// The column that was to tell consumers apart is not there.
+    pub lacks_consumer_key: bool,
+}
+
 /// Which requests of the ledger the rows of each object mean, in the order in which the objects are given. `consumer_key` is the
 /// column that tells one person from several behind an identifier. Reads every match column of the objects.
 pub async fn attribute(
@@ -327,7 +335,7 @@ pub async fn attribute(
     dataset: &DatasetSpec,
     consumer_key: Option<&ColumnPath>,
     objects: Vec<Object>,
-) -> Vec<Result<Vec<Sighting>, Fault>> {
+) -> Vec<Result<Sighted, Fault>> {
     let (gates, store) = (Gates::new(&job.resources), stores.of(dataset.scope.root()));
     let rules = Arc::new(lists.suppressed.rules(dataset));
     let asked = Arc::new(Asked { suppressed: lists.suppressed.clone(), rules });
@@ -345,7 +353,7 @@ async fn attribute_object(
     consumer_key: Option<&ColumnPath>,
     gates: &Gates,
     asked: &Arc<Asked>,
-) -> Result<Vec<Sighting>, Fault> {
+) -> Result<Sighted, Fault> {
     let sightings: Arc<Mutex<(u64, Vec<Sighting>)>> = Arc::default();
     let (shared, seen) = (asked.clone(), sightings.clone());
     let work: Work = Arc::new(move |batch| {
@@ -360,9 +368,7 @@ async fn attribute_object(
     let look = Look { rows: Some(work), ..Look::default() };
     let columns: Vec<ColumnPath> = asked.rules.columns.iter().chain(consumer_key).cloned().collect();
     let scanned = scan(store, object, &object_shape(dataset, object)?, &columns, gates, &look).await?;
-    if let Some(key) = consumer_key.filter(|_| scanned.missing.contains(&asked.rules.columns.len())) {
-        return Err(Fault::unreadable(format!("lacks the consumer key {key}")));
-    }
+    let lacks_consumer_key = consumer_key.is_some() && scanned.missing.contains(&asked.rules.columns.len());
     let mut held = sightings.lock().unwrap_or_else(|broken| broken.into_inner());
     let (rows, mut found) = std::mem::take(&mut *held);
     drop(held);
@@ -372,7 +378,7 @@ async fn attribute_object(
             found.extend((0..rows).map(|row| Sighting { row, tag, consumer: None }));
         }
     }
-    Ok(found)
+    Ok(Sighted { sightings: found, lacks_consumer_key })
 }
 
 /// The footers of other objects, gathered in one file by some writers.

@@ -90,6 +90,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
             unconditional_writes: &[],
             shown: &|_, location| location.to_string(),
             ledger: None,
+            undecided: 0,
             canaries: None,
         };
         account.settle(RunFacts {
