@@ -48,6 +48,16 @@ pub enum Command {
     /// Works on verification manifests; needs no access to the data
     #[command(subcommand)]
     Manifest(ManifestCommand),
+    /// Checks newly landed objects before they are published: exit 4 when one holds a suppressed identifier
+    Gate {
+        job: PathBuf,
+        /// Objects, prefixes (ending in /) or globs
+        #[arg(required = true)]
+        uri: Vec<String>,
+        /// Whose rules to look with; without it the dataset that a URI lies under, or the only one
+        #[arg(long, env = "LAKESCRUB_DATASET")]
+        dataset: Option<String>,
+    },
     /// The request ledger: the durable record of every request and what became of it
     #[command(subcommand)]
     Requests(RequestsCommand),
@@ -69,6 +79,7 @@ impl Command {
             Command::Keygen { .. } => "keygen",
             Command::Manifest(ManifestCommand::Check { .. }) => "manifest check",
             Command::Manifest(ManifestCommand::Diff { .. }) => "manifest diff",
+            Command::Gate { .. } => "gate",
             Command::Requests(requests) => requests.name(),
             Command::Drop(DropCommand::Import { .. }) => "drop import",
             Command::Drop(DropCommand::Answer { .. }) => "drop answer",

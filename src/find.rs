@@ -91,6 +91,13 @@ async fn find_versions(find: &Find<'_>) -> Result<Option<Vec<Finding>>> {
     Ok(Some(found.findings))
 }
 
+/// Looks at these objects alone, whether or not the dataset's listing has them.
+pub async fn look(find: &Find<'_>, objects: Vec<Object>) -> Found {
+    let mut found = Found::default();
+    scan(find, objects, &mut found).await;
+    found
+}
+
 /// Compares every row of the objects; what came of each is added to `found`.
 async fn scan(find: &Find<'_>, objects: Vec<Object>, found: &mut Found) {
     let (mut parquet, mut records) = (Vec::new(), Vec::new());

@@ -321,6 +321,32 @@ impl Ledger {
     }
 }
 
+/// The segments behind `head`, where they stand in files of their own and follow it; `None`: the ledger must be read as a whole.
+pub async fn segments_behind(store: &dyn Store, state: &Location, head: &Head) -> Result<Option<Vec<Segment>>> {
+    let (mut segments, mut digest, mut next) = (Vec::new(), head.digest, head.sequence + 1);
+    for file in list(store, state).await?.into_iter().filter(|file| file.last >= head.sequence) {
+        if file.last < next {
+            continue;
+        }
+        if file.first != next {
+            return Ok(None);
+        }
+        let (_, bytes) = match store::read_whole(store, &file.object.location).await {
+            Ok(read) => read,
+            Err(StoreError::NotFound(_)) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let Ok(decoded) = decode(bytes, &mut Interner::default()) else { return Ok(None) };
+        if decoded.previous != digest {
+            return Ok(None);
+        }
+        digest = decoded.segments.iter().fold(digest, |before, segment| segment.digest(&before));
+        next = file.last + 1;
+        segments.extend(decoded.segments);
+    }
+    Ok(Some(segments))
+}
+
 /// Why a file of the ledger could not be read; `is_gone`: it was there when the ledger was listed.
 struct ReadError {
     error: Error,

@@ -14,6 +14,7 @@ use crate::job::{Job, LEDGER_URI};
 use crate::ledger::{self, Head, Ledger};
 use crate::ledger_event::{Event, Fact, Text};
 use crate::ledger_fold::{Mark, Request};
+use crate::ledger_probe::{self, ProbeTable};
 use crate::manifest::{LedgerRecord, REAPPEARANCES_TOLD, Reappearance, sha256_hex};
 use crate::match_index::{Added, Tags};
 use crate::plan::{self, Plan};
@@ -21,7 +22,6 @@ use crate::request::ListReport;
 use crate::request_import::{NUMBER_OF_TEXT, whole_microseconds};
 use crate::signature::TagKey;
 use crate::store::{self, Location, Object, Store, Stores};
-use crate::tag_table::TagTable;
 use crate::verify::{self, Sighting, Verified};
 
 /// Opens the ledger for a job that has it as a list; `None` for any other job.
@@ -42,9 +42,8 @@ pub async fn open(job: &Job, stores: &Stores, key: &TagKey, now: Timestamp) -> R
 
 /// What is asked of each value: the tags of all requests that stand at `now`.
 pub fn tags(ledger: &Ledger, key: Arc<TagKey>, now: Timestamp) -> Tags {
-    let tags: Vec<&[u8; 32]> = ledger.requests().suppressed(now).map(|identifier| &identifier.tag).collect();
-    let has_numbers = ledger.requests().identifiers_by_kind().contains_key(NUMBER_OF_TEXT);
-    Tags { key, table: TagTable::build(tags.len(), tags.into_iter()), numbers: has_numbers.then_some(NUMBER_OF_TEXT) }
+    let probe = ProbeTable::of(ledger, now);
+    Tags { key, table: probe.table, numbers: probe.has_numbers.then_some(NUMBER_OF_TEXT) }
 }
 
 /// The ledger as one of the lists that were read.
@@ -360,6 +359,12 @@ impl Book {
             })
             .collect();
         self.ledger.append(verified).await.map(drop)
+    }
+
+    /// For the next gate.
+    pub async fn refresh_probe(&self, job: &Job, stores: &Stores, key: &TagKey) {
+        let state = &job.state.location;
+        ledger_probe::refresh(stores.of(state).as_ref(), &self.ledger, state, key, self.now).await;
     }
 
     fn rows_left(&self, dataset: usize, request: u32, left: Option<&Vec<Location>>) -> u64 {

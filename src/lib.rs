@@ -107,6 +107,7 @@ pub mod ledger_fold;
 pub mod ledger;
 pub mod drop_answer;
 pub mod request_import;
+pub mod ledger_probe;
 // what
 pub mod column_values;
 pub mod probe_chunk;
@@ -150,4 +151,5 @@ pub mod ledger_run;
 pub mod requests;
 pub mod drop;
 pub mod drop_consumers;
+pub mod gate;
 pub mod run;

@@ -26,6 +26,7 @@ use crate::keys;
 use crate::ledger::{Appended, Ledger};
 use crate::ledger_event::{Event, Fact, Tagged, Text, table};
 use crate::ledger_fold::{Request, Requests, State, derived_id};
+use crate::ledger_probe;
 use crate::request_import::{self, Columns, Who, moment, who, whole_microseconds};
 use crate::run::{exit_json, honours_conditions, print_json, print_lines, self_test, uses_s3};
 use crate::show;
@@ -63,7 +64,12 @@ impl Desk {
     /// Records events; on a store that ignores conditional writes only if the job allows that.
     pub async fn record(&mut self, events: Vec<Event>) -> Result<Appended> {
         honours_conditions(&self.stores, &self.job, &self.job.state.location.join("")).await?;
-        self.ledger.append(events).await
+        let appended = self.ledger.append(events).await?;
+        if appended.events > 0 {
+            let (state, now) = (&self.job.state.location, self.now);
+            ledger_probe::refresh(self.stores.of(state).as_ref(), &self.ledger, state, &self.key, now).await;
+        }
+        Ok(appended)
     }
 
     /// The due dates of requests under a regime. Errors: one that neither the presets nor the job has.

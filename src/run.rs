@@ -20,6 +20,7 @@ use crate::drop_consumers;
 use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
 use crate::format::{Compression, Format};
+use crate::gate;
 use crate::identifier;
 use crate::job::{DatasetSpec, Job, Scope, Search, Stray};
 use crate::journal::{self, AnnouncedPurge, Journal, Lock, Unfinished};
@@ -77,6 +78,7 @@ async fn run_command(cli: &Cli) -> Result<Exit> {
             manifest_check(common, path, public_key.as_deref()).await
         }
         Command::Manifest(ManifestCommand::Diff { a, b }) => manifest_diff(common, a, b).await,
+        Command::Gate { job, uri, dataset } => gate::gate(common, job, uri, dataset.as_deref()).await,
         Command::Requests(command) => requests::run(common, command).await,
         Command::Drop(command) => drop::run(common, command).await,
         Command::Completions { .. } => unreachable!("answered before the runtime started"),
@@ -430,7 +432,7 @@ pub fn uses_s3(job: &Job) -> bool {
     scopes.map(Scope::root).chain([&job.state.location]).any(|location| matches!(location, Location::S3 { .. }))
 }
 
-fn random<const N: usize>() -> Result<[u8; N]> {
+pub fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("no random bytes: {error}")))?;
     Ok(bytes)
@@ -546,6 +548,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         let (result, digest) = publish(session, &account, &signing_key, run).await?;
         if let Some(book) = &mut book {
             book.close(&digest, result.exit, &session.job, &left(&plan, &outcomes)).await?;
+            book.refresh_probe(&session.job, &session.stores, &tag_key).await;
         }
         Ok(result)
     })
@@ -726,7 +729,7 @@ fn may_forget(outcome: &Result<RunResult>, run: &Run) -> bool {
     outcome.is_ok() || (!run.resumed && !run.journal.has_swaps())
 }
 
-fn run_id(now: Timestamp) -> Result<String> {
+pub fn run_id(now: Timestamp) -> Result<String> {
     Ok(format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), hex::encode(random::<4>()?)))
 }
 

@@ -16,6 +16,7 @@ mod fault_store;
 mod faults;
 mod find;
 mod fuzz;
+mod gate;
 #[path = "../support/lakescrub.rs"]
 mod lakescrub_runner;
 mod ledger;

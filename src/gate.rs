@@ -1,0 +1,311 @@
+//! The gate: newly landed objects are looked at before they are published.
+//!
+//! Wiring: finds with the rules of the dataset that an object is meant for, writes a small signed manifest, and says with exit code 4
+//! that one holds a suppressed identifier. Reads only the objects it is given; nothing in them is changed.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::cli::{Common, print_error};
+use crate::dataset::listing;
+use crate::error::{Error, Exit, Result};
+use crate::find::{self, Find};
+use crate::identifier::{Kind, Value as Cell};
+use crate::job::{DatasetSpec, Job, MatchRule, Scope, scope_of};
+use crate::keys;
+use crate::ledger;
+use crate::ledger_probe;
+use crate::manifest::{PAYLOAD_TYPE, STATEMENT_TYPE, sha256_hex};
+use crate::match_index::{Builder, MatchIndex, Matcher, Tags};
+use crate::meter::Meter;
+use crate::plan::{Finding, Seen};
+use crate::request;
+use crate::request_import::NUMBER_OF_TEXT;
+use crate::run::{exit_json, print_json, print_lines, random, run_id, self_test, uses_s3};
+use crate::signature::TagKey;
+use crate::store::{Location, Object, Precondition, Stores};
+
+const GATE_TYPE: &str = "urn:lakescrub:gate:v1";
+
+/// What the gate says of one object.
+struct Judged {
+    dataset: String,
+    /// As it may be shown.
+    shown: String,
+    object: Option<Object>,
+    rows: Option<u64>,
+    rows_matched: Option<u64>,
+    exit: Exit,
+    reason: Option<String>,
+}
+
+impl Judged {
+    fn json(&self) -> Value {
+        let object = self.object.as_ref();
+        json!({
+            "object": self.shown,
+            "dataset": self.dataset,
+            "etag": object.map(|object| object.etag.0.as_str()),
+            "version_id": object.and_then(|object| object.version_id.as_deref()),
+            "size_bytes": object.map(|object| object.size_bytes),
+            "rows": self.rows,
+            "rows_matched": self.rows_matched,
+            "outcome": self.outcome(),
+            "reason": self.reason,
+        })
+    }
+
+    fn outcome(&self) -> &'static str {
+        match self.exit {
+            Exit::Clean => "clean",
+            Exit::Residue => "suppressed",
+            _ => "not checked",
+        }
+    }
+
+    fn line(&self) -> String {
+        let counted = self.rows.zip(self.rows_matched);
+        let counts = counted.map(|(rows, matched)| format!("{matched} of {rows} rows hold a suppressed identifier"));
+        format!("{}  {}  {}", self.outcome(), self.shown, self.reason.clone().or(counts).unwrap_or_default())
+    }
+}
+
+/// Checks the objects that `uris` name.
+pub async fn gate(common: &Common, path: &Path, uris: &[String], dataset: Option<&str>) -> Result<Exit> {
+    let started = std::time::Instant::now();
+    let job = Job::read(path, &common.set)?;
+    self_test()?;
+    let now = common.now.unwrap_or_else(Timestamp::now);
+    let signing_key = keys::load_signing_key(&job.state.signing_key)?;
+    let key = Arc::new(keys::load_tag_key(&job.state.tag_key)?);
+    let scopes = uris.iter().map(|uri| scope_of(uri)).collect::<Result<Vec<Scope>>>()?;
+    let needs_s3 = uses_s3(&job) || scopes.iter().any(|scope| matches!(scope.root(), Location::S3 { .. }));
+    let stores = Stores::open(&job.s3, job.resources.requests_in_flight, needs_s3).await?;
+    let numbers = scopes.iter().map(|scope| dataset_of(&job, scope, dataset)).collect::<Result<Vec<usize>>>()?;
+    let (index, lists) = load(&job, &stores, key.clone(), now).await?;
+    let start_ms = started.elapsed().as_millis() as u64;
+    let mut judged = Vec::new();
+    for (number, (scope, uri)) in numbers.into_iter().zip(scopes.iter().zip(uris)) {
+        judged.extend(judge(&job, &stores, &index, (number, scope, uri), &key).await);
+    }
+    let exit = Exit::gravest(judged.iter().map(|judged| judged.exit));
+    let id = run_id(now)?;
+    let objects: Vec<Value> = judged.iter().map(Judged::json).collect();
+    let statement = json!({
+        "_type": STATEMENT_TYPE,
+        "subject": judged.iter().filter_map(subject).collect::<Vec<_>>(),
+        "predicateType": GATE_TYPE,
+        "predicate": {
+            "run": {
+                "id": id,
+                "at": now,
+                "exit": exit.code(),
+                "tool": { "name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION") },
+                "job": { "name": job.name, "digest": job.digest },
+            },
+            "lists": lists,
+            "objects": objects,
+            "verdict": if exit == Exit::Clean { "clean" } else if exit == Exit::Residue { "suppressed" } else { "incomplete" },
+        },
+    });
+    let payload = serde_json::to_vec(&statement).map_err(|_| Error::internal("a gate's statement is no JSON"))?;
+    let location = job.state.location.join("gate").join(&format!("{id}.dsse.json"));
+    let envelope = signing_key.seal(PAYLOAD_TYPE, &payload).to_bytes();
+    stores.of(&location).put(&location, envelope.into(), Precondition::Absent).await?;
+    if common.json {
+        print_json(&json!({
+            "command": "gate",
+            "exit": exit_json(exit),
+            "start_ms": start_ms,
+            "lists": lists,
+            "objects": objects,
+            "manifest": { "location": location.to_string(), "digest": sha256_hex(&payload) },
+        }))?;
+    } else {
+        let mut lines: Vec<String> = judged.iter().map(Judged::line).collect();
+        lines.push(format!("manifest  {location}"));
+        print_lines(&lines)?;
+    }
+    if exit == Exit::Residue {
+        let held = judged.iter().filter(|judged| judged.exit == Exit::Residue).count();
+        let error = Error::new(exit, format!("{held} of {} objects hold a suppressed identifier", judged.len()));
+        print_error(common, &error.hint("do not publish them; `lakescrub scrub` removes the rows where they are"));
+    }
+    Ok(exit)
+}
+
+fn subject(judged: &Judged) -> Option<Value> {
+    let object = judged.object.as_ref()?;
+    Some(json!({ "name": judged.shown, "digest": { "etag": object.etag.0 } }))
+}
+
+/// The dataset that objects are meant for: the one named, the one whose `uri` they lie under, or the only one.
+fn dataset_of(job: &Job, scope: &Scope, named: Option<&str>) -> Result<usize> {
+    if let Some(name) = named {
+        let number = job.datasets.iter().position(|spec| spec.name == name);
+        return number.ok_or_else(|| Error::usage(format!("--dataset {name} is no dataset of the job")));
+    }
+    let root = scope.root();
+    let is_below = |spec: &DatasetSpec| {
+        let (outer, inner) = (spec.scope.root().to_string(), root.to_string());
+        inner == outer || inner.starts_with(&format!("{}/", outer.trim_end_matches('/')))
+    };
+    match job.datasets.iter().position(is_below) {
+        Some(number) => Ok(number),
+        None if job.datasets.len() == 1 => Ok(0),
+        None => Err(Error::usage(format!("{root} lies under no dataset of the job"))
+            .hint("say --dataset NAME: its rules are those that the objects are looked at with")),
+    }
+}
+
+/// All that is listed, and what the manifest says of the lists.
+async fn load(job: &Job, stores: &Stores, key: Arc<TagKey>, now: Timestamp) -> Result<(Arc<MatchIndex>, Vec<Value>)> {
+    let mut lists = Vec::new();
+    let tags = match &job.ledger {
+        None => None,
+        Some(list) => {
+            let state = &job.state.location;
+            let probe = ledger_probe::load(stores.of(state), state, &key, now).await?.ok_or_else(|| {
+                let (name, folder) = (&list.name, ledger::folder(state));
+                Error::usage(format!("list {name} is missing: there is no ledger at {folder}"))
+                    .hint("`lakescrub requests import` makes one")
+            })?;
+            let segments = probe.head.sequence;
+            lists.push(json!({ "name": list.name, "uri": "ledger", "segments": segments }));
+            Some(Tags { key, table: probe.table, numbers: probe.has_numbers.then_some(NUMBER_OF_TEXT) })
+        }
+    };
+    let mut builder = Builder::new(&job.lists, &job.datasets, random()?).with_tags(tags);
+    let reports =
+        request::read_lists(job, stores, &|| now, &Meter::default(), &mut |entry| drop(builder.add(entry))).await?;
+    for report in reports {
+        lists.push(json!({ "name": report.name, "uri": report.uri, "digest": report.digest, "rows": report.rows }));
+    }
+    Ok((Arc::new(builder.finish()), lists))
+}
+
+/// Looks at every object of a scope with the rules of dataset `number`.
+async fn judge(
+    job: &Job,
+    stores: &Stores,
+    index: &Arc<MatchIndex>,
+    (number, scope, uri): (usize, &Scope, &str),
+    key: &TagKey,
+) -> Vec<Judged> {
+    let mut spec = job.datasets[number].clone();
+    let matcher = Arc::new(index.matcher(number, &spec));
+    let store = stores.of(scope.root());
+    let not_checked = |exit: Exit, reason: String| Judged {
+        dataset: spec.name.clone(),
+        shown: shown(key, &matcher, &spec, scope.root()),
+        object: None,
+        rows: None,
+        rows_matched: None,
+        exit,
+        reason: Some(reason),
+    };
+    let belongs = |name: &str| listing::belongs(name, spec.format);
+    let objects = match listing::list(store.as_ref(), scope, &belongs).await {
+        Ok(listing) if listing.in_scope.is_empty() => {
+            return vec![not_checked(Exit::Incomplete, "no object matches".to_owned())];
+        }
+        Ok(listing) => listing.in_scope,
+        Err(error) => {
+            let name = scope.root().to_string();
+            let reason = error.to_string().replace(&name, "it").replace(uri, "it");
+            return vec![not_checked(error.exit(), reason)];
+        }
+    };
+    // The folders on the way to an object that lies elsewhere may be partitions as well.
+    if !objects.iter().all(|object| listing::is_in_scope(&spec.scope, &object.location, &belongs)) {
+        spec.scope = Scope::Prefix(match scope.root() {
+            Location::Local(_) => Location::Local("/".into()),
+            Location::S3 { bucket, .. } => Location::S3 { bucket: bucket.clone(), key: String::new() },
+        });
+    }
+    let find = Find {
+        spec: &spec,
+        store,
+        matcher: matcher.clone(),
+        resources: &job.resources,
+        meter: Arc::new(Meter::default()),
+        known: None,
+    };
+    let found = find::look(&find, objects).await;
+    let mut judged: Vec<Judged> =
+        found.findings.into_iter().map(|finding| judged(&spec, &matcher, key, finding)).collect();
+    judged.sort_by(|a, b| a.shown.cmp(&b.shown));
+    judged
+}
+
+fn judged(spec: &DatasetSpec, matcher: &Matcher, key: &TagKey, finding: Finding) -> Judged {
+    let shown = shown(key, matcher, spec, &finding.object.location);
+    let name = finding.object.location.to_string();
+    let lacks: Vec<String> = finding.lacks.iter().map(ToString::to_string).collect();
+    let lacking = (!lacks.is_empty()).then(|| format!("lacks match column {}", lacks.join(", ")));
+    let (rows, rows_matched, exit, reason) = match finding.seen {
+        Seen::Rows { rows, matched } => {
+            let exit = match (matched.is_empty(), &lacking) {
+                (false, _) => Exit::Residue,
+                (true, Some(_)) => Exit::Incomplete,
+                (true, None) => Exit::Clean,
+            };
+            (Some(rows), Some(matched.len()), exit, lacking.filter(|_| exit == Exit::Incomplete))
+        }
+        Seen::Skipped => (None, None, Exit::Incomplete, lacking),
+        Seen::Failed { exit, reason } => (None, None, exit, Some(reason.replace(&name, "it"))),
+    };
+    let in_name = shown != name && exit != Exit::Residue;
+    let (exit, reason) = match in_name {
+        true => (Exit::Residue, Some("its name holds a suppressed identifier".to_owned())),
+        false => (exit, reason),
+    };
+    let dataset = spec.name.clone();
+    Judged { dataset, shown, object: Some(finding.object), rows, rows_matched, exit, reason }
+}
+
+/// An object's name with a tag in place of every segment that holds a suppressed identifier of a distinctive kind, or is the value of
+/// a partition that does.
+fn shown(key: &TagKey, matcher: &Matcher, spec: &DatasetSpec, location: &Location) -> String {
+    let partitions = listing::partitions(spec.scope.root(), location);
+    let is_listed = |text: &str| matcher.columns.iter().any(|column| matcher.matches(column, Cell::Text(text)));
+    let is_distinctive = spec.rules.iter().flat_map(MatchRule::parts).any(|part| match part.kind {
+        Kind::Email | Kind::Phone | Kind::PhoneE164 { .. } | Kind::Maid | Kind::Uuid | Kind::Vin => true,
+        Kind::Ip
+        | Kind::Integer
+        | Kind::Text
+        | Kind::Zip
+        | Kind::Name
+        | Kind::Date { .. }
+        | Kind::Ctvid
+        | Kind::Ndz
+        | Kind::NameVin => false,
+    });
+    let name = location.to_string();
+    let hidden = |segment: &str| {
+        let plain = segment.replace("%40", "@").replace("%2B", "+");
+        let value = plain.split_once('=').map_or(plain.as_str(), |(_, value)| value);
+        let in_partition = partitions.iter().any(|(_, of)| (of == value || segment.ends_with(of)) && is_listed(of));
+        let mut words =
+            plain.split(|c: char| !(c.is_alphanumeric() || "@.+-".contains(c))).filter(|word| word.len() > 4);
+        in_partition || (is_distinctive && words.any(|word| is_listed(word) || is_listed(stem(word))))
+    };
+    let segments: Vec<String> = name
+        .split('/')
+        .map(|segment| match hidden(segment) {
+            true => format!("tag-{}", &key.tag("name", &Sha256::digest(segment).into())[..16]),
+            false => segment.to_owned(),
+        })
+        .collect();
+    segments.join("/")
+}
+
+/// Without the endings that tell format and compression.
+fn stem(word: &str) -> &str {
+    let endings = [".gz", ".zst", ".parquet", ".csv", ".tsv", ".ndjson", ".jsonl", ".json"];
+    endings.iter().find_map(|ending| word.strip_suffix(ending)).map_or(word, stem)
+}
