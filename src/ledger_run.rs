@@ -23,6 +23,7 @@ use crate::request_import::{NUMBER_OF_TEXT, whole_microseconds};
 use crate::signature::TagKey;
 use crate::store::{self, Location, Object, Store, Stores};
 use crate::verify::{self, Sighting, Verified};
+use crate::verify_read::Fault;
 
 /// Opens the ledger for a job that has it as a list; `None` for any other job.
 ///
@@ -141,16 +142,24 @@ impl Book {
         .hint("restore the state's ledger/ folder from where it was lost; nothing was written"))
     }
 
-    /// Writes down which rows the plan is about to remove, before anything is removed, and who is back.
-    pub async fn announce(&mut self, looking: &Looking<'_>, plan: &Plan) -> Result<()> {
+    /// Writes down which rows the plan is about to remove, before anything is removed, and who is back. An object of which nobody can
+    /// tell whose rows it holds is refused: what is not written down is not removed.
+    pub async fn announce(&mut self, looking: &Looking<'_>, plan: &mut Plan) -> Result<()> {
         self.settle_earlier_runs(looking).await?;
-        for (number, dataset) in plan.datasets.iter().enumerate() {
+        for number in 0..plan.datasets.len() {
+            let dataset = &plan.datasets[number];
             let steps = dataset.steps.iter().filter(|step| !step.is_summary && step.rows_matched > 0);
             let objects: Vec<Object> = steps.map(|step| step.object.clone()).collect();
-            self.look(looking, number, objects, false).await?;
             let versions = dataset.versions.iter().flatten().filter(|step| step.rows_matched > 0);
             let versions: Vec<Object> = versions.map(|step| step.object.clone()).collect();
-            self.look(looking, number, versions, true).await?;
+            let mut unknown = self.look(looking, number, objects, false).await;
+            unknown.extend(self.look(looking, number, versions, true).await);
+            for (object, fault) in unknown {
+                let reason = format!("cannot tell whose rows it holds: {}", fault.reason);
+                let shown = (looking.shown)(&looking.job.datasets[number], &object.location);
+                let reason = reason.replace(&object.location.to_string(), &shown);
+                plan.refuse(number, &object, fault.exit, &reason);
+            }
         }
         let planned = self.planned(looking.job);
         let reappeared = self.came_back(looking).await;
@@ -164,20 +173,22 @@ impl Book {
         for (number, dataset) in verified.datasets.iter().enumerate() {
             let objects = dataset.objects.iter().filter(|object| object.rows_matched > 0);
             let objects: Vec<Object> = objects.map(|object| object.object.clone()).collect();
-            self.look(looking, number, objects, false).await?;
+            // What cannot be told apart is residue all the same.
+            self.look(looking, number, objects, false).await;
         }
         let reappeared = self.came_back(looking).await;
         self.ledger.append(reappeared).await.map(drop)
     }
 
-    /// Finds out which requests the rows of these objects mean; objects that were looked into before are left out.
+    /// Finds out which requests the rows of these objects mean; objects that were looked into before are left out. Gives back those of
+    /// which it cannot be told.
     async fn look(
         &mut self,
         looking: &Looking<'_>,
         number: usize,
         mut objects: Vec<Object>,
         are_noncurrent: bool,
-    ) -> Result<()> {
+    ) -> Vec<(Object, Fault)> {
         self.seen.resize_with(looking.job.datasets.len(), Vec::new);
         let spec = &looking.job.datasets[number];
         let version_of = |object: &Object| object.version_id.clone().filter(|_| are_noncurrent);
@@ -189,16 +200,17 @@ impl Book {
         let sighted =
             verify::attribute(looking.lists, looking.job, looking.stores, spec, spec.consumer_key.as_ref(), asked)
                 .await;
+        let mut unknown = Vec::new();
         for (object, sighted) in objects.into_iter().zip(sighted) {
-            let sighted = sighted.map_err(|fault| {
-                let object = (looking.shown)(spec, &object.location);
-                Error::new(fault.exit, format!("cannot tell whose rows {object} holds; nothing was removed from it"))
-            })?;
-            let held = self.held(sighted.sightings);
-            let version_id = version_of(&object);
-            self.seen[number].push(Seen { location: object.location, version_id, held });
+            match sighted {
+                Ok(sighted) => {
+                    let (held, version_id) = (self.held(sighted.sightings), version_of(&object));
+                    self.seen[number].push(Seen { location: object.location, version_id, held });
+                }
+                Err(fault) => unknown.push((object, fault)),
+            }
         }
-        Ok(())
+        unknown
     }
 
     /// Rows and consumers by request.

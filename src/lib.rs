@@ -11,10 +11,10 @@
 //! [`run`] alone knows this order: a function for each command. The modules below stand in reading order, in layers:
 //!
 //! ```text
-//! wiring       run  cli  account  canary  show  progress
+//! wiring       run  requests  gate  drop  ledger_run  cli  account  canary  show  progress
 //! stages       find  rewrite  purge  verify  manifest_diff    never use each other
-//! edges        job  request  store  format  dataset  journal  keys  chain  manifest_check
-//! pure facts   match_index  plan  deadline  standing  manifest  object_table  signature  merkle  tag    no I/O, no clock
+//! edges        job  request  ledger  drop_files  drop_answer  store  format  dataset  journal  keys  chain  manifest_check
+//! pure facts   match_index  ledger_event  ledger_fold  plan  deadline  standing  manifest  object_table  signature  merkle  tag    no I/O, no clock
 //! vocabulary   error  identifier  action  residue  meter
 //! ```
 //!
@@ -25,6 +25,9 @@
 //! * **identifier**: what a list says a person is known by, a kind and a canonical form; **tag**: its keyed digest, the only form
 //!   in which one leaves memory.
 //! * **suppression list**, **list row**, **entry**: who is to go; **match**, **finding**: a row of the data that a list row means.
+//! * **request**: that somebody is to go, with an id; **ledger**: the log of all requests, one **event** a fact, in chained
+//!   **segments**; **fold**: what the events amount to. A request **re-appears** when it matches after it was done. **gate**: the look
+//!   at objects before they are published, **probe file**: the tags it is given.
 //! * **dataset**: what a `uri` of the job names; **object**: one file or key of it; **in scope**: by its name an object of the dataset.
 //! * **plan**, **step**, **dry run**: what would become of each object and why.
 //! * **rewrite**: an object's new content replaces the old in one **swap**. It **removes** rows or **redacts** cells; an object without

@@ -8,10 +8,11 @@
 use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 use siphasher::sip::SipHasher13;
-use xxhash_rust::xxh3::xxh3_64_with_secret;
+use xxhash_rust::xxh3::{xxh3_64_with_secret, xxh3_128_with_secret};
 
 use crate::column_values::Placed;
 use crate::identifier::{Canonical, ColumnPath, HashFunction, Hashed, Kind, Value, join_part, plain_decimal};
@@ -580,10 +581,12 @@ pub struct Probe {
     tags: Option<ProbeTags>,
 }
 
-/// What a value is asked of the ledger with. A plain value takes three SHA-256 compressions, a digest two.
+/// What a value is asked of the ledger with. A plain value takes three SHA-256 compressions, a digest two; values repeat in most
+/// columns, and what was answered lately is not made anew.
 #[derive(Clone)]
 struct ProbeTags {
     table: TagTable,
+    answered: Arc<Answered>,
     own: KindTags,
     /// For numbers, beside `own`.
     numbers: Option<KindTags>,
@@ -599,13 +602,24 @@ impl ProbeTags {
         let numbers = tags.numbers.filter(|_| part.kind == Kind::Text && part.hashed.is_none());
         Some(ProbeTags {
             table: tags.table.clone(),
+            answered: Arc::new(Answered::new(ANSWERS)),
             own: tags.key.tags_of(part.kind.name()),
             numbers: numbers.map(|label| tags.key.tags_of(label)),
         })
     }
 
     #[inline]
-    fn hold_canonical(&self, canonical: &[u8], is_number: bool) -> bool {
+    fn hold_canonical(&self, secret: &Secret, canonical: &[u8], is_number: bool) -> bool {
+        let salt = if is_number { u128::MAX / 3 } else { 0 };
+        let key = xxh3_128_with_secret(canonical, &secret.xxh3) ^ salt;
+        self.answered.get(key).unwrap_or_else(|| {
+            let is_held = self.hold_anew(canonical, is_number);
+            self.answered.put(key, is_held);
+            is_held
+        })
+    }
+
+    fn hold_anew(&self, canonical: &[u8], is_number: bool) -> bool {
         let digest: [u8; 32] = Sha256::digest(canonical).into();
         let numbers = self.numbers.as_ref().filter(|_| is_number);
         self.table.contains(&self.own.tag(&digest))
@@ -614,6 +628,39 @@ impl ProbeTags {
 
     fn hold_digest(&self, digest: &[u8]) -> bool {
         digest.try_into().is_ok_and(|digest| self.table.contains(&self.own.tag(digest)))
+    }
+}
+
+/// How many answers are kept for each rule, 16 bytes each.
+const ANSWERS: usize = 1 << 19;
+
+/// Answers by keyed 128-bit hash, shared by all threads without a lock. A later answer may take an earlier one's place; half of one
+/// answer and half of another answer nobody.
+struct Answered(Vec<[AtomicU64; 2]>);
+
+impl Answered {
+    /// `slots` is a power of two.
+    fn new(slots: usize) -> Answered {
+        let free = || [AtomicU64::new(0), AtomicU64::new(0)];
+        Answered(std::iter::repeat_with(free).take(slots).collect())
+    }
+
+    #[inline]
+    fn slot(&self, key: u128) -> &[AtomicU64; 2] {
+        &self.0[key as usize & (self.0.len() - 1)]
+    }
+
+    #[inline]
+    fn get(&self, key: u128) -> Option<bool> {
+        let [low, high] = self.slot(key);
+        let (low, high) = (low.load(Ordering::Relaxed), high.load(Ordering::Relaxed));
+        (low == key as u64 && high | 1 == (key >> 64) as u64 | 1).then_some(high & 1 == 1)
+    }
+
+    fn put(&self, key: u128, answer: bool) {
+        let [low, high] = self.slot(key);
+        low.store(key as u64, Ordering::Relaxed);
+        high.store((key >> 64) as u64 & !1 | u64::from(answer), Ordering::Relaxed);
     }
 }
 
@@ -659,7 +706,7 @@ impl Probe {
             (_, Canonical::Empty | Canonical::NotComparable) => false,
             (Some(_), Canonical::Text | Canonical::Number) => tags.hold_digest(&scratch.canonical),
             (None, Canonical::Text | Canonical::Number) => {
-                tags.hold_canonical(&scratch.canonical, read == Canonical::Number)
+                tags.hold_canonical(&self.index.secret, &scratch.canonical, read == Canonical::Number)
             }
         };
         if listed
@@ -676,7 +723,7 @@ impl Probe {
     #[inline]
     fn check_canonical(&self, canonical: &[u8], scratch: &mut Scratch) -> Check {
         let listed = self.holds(self.plain, canonical)
-            || self.tags.as_ref().is_some_and(|tags| tags.hold_canonical(canonical, false))
+            || self.tags.as_ref().is_some_and(|tags| tags.hold_canonical(&self.index.secret, canonical, false))
             || self.hashes.iter().any(|(function, set)| {
                 function.digest(canonical, &mut scratch.digest);
                 self.index.holds(*set, &scratch.digest)
@@ -957,6 +1004,46 @@ mod tests {
             assert_eq!(composite.check(&[first, last, born, zip], &mut Scratch::default()), wanted);
         }
         assert!(composite.is_not_comparable(2, Value::Text("1985-07-04"), &mut Scratch::default()));
+    }
+
+    #[test]
+    fn values_are_found_in_the_ledger_by_their_tags_however_often_they_are_asked() {
+        let key = Arc::new(TagKey::new([5; 32]));
+        let tag = |kind: &str, text: &str| key.raw_tag(kind, &Sha256::digest(text).into());
+        let tags = [tag("email", "a@b.c"), tag("text", "1.50"), tag("numbers", "1.5"), tag("phone", "x@y.z")];
+        for (kind, hashed, value, wanted) in [
+            ("email", "", Value::Text(" A@B.c"), Check::Match),
+            ("email", "", Value::Text("a@b.c"), Check::Match),
+            ("email", "", Value::Text("x@y.z"), Check::NoMatch),
+            ("email", "", Value::Text("nobody"), Check::NotComparable),
+            ("email", "hashed = \"sha256-hex\"", Value::Bytes(&Sha256::digest("a@b.c")), Check::Match),
+            ("email", "list_column = \"c\"", Value::Text("a@b.c"), Check::NoMatch),
+            ("text", "", Value::Text("1.50"), Check::Match),
+            ("text", "", Value::Text("1.5"), Check::NoMatch),
+            ("text", "", Value::Decimal { unscaled: 15, scale: 1 }, Check::Match),
+        ] {
+            let job = job(&column(kind, ""), &rule(kind, hashed));
+            let table = TagTable::build(tags.len(), tags.iter());
+            let builder = Builder::new(&job.lists, &job.datasets, [7; 16]);
+            let index =
+                Arc::new(builder.with_tags(Some(Tags { key: key.clone(), table, numbers: Some("numbers") })).finish());
+            let matcher = index.matcher(0, &job.datasets[0]);
+            let Rule::Single { probe, .. } = &matcher.rules[0] else { panic!("a single rule") };
+            for _ in 0..3 {
+                assert_eq!(probe.check(value, &mut Scratch::default()), wanted, "{kind} {hashed}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_is_that_of_its_own_value() {
+        let answered = Answered::new(4);
+        let (a, same_slot) = (3 | 8 << 64, 7 | 8 << 64);
+        assert_eq!(answered.get(a), None);
+        answered.put(a, true);
+        assert_eq!((answered.get(a), answered.get(same_slot), answered.get(3 | 2 << 64)), (Some(true), None, None));
+        answered.put(same_slot, false);
+        assert_eq!((answered.get(a), answered.get(same_slot)), (None, Some(false)));
     }
 
     #[test]

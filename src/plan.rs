@@ -193,6 +193,15 @@ impl Step {
 }
 
 impl Plan {
+    /// Leaves an object, or one of its old versions, as it is.
+    pub fn refuse(&mut self, dataset: usize, object: &Object, exit: Exit, reason: &str) {
+        let dataset = &mut self.datasets[dataset];
+        let steps = dataset.steps.iter_mut().chain(dataset.versions.iter_mut().flatten());
+        for step in steps.filter(|step| step.object == *object) {
+            step.decision = Decision::Refuse { exit, reason: reason.to_owned() };
+        }
+    }
+
     /// Takes in objects that were found later; their steps follow the others.
     pub fn take_late(&mut self, late: Plan) {
         for (dataset, late) in self.datasets.iter_mut().zip(late.datasets) {

@@ -50,11 +50,17 @@ pub struct Desk {
 impl Desk {
     /// Opens the ledger of a job. Reads nothing but the job file, the tag key and the ledger.
     pub async fn open(common: &Common, path: &Path) -> Result<Desk> {
+        Desk::open_with(common, path, &[]).await
+    }
+
+    /// [`Desk::open`] for a command that reads these lists, too.
+    async fn open_with(common: &Common, path: &Path, lists: &[String]) -> Result<Desk> {
         let job = Job::read(path, &common.set)?;
         self_test()?;
         keys::open_to_others(&job.state.tag_key).into_iter().for_each(|warning| tracing::warn!("{warning}"));
         let key = keys::load_tag_key(&job.state.tag_key)?;
-        let stores = Stores::open(&job.s3, job.resources.requests_in_flight, uses_s3(&job)).await?;
+        let needs_s3 = uses_s3(&job) || lists.iter().any(|list| list.starts_with("s3://"));
+        let stores = Stores::open(&job.s3, job.resources.requests_in_flight, needs_s3).await?;
         let state = &job.state.location;
         let ledger = Ledger::open(stores.of(state), state, &key).await?;
         let now = whole_microseconds(common.now.unwrap_or_else(Timestamp::now));
@@ -181,7 +187,7 @@ fn columns(read_as: &ReadAs) -> Columns {
 pub async fn run(common: &Common, command: &RequestsCommand) -> Result<Exit> {
     match command {
         RequestsCommand::Import { job, list, read_as, regime, old_tag_key } => {
-            let desk = Desk::open(common, job).await?;
+            let desk = Desk::open_with(common, job, list).await?;
             let old = old_tag_key.as_ref().map(|path| keys::load_tag_key(&crate::job::KeySource::File(path.clone())));
             import(common, desk, list, &columns(read_as), regime.as_deref(), old.transpose()?.as_ref()).await
         }
@@ -198,7 +204,7 @@ pub async fn run(common: &Common, command: &RequestsCommand) -> Result<Exit> {
             add(common, desk, &new).await
         }
         RequestsCommand::Withdraw { job, who, list, read_as, source } => {
-            let desk = Desk::open(common, job).await?;
+            let desk = Desk::open_with(common, job, list.as_slice()).await?;
             withdraw(common, desk, who, list.as_ref(), &columns(read_as), source).await
         }
         RequestsCommand::Exempt { job, who, ground, until } => {

@@ -521,10 +521,10 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         let shown = |spec: &DatasetSpec, location: &Location| {
             tag::shown(Some(&tag_key), &location.to_string(), &verifier_lists.named(spec, location))
         };
-        let plan = session.plan(found, &shown);
+        let mut plan = session.plan(found, &shown);
         plan::check_guard(&plan, &session.job.guard)?;
         let mut book = session.book(run).await?;
-        announce(session, book.as_mut(), &verifier_lists, &shown, &plan).await?;
+        announce(session, book.as_mut(), &verifier_lists, &shown, &mut plan).await?;
         let outcomes = rewrite(session, run, lock, &plan, tag_key.clone(), &verifier_lists).await?;
         let late = Late { index: &index, lists: &verifier_lists, tag_key: tag_key.clone(), shown: &shown };
         let (plan, outcomes) = rewrite_late(session, run, lock, &late, book.as_mut(), plan, outcomes).await?;
@@ -561,7 +561,7 @@ async fn announce(
     book: Option<&mut Book>,
     lists: &verify::Lists,
     shown: plan::Shown<'_>,
-    plan: &Plan,
+    plan: &mut Plan,
 ) -> Result<()> {
     let Some(book) = book else { return Ok(()) };
     let looking = Looking { job: &session.job, stores: &session.stores, lists, shown };
@@ -869,7 +869,7 @@ async fn rewrite_late(
             // A summary file is listed each time.
             found.findings.retain(|finding| !known.contains(&finding.object.location));
         }
-        let late = plan::build(&session.job.datasets, found, with.shown);
+        let mut late = plan::build(&session.job.datasets, found, with.shown);
         let objects: usize = late.datasets.iter().map(|dataset| dataset.steps.len()).sum();
         if objects == 0 {
             break;
@@ -881,10 +881,10 @@ async fn rewrite_late(
             tracing::warn!(objects, "with these the plan would be more than [guard] allows; they are left alone");
             break;
         }
-        announce(session, book.as_deref_mut(), with.lists, with.shown, &late).await?;
+        announce(session, book.as_deref_mut(), with.lists, with.shown, &mut late).await?;
         let more = rewrite(session, run, lock, &late, with.tag_key.clone(), with.lists).await?;
         outcomes.iter_mut().zip(more).for_each(|(outcomes, more)| outcomes.extend(more));
-        plan = whole;
+        plan.take_late(late);
     }
     Ok((plan, outcomes))
 }

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Exit, Result};
 use crate::ledger_event::Text;
 use crate::signature::{KindTags, TagKey};
-use crate::store::{self, Location, Store};
+use crate::store::{self, Location, Store, StoreError};
 use crate::verify_list::Spread;
 
 /// The label of the number that a listed text stands for.
@@ -94,6 +94,9 @@ impl Asked {
     }
 }
 
+/// How often a listing is made again because a file of it was gathered into another before it was read.
+const LISTINGS_MAX: usize = 5;
+
 /// Reads the ledger below `state` up to segment `last` and gives the tags that stand at `now`, but for those of requests
 /// that are `withheld`.
 pub async fn read(
@@ -104,6 +107,42 @@ pub async fn read(
     now: Timestamp,
     withheld: &BTreeSet<Text>,
 ) -> Result<Tagged> {
+    let mut listings = 1;
+    loop {
+        match read_listed(store, state, key.clone(), last, now, withheld).await {
+            Err(Unread::Gone) if listings < LISTINGS_MAX => listings += 1,
+            Err(Unread::Gone) => {
+                return Err(Error::new(Exit::Conflict, "the ledger changed again and again while it was read")
+                    .hint("run again"));
+            }
+            Err(Unread::For(error)) => return Err(error),
+            Ok(tagged) => return Ok(tagged),
+        }
+    }
+}
+
+enum Unread {
+    Gone,
+    For(Error),
+}
+
+impl From<StoreError> for Unread {
+    fn from(error: StoreError) -> Unread {
+        match error {
+            StoreError::NotFound(_) => Unread::Gone,
+            other => Unread::For(other.into()),
+        }
+    }
+}
+
+async fn read_listed(
+    store: &Arc<dyn Store>,
+    state: &Location,
+    key: Arc<TagKey>,
+    last: Option<u64>,
+    now: Timestamp,
+    withheld: &BTreeSet<Text>,
+) -> Result<Tagged, Unread> {
     let mut files = Vec::new();
     for object in store::list(store.as_ref(), &state.join("ledger/")).await? {
         let Some(name) = object.location.file_name().strip_suffix(".parquet") else { continue };
@@ -124,9 +163,9 @@ pub async fn read(
             let outcome = events.read_file(&bytes);
             (events, outcome)
         });
-        let (back, outcome) = reading.await.map_err(|_| unreadable(&location))?;
+        let (back, outcome) = reading.await.map_err(|_| Unread::For(unreadable(&location)))?;
         events = back;
-        outcome.map_err(|_| unreadable(&location))?;
+        outcome.map_err(|_| Unread::For(unreadable(&location)))?;
     }
     let now = now.as_microsecond();
     let standing =

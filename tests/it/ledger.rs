@@ -9,7 +9,10 @@ use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::lakescrub_runner::Lake;
+use crate::lakescrub_runner::{Lake, ran};
+use crate::s3::on_each_server;
+use crate::s3_scrub::{self, LISTED, check_exit, records};
+use crate::s3_server::{Bucket, Kind, server};
 
 const JOB: &str = r#"version = 1
 name = "nightly"
@@ -312,4 +315,60 @@ fn a_ledger_that_lost_its_end_stops_the_run_before_it_changes_anything() {
     let data = lake.bytes("lake");
     lake.run(&["scrub", "job.toml"]).exits(8).says(&["the ledger is not the one that run"]);
     assert_eq!(lake.bytes("lake"), data);
+}
+
+#[test]
+fn what_is_removed_was_written_down_before_even_when_the_run_is_killed_then() {
+    let lake = lake();
+    add_all(&lake);
+    // The journal's second entry announces the first swap: by then the ledger has the plan.
+    let mut command = lake.command(&["scrub", "job.toml"]);
+    command.env("LAKESCRUB_TEST_KILL_AFTER_ENTRY", "1");
+    assert_eq!(ran(command).code, None);
+    assert_eq!(states(&lake), ["R1 planned", "R2 planned", "R3 planned"]);
+    let killed = of(&events(&lake), "planned")[0]["run_id"].clone();
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!((&scrub["run"]["id"], &scrub["ledger"]["reappeared"]), (&killed, &0.into()));
+    assert_eq!(states(&lake), ["R1 done", "R2 done", "R3 done"]);
+    assert!(requests(&lake).iter().all(|request| request["rows_removed"] == 3), "{:#?}", requests(&lake));
+}
+
+#[test]
+fn an_object_that_failed_is_not_recorded_as_removed_and_nobody_as_clean() {
+    let lake = lake();
+    add_all(&lake);
+    lake.write("lake/broken.parquet", "PAR1 nonsense PAR1");
+    lake.run(&["scrub", "job.toml"]).exits(3);
+    assert_eq!(states(&lake), ["R1 removed", "R2 removed", "R3 removed"]);
+    std::fs::remove_file(lake.path().join("lake/broken.parquet")).unwrap();
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(states(&lake), ["R1 done", "R2 done", "R3 done"]);
+}
+
+on_each_server! {
+    async fn the_ledger_on_s3_tells_who_brought_somebody_back(bucket: &Bucket) {
+        bucket.upload("lake/a.csv", records(0, 10)).await;
+        let job = s3_scrub::Job::new(bucket, &bucket.server.endpoint());
+        let text = std::fs::read_to_string(job.path()).unwrap();
+        let (before, rest) = text.split_once("[[list]]").unwrap();
+        let dataset = rest.split_once("[[dataset]]").unwrap().1;
+        let list = "[[list]]\nname = \"all\"\nuri = \"ledger\"\n";
+        std::fs::write(job.path(), format!("{before}{list}[[dataset]]{dataset}")).unwrap();
+        let path = job.path().to_str().unwrap().to_owned();
+        let identifier = format!("email={LISTED}");
+        check_exit(&job.run(&["requests", "add", &path, &identifier, "--id", "R1"]), 0);
+        assert_eq!(job.scrub(0)["datasets"][0]["rows"]["removed"], 1);
+        let body = aws_sdk_s3::primitives::ByteStream::from(records(50, 10).into_bytes());
+        let request = bucket.client.put_object().bucket(&bucket.name).key("lake/b.csv").body(body);
+        request.metadata("airflow-job", "nightly_load").send().await.unwrap();
+        let landed = format!("s3://{}/lake/b.csv", bucket.name);
+        check_exit(&job.run(&["gate", &path, &landed]), 4);
+        let back = job.scrub(0)["ledger"]["reappearances"][0].clone();
+        assert_eq!((&back["object"], &back["written_by"]), (&landed.into(), &"nightly_load".into()), "{back}");
+        let state = format!("s3://{}/privacy/lakescrub/", bucket.name);
+        check_exit(&job.run(&["manifest", "check", &state]), 0);
+        let output = job.run(&["requests", "list", &path, "--json"]);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&told["requests"][0]["state"], &told["requests"][0]["rows_removed"]), (&"done".into(), &2.into()));
+    }
 }
