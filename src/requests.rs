@@ -12,12 +12,13 @@ use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, Timest
 use arrow::datatypes::DataType;
 use arrow::util::display::array_value_to_string;
 use jiff::Timestamp;
+use jiff::civil::Date;
 use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 
 use crate::chain;
 use crate::cli::{Common, ExportFormat, ReadAs, RequestsCommand, print_result};
-use crate::deadline::DueDates;
+use crate::deadline::{DueDates, Received};
 use crate::drop_answer::download_of;
 use crate::error::{Error, Exit, Result};
 use crate::identifier::{HashFunction, Hashed};
@@ -498,8 +499,9 @@ fn list(
     Ok(Exit::Clean)
 }
 
-/// The dates of a request that a deadline can be measured by; `None` for those that are exempted or withdrawn.
-fn dates(desk: &Desk, request: &Request) -> Option<Dates> {
+/// The dates of a request that a deadline can be measured by; `None` for those that are exempted or withdrawn. One that came back has
+/// a term of its own from that day on.
+fn dates(desk: &Desk, request: &Request) -> Option<(Dates, Option<Date>)> {
     let is_open = match request.state(desk.now) {
         State::Exempted | State::Withdrawn => return None,
         // A DROP work item is done when DROP was told.
@@ -507,30 +509,39 @@ fn dates(desk: &Desk, request: &Request) -> Option<Dates> {
     };
     let told = request.answered.as_ref().filter(|_| download_of(request).is_some()).map(|answered| answered.at);
     let done = told.or_else(|| request.done_at()).unwrap_or(desk.now);
-    Some(Dates {
-        received: request.clock_from(),
-        due: request.due.as_ref().and_then(|due| desk.job.regimes.end_of(due.at)),
+    let (received, due) = match (request.reappeared_at, &request.regime) {
+        (Some(back), regime) if is_open => {
+            let due = regime.as_ref().and_then(|regime| desk.job.regimes.due(regime, Received::At(back)).ok());
+            (back, due.map(|due| due.date))
+        }
+        _ => (request.clock_from(), request.due.as_ref().map(|due| due.at)),
+    };
+    let dates = Dates {
+        received,
+        due: due.and_then(|due| desk.job.regimes.end_of(due)),
         done: (!is_open).then_some(done),
-    })
+        is_return: request.reappearances > 0,
+    };
+    Some((dates, due))
 }
 
 /// How the requests stand against their due dates, and what the next run of the schedule comes too late for.
 struct Deadlines<'a> {
     standing: Standing,
     /// Open requests by due date.
-    due: BTreeMap<jiff::civil::Date, u64>,
+    due: BTreeMap<Date, u64>,
     overdue: Vec<&'a Request>,
     next_run: Option<(Timestamp, Vec<&'a Request>)>,
 }
 
 async fn deadlines(desk: &Desk, due_within: u32) -> Result<Deadlines<'_>> {
     let requests = desk.ledger.requests();
-    let dated: Vec<(&Request, Dates)> =
-        requests.iter().filter_map(|request| Some((request, dates(desk, request)?))).collect();
-    let mut due = BTreeMap::new();
-    for (request, _) in dated.iter().filter(|(_, dates)| dates.is_open()) {
-        if let Some(date) = &request.due {
-            *due.entry(date.at).or_default() += 1;
+    let all = requests.iter().filter_map(|request| Some((request, dates(desk, request)?)));
+    let (mut dated, mut due): (Vec<(&Request, Dates)>, BTreeMap<Date, u64>) = Default::default();
+    for (request, (dates, due_on)) in all {
+        dated.push((request, dates));
+        if let Some(date) = due_on.filter(|_| dates.is_open()) {
+            *due.entry(date).or_default() += 1;
         }
     }
     let next_run = match desk.job.runs_every {
@@ -551,7 +562,7 @@ async fn deadlines(desk: &Desk, due_within: u32) -> Result<Deadlines<'_>> {
 impl Deadlines<'_> {
     fn json(&self, desk: &Desk, due_within: u32) -> Vec<(&'static str, Value)> {
         let ids = |requests: &[&Request]| requests.iter().map(|request| json!(&*request.id)).collect::<Vec<Value>>();
-        let in_days = |date: jiff::civil::Date| {
+        let in_days = |date: Date| {
             let end = desk.job.regimes.end_of(date);
             end.map(|end| (end.duration_since(desk.now).as_secs_f64() / 86_400.0).floor() as i64)
         };
@@ -595,7 +606,8 @@ impl Deadlines<'_> {
         ];
         let told = |request: &&Request| {
             let due = request.due.as_ref()?;
-            Some(format!("{:>10}  {}: due on {}, {}", "", request.id, due.at, due.how))
+            let back = request.reappeared_at.map(|at| format!(", back since {at}")).unwrap_or_default();
+            Some(format!("{:>10}  {}: due on {}, {}{back}", "", request.id, due.at, due.how))
         };
         lines.extend(self.overdue.iter().filter_map(told).take(OVERDUE_SHOWN));
         if let Some(days) = oldest_open_days {

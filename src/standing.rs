@@ -11,6 +11,8 @@ pub struct Dates {
     pub due: Option<Timestamp>,
     /// When nothing was left to do; `None`: it is open.
     pub done: Option<Timestamp>,
+    /// It was done once and came back: its dates are those of the return, and say nothing of how long requests take.
+    pub is_return: bool,
 }
 
 /// Where all requests stand at one time. Times in days, with fractions.
@@ -71,15 +73,16 @@ pub fn standing(requests: &[Dates], now: Timestamp, soon_days: u32) -> Standing 
     let count = |is: &dyn Fn(&Dates) -> bool| requests.iter().filter(|dates| is(dates)).count() as u64;
     let is_soon = |dates: &Dates| dates.due.is_some_and(|due| now <= due && due.duration_since(now) <= soon);
     let open = || requests.iter().filter(|dates| dates.is_open());
-    let taken: Vec<f64> =
-        requests.iter().filter_map(|dates| Some(days(dates.received, dates.done?).max(0.0))).collect();
+    let first_times = || requests.iter().filter(|dates| !dates.is_return);
+    let is_late = |dates: &&Dates| matches!((dates.due, dates.done), (Some(due), Some(done)) if done > due);
+    let taken: Vec<f64> = first_times().filter_map(|dates| Some(days(dates.received, dates.done?).max(0.0))).collect();
     Standing {
         open: count(&Dates::is_open),
         done: count(&|dates| !dates.is_open()),
         overdue: count(&|dates| dates.is_overdue(now)),
         due_soon: count(&|dates| dates.is_open() && is_soon(dates)),
         without_due_date: count(&|dates| dates.is_open() && dates.due.is_none()),
-        done_late: count(&|dates| matches!((dates.due, dates.done), (Some(due), Some(done)) if done > due)),
+        done_late: first_times().filter(is_late).count() as u64,
         oldest_open_days: open().map(|dates| days(dates.received, now).max(0.0)).reduce(f64::max),
         days_to_done: days_to_done(taken),
     }
@@ -109,7 +112,7 @@ mod tests {
     }
 
     fn dates(received: &str, due: Option<&str>, done: Option<&str>) -> Dates {
-        Dates { received: at(received), due: due.map(at), done: done.map(at) }
+        Dates { received: at(received), due: due.map(at), done: done.map(at), is_return: false }
     }
 
     #[test]
@@ -122,13 +125,16 @@ mod tests {
             dates("01-01T00:00:00", Some("02-15T23:59:59"), Some("01-03T12:00:00")),
             dates("01-01T00:00:00", Some("02-15T23:59:59"), Some("02-16T00:00:00")),
         ];
+        // One that came back tells nothing of how long requests take.
+        let back = Dates { is_return: true, ..dates("01-01T00:00:00", Some("02-15T23:59:59"), Some("03-01T00:00:00")) };
+        let requests = [&requests[..], &[back]].concat();
         let now = at("03-10T00:00:00");
         let standing = standing(&requests, now, 7);
         assert_eq!(
             standing,
             Standing {
                 open: 4,
-                done: 2,
+                done: 3,
                 overdue: 1,
                 due_soon: 1,
                 without_due_date: 1,

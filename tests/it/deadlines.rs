@@ -105,3 +105,26 @@ fn an_unknown_regime_records_nothing() {
     let status = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
     assert_eq!(status["requests"], 0);
 }
+
+#[test]
+fn a_request_that_came_back_has_a_term_of_its_own() {
+    let lake = lake();
+    let job =
+        lake.text("job.toml").replace("[[dataset]]", "[[list]]\nname = \"ledger\"\nuri = \"ledger\"\n\n[[dataset]]");
+    lake.write("job.toml", job);
+    lake.run(&["requests", "import", "job.toml", "--now", "2026-03-25T00:00:00Z"]).exits(0);
+    lake.run(&["scrub", "job.toml", "--now", "2026-04-01T00:00:00Z"]).exits(0);
+    let status = |now: &str| {
+        let args = ["requests", "status", "job.toml", "--json", "--fail-on-overdue", "--now", now];
+        lake.run(&args)
+    };
+    let done = status("2026-06-01T00:00:00Z").exits(0).json();
+    assert_eq!((&done["open"], &done["done"], &done["done_late"]), (&json!(0), &json!(2), &json!(0)), "{done:#}");
+    assert_eq!(done["days_to_done"], json!({ "p50": 11.58, "p95": 31.0, "max": 31.0 }));
+    lake.write("lake/back.csv", "id,email\n9,anna@example.com\n");
+    lake.run(&["verify", "job.toml", "--now", "2026-06-02T00:00:00Z"]).exits(4);
+    let back = status("2026-06-03T00:00:00Z").exits(0).json();
+    assert_eq!((&back["open"], &back["overdue"]), (&json!(1), &json!(0)), "{back:#}");
+    assert_eq!(back["due"][0]["due_at"], "2026-07-17", "{back:#}");
+    status("2026-07-18T00:00:00Z").exits(9);
+}
