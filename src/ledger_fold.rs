@@ -392,17 +392,17 @@ impl Requests {
             Fact::Removed { dataset, run_id, .. } => {
                 let known = request.datasets.iter().find(|(name, _)| name == dataset).map(|(_, facts)| facts);
                 let by = known.and_then(|facts| facts.removed_by.as_ref());
-                !by.is_some_and(|(known, _)| known == run_id)
+                by.is_none_or(|(known, _)| known != run_id)
             }
             Fact::VerifiedClean { run_id, .. } => {
-                !request.verified.as_ref().is_some_and(|verified| verified.run_id == *run_id)
+                request.verified.as_ref().is_none_or(|verified| verified.run_id != *run_id)
             }
             Fact::Exempted { ground, until } => {
                 !request.exempted.as_ref().is_some_and(|known| known.ground == *ground && known.until == *until)
             }
             Fact::Withdrawn { .. } => request.withdrawn_at.is_none(),
             Fact::Answered { status, .. } => {
-                !request.answered.as_ref().is_some_and(|answered| answered.status == *status)
+                request.answered.as_ref().is_none_or(|answered| answered.status != *status)
             }
             Fact::Reappeared { .. } => true,
         }
@@ -598,7 +598,8 @@ mod tests {
     #[test]
     fn what_is_known_is_no_news() {
         let id = derived_id(&[1; 32]);
-        let cases: [(&[(Text, Fact)], u64, usize); 7] = [
+        type Case<'a> = (&'a [(Text, Fact)], u64, usize);
+        let cases: [Case<'_>; 7] = [
             (&[received("r", 1, None), received("r", 1, None)], 1, 1),
             (&[received("r", 1, None), received("r", 2, None)], 2, 1),
             (&[received("r", 1, None), received("q", 1, None)], 2, 2),

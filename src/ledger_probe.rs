@@ -100,7 +100,11 @@ fn seal(key: &TagKey, bytes: &[u8]) -> [u8; 32] {
 
 /// Writes the file anew, for the next gate. What goes wrong is told and costs no more than a slow start.
 pub async fn refresh(store: &dyn Store, ledger: &Ledger, state: &Location, key: &TagKey, now: Timestamp) {
-    let bytes = ProbeTable::of(ledger, now).encode(key);
+    write(store, &ProbeTable::of(ledger, now), state, key).await;
+}
+
+async fn write(store: &dyn Store, probe: &ProbeTable, state: &Location, key: &TagKey) {
+    let bytes = probe.encode(key);
     if let Err(error) = store.put(&place(state), bytes, Precondition::None).await {
         tracing::warn!(%error, "the gate's probe file not written; its next start folds the ledger");
     }
@@ -136,8 +140,9 @@ pub async fn load(store: Arc<dyn Store>, state: &Location, key: &TagKey, now: Ti
         return Ok(None);
     }
     ledger.check_key(now)?;
-    refresh(store.as_ref(), &ledger, state, key, now).await;
-    Ok(Some(ProbeTable::of(&ledger, now)))
+    let probe = ProbeTable::of(&ledger, now);
+    write(store.as_ref(), &probe, state, key).await;
+    Ok(Some(probe))
 }
 
 /// The last segment, when none behind `head` changes who is asked for: runs write down what they do, too.

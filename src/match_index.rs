@@ -578,7 +578,8 @@ pub struct Probe {
     plain: Option<u16>,
     number: Option<u16>,
     hashes: Vec<(HashFunction, u16)>,
-    tags: Option<ProbeTags>,
+    /// Boxed: most jobs have none.
+    tags: Option<Box<ProbeTags>>,
 }
 
 /// What a value is asked of the ledger with. A plain value takes three SHA-256 compressions, a digest two; values repeat in most
@@ -594,18 +595,18 @@ struct ProbeTags {
 
 impl ProbeTags {
     /// `None`: the ledger can say nothing about the part.
-    fn new(tags: &Tags, part: &MatchPart) -> Option<ProbeTags> {
+    fn new(tags: &Tags, part: &MatchPart) -> Option<Box<ProbeTags>> {
         let is_comparable = part.hashed.is_none_or(|hashed| hashed.function() == HashFunction::Sha256);
         if part.list_column.is_some() || !is_comparable {
             return None;
         }
         let numbers = tags.numbers.filter(|_| part.kind == Kind::Text && part.hashed.is_none());
-        Some(ProbeTags {
+        Some(Box::new(ProbeTags {
             table: tags.table.clone(),
             answered: Arc::new(Answered::new(ANSWERS)),
             own: tags.key.tags_of(part.kind.name()),
             numbers: numbers.map(|label| tags.key.tags_of(label)),
-        })
+        }))
     }
 
     #[inline]
@@ -710,7 +711,7 @@ impl Probe {
             }
         };
         if listed
-            || self.tags.as_ref().is_some_and(in_ledger)
+            || self.tags.as_deref().is_some_and(in_ledger)
             || (!scratch.canonical.is_empty() && read != Canonical::Empty && self.hash_listed(scratch))
         {
             Check::Match

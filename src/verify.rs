@@ -369,9 +369,7 @@ async fn attribute_object(
     let columns: Vec<ColumnPath> = asked.rules.columns.iter().chain(consumer_key).cloned().collect();
     let scanned = scan(store, object, &object_shape(dataset, object)?, &columns, gates, &look).await?;
     let lacks_consumer_key = consumer_key.is_some() && scanned.missing.contains(&asked.rules.columns.len());
-    let mut held = sightings.lock().unwrap_or_else(|broken| broken.into_inner());
-    let (rows, mut found) = std::mem::take(&mut *held);
-    drop(held);
+    let (rows, mut found) = std::mem::take(&mut *sightings.lock().unwrap_or_else(|broken| broken.into_inner()));
     // An identifier in the name is that of every row.
     for named in names(dataset, object, asked).await?.named {
         if let Some(tag) = asked.suppressed.tag_of(named.kind, &named.digest) {
