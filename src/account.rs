@@ -52,6 +52,8 @@ pub struct Account<'a> {
     pub canaries: Option<canary::Counts>,
     /// `None` for a job without the ledger.
     pub ledger: Option<LedgerRecord>,
+    /// DROP work items that were left alone, for nobody can tell how many consumers they mean.
+    pub undecided: u64,
 }
 
 /// A swap of a killed attempt that did happen.
@@ -112,6 +114,7 @@ impl Account<'_> {
             exits.append(&mut versions.exits);
             rows.extend(versions.rows.into_values());
         }
+        exits.extend((self.undecided > 0).then_some(Exit::Incomplete));
         let verdict = verdict(&exits);
         let exit = Exit::gravest(exits);
         let observations = self.observations(facts, &rows, (exit, verdict));
@@ -250,6 +253,17 @@ impl Account<'_> {
         let verified = self.verified.datasets.iter().filter_map(|dataset| dataset.unlisted.as_ref());
         let unlisted: BTreeSet<&str> = purged.chain(verified).map(|error| error.message.as_str()).collect();
         limits.extend(unlisted.iter().map(|message| format!("Not looked at: {message}.")));
+        if let Some(opted_out) = self.ledger.as_ref().map(|ledger| ledger.opted_out).filter(|count| *count > 0) {
+            limits.push(format!(
+                "{opted_out} DROP work items lead to several consumers each: their rows were kept, for these are to be opted out instead."
+            ));
+        }
+        if self.undecided > 0 {
+            limits.push(format!(
+                "{} DROP work items were left alone: an object that could not be read, or lacks its consumer key, hides how many consumers they mean.",
+                self.undecided
+            ));
+        }
         for (spec, verified) in self.job.datasets.iter().zip(&self.verified.datasets) {
             if spec.search == Search::Off {
                 let name = &spec.name;
@@ -385,7 +399,7 @@ pub fn unlisted_kinds(job: &Job, spec: &DatasetSpec) -> Vec<String> {
     }
     let listed =
         |kind: &Kind| job.lists.iter().flat_map(|list| &list.columns).any(|column| column.kind.same_family(kind));
-    let parts = spec.rules.iter().flat_map(MatchRule::parts).filter(|part| !listed(&part.kind));
+    let parts = spec.rules.iter().flat_map(MatchRule::compared).filter(|part| !listed(&part.kind));
     parts
         .map(|part| {
             format!(

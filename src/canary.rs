@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::find::{self, Find};
 use crate::format::csv::quoted;
 use crate::format::{CsvDialect, Format};
-use crate::identifier::{ColumnPath, Hashed, Kind};
+use crate::identifier::{ColumnPath, Hashed, Kind, join_part};
 use crate::job::{DatasetSpec, Job, ListColumn, ListFormat, ListSpec, MatchPart, MatchRule, Scope};
 use crate::journal::{Journal, Lock};
 use crate::match_index::Builder;
@@ -199,7 +199,25 @@ impl Invented {
             // A VIN has no letter I, O or Q.
             Kind::Vin => format!("ioq{}", &hex[..14]),
             Kind::Zip => format!("z{}", &hex[..4]),
+            Kind::Name => format!("lakescrubcanary{}", &hex[..16]),
+            // Before there was a person to be born.
+            Kind::Date { .. } => {
+                format!("{:04}{:02}{:02}", number % 1000, 1 + number / 1000 % 12, 1 + number / 12_000 % 28)
+            }
+            Kind::Ctvid => format!("canary{}", &hex[..16]),
+            Kind::Ndz | Kind::NameVin => {
+                let mut joined = Vec::new();
+                for part in 0..kind.parts().len() {
+                    join_part(self.part(kind, place, part).as_bytes(), &mut joined);
+                }
+                String::from_utf8(joined).expect("Base64 is ASCII")
+            }
         }
+    }
+
+    /// A part of what is made of several columns.
+    fn part(&self, kind: &Kind, (list, row, column): (usize, u64, usize), part: usize) -> String {
+        self.value(&kind.parts()[part], (list, row, (column + 1) * 1000 + part))
     }
 
     /// A list as CSV.
@@ -209,7 +227,7 @@ impl Invented {
         let row = |row: u64| {
             let cells = list.columns.iter().enumerate();
             let value = |(at, column): (usize, &ListColumn)| {
-                spelled(column.hashed, &self.value(&column.kind, (number, row, at)))
+                spelled(column.hashed, &column.kind, &self.value(&column.kind, (number, row, at)))
             };
             line(cells.map(value).map(|cell| quoted(&cell, b',', b'"')).collect())
         };
@@ -222,13 +240,31 @@ impl Invented {
             part.kind.same_family(&column.kind) && part.list_column.as_ref().is_none_or(|name| *name == column.column)
         };
         let at = list.columns.iter().position(feeds)?;
-        Some(spelled(part.hashed, &self.value(&list.columns[at].kind, (number, row, at))))
+        Some(spelled(part.hashed, &part.kind, &self.value(&list.columns[at].kind, (number, row, at))))
+    }
+
+    /// What the columns of a rule read in the data of the person in a list's row; `None` if that list does not feed it.
+    fn cells(&self, rule: &MatchRule, number: usize, list: &ListSpec, row: u64) -> Option<Vec<String>> {
+        match rule {
+            MatchRule::Single(part) => Some(vec![self.cell(part, number, list, row)?]),
+            MatchRule::All(parts) => parts.iter().map(|part| self.cell(part, number, list, row)).collect(),
+            MatchRule::Joined { parts, whole } => {
+                let feeds = |column: &ListColumn| {
+                    whole.kind.same_family(&column.kind)
+                        && whole.list_column.as_ref().is_none_or(|name| *name == column.column)
+                };
+                let at = list.columns.iter().position(feeds)?;
+                let cell =
+                    |(i, part): (usize, &MatchPart)| part.kind.written(&self.part(&whole.kind, (number, row, at), i));
+                Some(parts.iter().enumerate().map(cell).collect())
+            }
+        }
     }
 }
 
-/// A canonical form as it stands where hashes are kept.
-fn spelled(hashed: Option<Hashed>, canonical: &str) -> String {
-    let Some(hashed) = hashed else { return canonical.to_owned() };
+/// A canonical form as it stands in a column, plain or where hashes are kept.
+fn spelled(hashed: Option<Hashed>, kind: &Kind, canonical: &str) -> String {
+    let Some(hashed) = hashed else { return kind.written(canonical) };
     let mut digest = Vec::new();
     hashed.function().digest(canonical.as_bytes(), &mut digest);
     match hashed {
@@ -261,7 +297,7 @@ impl Table {
         for (number, list) in lists.iter().enumerate() {
             for rule in &spec.rules {
                 for row in 0..count {
-                    table.planted += u64::from(table.add(rule, &|part| invented.cell(part, number, list, row)));
+                    table.planted += u64::from(table.add(rule, invented.cells(rule, number, list, row)));
                 }
             }
         }
@@ -270,12 +306,12 @@ impl Table {
     }
 
     /// Whether the list feeds every part of the rule: then there is a row that it matches.
-    fn add(&mut self, rule: &MatchRule, cell: &dyn Fn(&MatchPart) -> Option<String>) -> bool {
+    fn add(&mut self, rule: &MatchRule, cells: Option<Vec<String>>) -> bool {
+        let Some(cells) = cells else { return false };
         let mut row = vec![None; self.columns.len()];
-        for part in rule.parts() {
+        for (part, cell) in rule.parts().iter().zip(cells) {
             let at = self.columns.iter().position(|column| *column == part.column);
-            let (Some(at), Some(cell)) = (at, cell(part)) else { return false };
-            row[at] = Some(cell);
+            row[at.expect("every rule's columns are the table's")] = Some(cell);
         }
         self.rows.push(row);
         true

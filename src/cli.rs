@@ -61,6 +61,9 @@ pub enum Command {
     /// The request ledger: the durable record of every request and what became of it
     #[command(subcommand)]
     Requests(RequestsCommand),
+    /// California's Delete Request and Opt-out Platform: reads its downloads, writes the uploads; makes no network call
+    #[command(subcommand)]
+    Drop(DropCommand),
     /// Prints a completion script
     Completions { shell: Shell },
 }
@@ -78,9 +81,24 @@ impl Command {
             Command::Manifest(ManifestCommand::Diff { .. }) => "manifest diff",
             Command::Gate { .. } => "gate",
             Command::Requests(requests) => requests.name(),
+            Command::Drop(DropCommand::Import { .. }) => "drop import",
+            Command::Drop(DropCommand::Answer { .. }) => "drop answer",
             Command::Completions { .. } => "completions",
         }
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DropCommand {
+    /// Records the work items of a download, <YYYYMMDD>_<DataBrokerId>_DROP.zip, in the request ledger
+    Import { job: PathBuf, zip: PathBuf },
+    /// Writes a status for every work item that has none yet, or another one by now, as the files to upload
+    Answer {
+        job: PathBuf,
+        /// The folder for the files; made if it is not there
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -162,8 +180,16 @@ pub enum RequestsCommand {
         #[arg(long, visible_alias = "id")]
         request_id: Option<String>,
     },
-    /// Counts the requests by state, source and kind
-    Status { job: PathBuf },
+    /// Counts the requests by state, source and kind, and tells how they stand against their due dates
+    Status {
+        job: PathBuf,
+        /// Exits 9 when a request is past its due date
+        #[arg(long, env = "LAKESCRUB_FAIL_ON_OVERDUE", value_parser = FalseyValueParser::new())]
+        fail_on_overdue: bool,
+        /// Requests that are due within so many days are counted as due soon
+        #[arg(long, value_name = "DAYS", default_value_t = 7, env = "LAKESCRUB_DUE_WITHIN")]
+        due_within: u32,
+    },
     /// Writes the requests, or with --events every event, as CSV, NDJSON or Parquet
     Export {
         job: PathBuf,

@@ -275,6 +275,7 @@ impl OwnedValue {
             }
             Value::Float(n) => OwnedValue { bytes: Vec::new(), kind: OwnedKind::Number(Value::Float(n)) },
             Value::Float32(n) => OwnedValue { bytes: Vec::new(), kind: OwnedKind::Number(Value::Float32(n)) },
+            Value::Date(date) => OwnedValue { bytes: Vec::new(), kind: OwnedKind::Number(Value::Date(date)) },
             Value::Other => OwnedValue { bytes: Vec::new(), kind: OwnedKind::Number(Value::Other) },
         }
     }
@@ -286,6 +287,20 @@ impl OwnedValue {
             OwnedKind::Number(value) => value,
         }
     }
+}
+
+const MILLIS_A_DAY: i64 = 86_400_000;
+
+/// A day counted from 1970-01-01.
+fn date(days: i64) -> Value<'static> {
+    let epoch = jiff::civil::date(1970, 1, 1);
+    let date = jiff::Span::new().try_days(days).ok().and_then(|span| epoch.checked_add(span).ok());
+    date.map_or(Value::Other, Value::Date)
+}
+
+/// The day of a moment. In a zone a moment is a certain day only at its midnight: elsewhere it may be another.
+fn day(moment: i64, a_day: i64, in_zone: bool) -> Value<'static> {
+    if in_zone && moment.rem_euclid(a_day) != 0 { Value::Other } else { date(moment.div_euclid(a_day)) }
 }
 
 /// Calls `each` with every value at which `valid` holds.
@@ -351,7 +366,26 @@ fn each(array: &ArrayRef, valid: impl Fn(usize) -> bool, mut each: impl FnMut(us
             let values = array.as_primitive::<Float64Type>().values();
             all!(i => Value::Float(values[i]))
         }
-        // Booleans, dates, times, intervals and what else there is hold no identifier.
+        DataType::Date32 => {
+            let values = array.as_primitive::<Date32Type>().values();
+            all!(i => date(i64::from(values[i])))
+        }
+        DataType::Date64 => {
+            let values = array.as_primitive::<Date64Type>().values();
+            all!(i => day(values[i], MILLIS_A_DAY, false))
+        }
+        DataType::Timestamp(unit, zone) => {
+            let a_day = match unit {
+                TimeUnit::Second => 86_400,
+                TimeUnit::Millisecond => MILLIS_A_DAY,
+                TimeUnit::Microsecond => 1000 * MILLIS_A_DAY,
+                TimeUnit::Nanosecond => 1_000_000 * MILLIS_A_DAY,
+            };
+            let values = array.to_data();
+            let values = &values.buffer::<i64>(0)[..array.len()];
+            all!(i => day(values[i], a_day, zone.is_some()))
+        }
+        // Booleans, times, intervals and what else there is hold no identifier.
         _ => all!(i => Value::Other),
     }
 }

@@ -277,7 +277,15 @@ fn shown(key: &TagKey, matcher: &Matcher, spec: &DatasetSpec, location: &Locatio
     let is_listed = |text: &str| matcher.columns.iter().any(|column| matcher.matches(column, Cell::Text(text)));
     let is_distinctive = spec.rules.iter().flat_map(MatchRule::parts).any(|part| match part.kind {
         Kind::Email | Kind::Phone | Kind::PhoneE164 { .. } | Kind::Maid | Kind::Uuid | Kind::Vin => true,
-        Kind::Ip | Kind::Integer | Kind::Text | Kind::Zip => false,
+        Kind::Ip
+        | Kind::Integer
+        | Kind::Text
+        | Kind::Zip
+        | Kind::Name
+        | Kind::Date { .. }
+        | Kind::Ctvid
+        | Kind::Ndz
+        | Kind::NameVin => false,
     });
     let name = location.to_string();
     let hidden = |segment: &str| {

@@ -1,7 +1,7 @@
 //! Identifiers: kinds, canonical forms, hashed forms and the names of columns that hold them.
 //!
-//! Canonical forms follow California's DROP documentation v1.2.0 where it defines one (e-mail, phone, MAID, VIN, ZIP); the
-//! others are ours and stated at each kind. The rules are versioned by [`NORMALISER_VERSION`] and proven by known-answer
+//! Canonical forms follow California's DROP documentation v1.2.0 where it defines one (e-mail, phone, MAID, VIN, ZIP, name, date of
+//! birth, CTVID, and what it makes of several of them); the others are ours and stated at each kind. The rules are versioned by [`NORMALISER_VERSION`] and proven by known-answer
 //! vectors before every job. `verify` must not use this module's rules: it has its own.
 
 use std::fmt;
@@ -9,9 +9,12 @@ use std::net::IpAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use jiff::civil::Date;
 use md5::Md5;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
+
+use crate::name_letters::plain_letters;
 
 /// The version of the canonical forms below; it changes whenever one of them does.
 pub const NORMALISER_VERSION: &str = "2 (DROP 1.2.0)";
@@ -39,7 +42,22 @@ pub enum Kind {
     Vin,
     /// DROP ZIP: without `+4`, alphanumerics only, lower case, without leading zeros, the first five.
     Zip,
+    /// DROP Names: plain letters and digits, see [`crate::name_letters`].
+    Name,
+    /// DROP DOB: `YYYYMMDD`. Text is read by `format`, without one as `YYYYMMDD` or `YYYY-MM-DD`; date columns need none.
+    Date { format: Option<DateFormat> },
+    /// DROP CTVID: alphanumerics only, lower case; must be 8 to 32 of them.
+    Ctvid,
+    /// DROP NDZ: the Base64 SHA-256 of first name, last name, date of birth and ZIP, one after the other.
+    Ndz,
+    /// DROP NameVIN: the same of first name, last name and VIN.
+    NameVin,
 }
+
+/// How a column writes dates: literals, and `%Y`, `%m`, `%d`, `%b`, `%B`, each of year, month and day once; `%H`, `%M`, `%S` are
+/// passed over.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DateFormat(String);
 
 /// A hash function of a canonical form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,6 +89,7 @@ pub enum Value<'a> {
     },
     Float(f64),
     Float32(f32),
+    Date(Date),
     /// A type that holds no identifier of any kind (boolean, date, ...).
     Other,
 }
@@ -101,6 +120,11 @@ impl Kind {
             Kind::Text => "text",
             Kind::Vin => "vin",
             Kind::Zip => "zip",
+            Kind::Name => "name",
+            Kind::Date { .. } => "date",
+            Kind::Ctvid => "ctvid",
+            Kind::Ndz => "ndz",
+            Kind::NameVin => "namevin",
         }
     }
 
@@ -117,13 +141,65 @@ impl Kind {
             "text" => Kind::Text,
             "vin" => Kind::Vin,
             "zip" => Kind::Zip,
+            "name" => Kind::Name,
+            "date" => Kind::Date { format: None },
+            "ctvid" => Kind::Ctvid,
+            "ndz" => Kind::Ndz,
+            "namevin" => Kind::NameVin,
             _ => return None,
         })
     }
 
     /// All kinds, for messages.
-    pub const NAMES: [&'static str; 10] =
-        ["email", "phone", "phone-e164", "maid", "uuid", "ip", "integer", "text", "vin", "zip"];
+    pub const NAMES: [&'static str; 15] = [
+        "email",
+        "phone",
+        "phone-e164",
+        "maid",
+        "uuid",
+        "ip",
+        "integer",
+        "text",
+        "vin",
+        "zip",
+        "name",
+        "date",
+        "ctvid",
+        "ndz",
+        "namevin",
+    ];
+
+    /// The kinds whose canonical forms, in this order, make up an identifier of this kind; empty for a kind of one value.
+    pub fn parts(&self) -> &'static [Kind] {
+        const NDZ: [Kind; 4] = [Kind::Name, Kind::Name, Kind::Date { format: None }, Kind::Zip];
+        const NAME_VIN: [Kind; 3] = [Kind::Name, Kind::Name, Kind::Vin];
+        match self {
+            Kind::Ndz => &NDZ,
+            Kind::NameVin => &NAME_VIN,
+            Kind::Email
+            | Kind::Phone
+            | Kind::PhoneE164 { .. }
+            | Kind::Maid
+            | Kind::Uuid
+            | Kind::Ip
+            | Kind::Integer
+            | Kind::Text
+            | Kind::Vin
+            | Kind::Zip
+            | Kind::Name
+            | Kind::Date { .. }
+            | Kind::Ctvid => &[],
+        }
+    }
+
+    /// A canonical form as a plain column of this kind may write it.
+    pub fn written(&self, canonical: &str) -> String {
+        match self {
+            Kind::Date { format: Some(format) } => compact_date(canonical)
+                .map_or_else(|| canonical.to_owned(), |date| date.strftime(&format.0).to_string()),
+            _ => canonical.to_owned(),
+        }
+    }
 
     /// Whether an identifier of `self` in a list can be found in a column of `other`: the region only says how to read.
     pub fn same_family(&self, other: &Kind) -> bool {
@@ -142,6 +218,10 @@ impl Kind {
                     None => Canonical::NotComparable,
                 }
             }
+            Value::Date(date) => match self {
+                Kind::Date { .. } => compact(date, out),
+                _ => Canonical::NotComparable,
+            },
             Value::Other => Canonical::NotComparable,
         }
     }
@@ -163,9 +243,18 @@ impl Kind {
             Kind::Email => is_canonical_email(bytes),
             Kind::Phone => (1..=10).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_digit),
             Kind::Maid => bytes.len() == 32 && bytes.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')),
-            Kind::Text | Kind::PhoneE164 { .. } | Kind::Uuid | Kind::Ip | Kind::Integer | Kind::Vin | Kind::Zip => {
-                false
-            }
+            Kind::Text
+            | Kind::PhoneE164 { .. }
+            | Kind::Uuid
+            | Kind::Ip
+            | Kind::Integer
+            | Kind::Vin
+            | Kind::Zip
+            | Kind::Name
+            | Kind::Date { .. }
+            | Kind::Ctvid
+            | Kind::Ndz
+            | Kind::NameVin => false,
         }
     }
 
@@ -193,6 +282,22 @@ impl Kind {
                 out.len() == 17
             }
             Kind::Zip => zip(text, out),
+            Kind::Name => {
+                plain_letters(text, out);
+                !out.is_empty()
+            }
+            Kind::Date { format } => match read_date(text.trim(), format.as_ref()) {
+                Some(date) => return compact(date, out),
+                None => false,
+            },
+            Kind::Ctvid => {
+                keep_lowercase(text, out, |c| c.is_ascii_alphanumeric());
+                (8..=32).contains(&out.len())
+            }
+            Kind::Ndz | Kind::NameVin => {
+                out.extend_from_slice(text.trim().as_bytes());
+                is_joined(out, self.parts().len())
+            }
             Kind::Text => unreachable!("answered above"),
         };
         if readable { Canonical::Text } else { Canonical::NotComparable }
@@ -236,6 +341,7 @@ impl Kind {
             Kind::Zip if !number.contains('.') && !number.starts_with('-') && number.len() <= 5 => {
                 self.canonicalise_text(number, out)
             }
+            Kind::Date { format: None } => self.canonicalise_text(number, out),
             Kind::Email
             | Kind::Phone
             | Kind::PhoneE164 { .. }
@@ -244,9 +350,132 @@ impl Kind {
             | Kind::Ip
             | Kind::Integer
             | Kind::Vin
-            | Kind::Zip => Canonical::NotComparable,
+            | Kind::Zip
+            | Kind::Name
+            | Kind::Date { .. }
+            | Kind::Ctvid
+            | Kind::Ndz
+            | Kind::NameVin => Canonical::NotComparable,
         }
     }
+}
+
+impl DateFormat {
+    /// `None`: not a format that tells year, month and day once each. A year of two digits does not tell the century.
+    pub fn parse(text: &str) -> Option<DateFormat> {
+        let format = text.replace("%F", "%Y-%m-%d").replace("%-", "%");
+        let mut seen = [0; 3];
+        let mut letters = format.chars();
+        while let Some(letter) = letters.next() {
+            if letter == '%' {
+                match letters.next()? {
+                    'Y' => seen[0] += 1,
+                    'm' | 'b' | 'B' => seen[1] += 1,
+                    'd' => seen[2] += 1,
+                    'H' | 'M' | 'S' => {}
+                    _ => return None,
+                }
+            }
+        }
+        (seen == [1, 1, 1]).then_some(DateFormat(format))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Digits of day, month and time may lack their leading zero where no other digits follow.
+    fn read(&self, text: &str) -> Option<Date> {
+        let (mut year, mut month, mut day) = (0, 0, 0);
+        let (mut format, mut text) = (self.0.as_str(), text);
+        while let Some(letter) = format.chars().next() {
+            format = &format[letter.len_utf8()..];
+            if letter != '%' {
+                text = text.strip_prefix(letter)?;
+                continue;
+            }
+            let what = format.chars().next()?;
+            format = &format[1..];
+            let least = if format.starts_with('%') { 2 } else { 1 };
+            match what {
+                'Y' => year = number(&mut text, 4, 4)?,
+                'm' => month = number(&mut text, least, 2)?,
+                'd' => day = number(&mut text, least, 2)?,
+                'b' | 'B' => month = month_named(&mut text, what == 'B')?,
+                _ => drop(number(&mut text, least, 2)?),
+            }
+        }
+        let small = |number: i16| i8::try_from(number).ok();
+        text.is_empty().then(|| Date::new(year, small(month)?, small(day)?).ok()).flatten()
+    }
+}
+
+fn number(text: &mut &str, least: usize, most: usize) -> Option<i16> {
+    let digits = text.bytes().take(most).take_while(u8::is_ascii_digit).count();
+    let (number, rest) = text.split_at(digits);
+    *text = rest;
+    (digits >= least).then(|| number.parse().ok()).flatten()
+}
+
+fn month_named(text: &mut &str, whole: bool) -> Option<i16> {
+    const MONTHS: [&str; 12] = [
+        "january",
+        "february",
+        "march",
+        "april",
+        "may",
+        "june",
+        "july",
+        "august",
+        "september",
+        "october",
+        "november",
+        "december",
+    ];
+    let name = |month: &'static str| if whole { month } else { &month[..3] };
+    let is =
+        |month: &&'static str| text.get(..name(month).len()).is_some_and(|head| head.eq_ignore_ascii_case(name(month)));
+    let at = MONTHS.iter().position(is)?;
+    *text = &text[name(MONTHS[at]).len()..];
+    i16::try_from(at + 1).ok()
+}
+
+fn compact_date(text: &str) -> Option<Date> {
+    DateFormat("%Y%m%d".to_owned()).read(text)
+}
+
+fn read_date(text: &str, format: Option<&DateFormat>) -> Option<Date> {
+    match format {
+        Some(format) => format.read(text),
+        None if text.len() == 8 => compact_date(text),
+        None if text.len() == 10 => DateFormat("%Y-%m-%d".to_owned()).read(text),
+        None => None,
+    }
+}
+
+/// DROP's dates have four digits of the year.
+fn compact(date: Date, out: &mut Vec<u8>) -> Canonical {
+    if date.year() < 0 {
+        return Canonical::NotComparable;
+    }
+    out.extend_from_slice(format!("{:04}{:02}{:02}", date.year(), date.month(), date.day()).as_bytes());
+    Canonical::Text
+}
+
+/// A Base64 SHA-256 has 43 letters and a `=`.
+const HASHED_PART_BYTES: usize = 44;
+
+/// Appends a part of a joined identifier: the Base64 SHA-256 of its canonical form (regulation.md 1.3, NDZ).
+pub fn join_part(canonical: &[u8], out: &mut Vec<u8>) {
+    let mut hashed = [0; HASHED_PART_BYTES];
+    let length = BASE64.encode_slice(Sha256::digest(canonical), &mut hashed);
+    debug_assert_eq!(length, Ok(HASHED_PART_BYTES));
+    out.extend_from_slice(&hashed);
+}
+
+fn is_joined(text: &[u8], parts: usize) -> bool {
+    let is_part = |part: &[u8]| BASE64.decode(part).is_ok_and(|digest| digest.len() == 32);
+    text.len() == parts * HASHED_PART_BYTES && text.chunks(HASHED_PART_BYTES).all(is_part)
 }
 
 /// The canonical number an entry of kind `text` stands for next to its bytes, if it is one: an optional minus, digits without needless
@@ -283,7 +512,7 @@ fn number_text(value: Value<'_>) -> Option<String> {
         // Display of a finite float is its shortest exact decimal, never an exponent.
         Value::Float(float) => float.is_finite().then(|| plain_decimal(&float.to_string())).flatten(),
         Value::Float32(float) => float.is_finite().then(|| plain_decimal(&float.to_string())).flatten(),
-        Value::Text(_) | Value::Bytes(_) | Value::Other => None,
+        Value::Text(_) | Value::Bytes(_) | Value::Date(_) | Value::Other => None,
     }
 }
 
@@ -501,9 +730,12 @@ impl Hashed {
                 Ok(text) => text,
                 Err(_) => return Canonical::NotComparable,
             },
-            Value::Integer(_) | Value::Decimal { .. } | Value::Float(_) | Value::Float32(_) | Value::Other => {
-                return Canonical::NotComparable;
-            }
+            Value::Integer(_)
+            | Value::Decimal { .. }
+            | Value::Float(_)
+            | Value::Float32(_)
+            | Value::Date(_)
+            | Value::Other => return Canonical::NotComparable,
         };
         let text = text.trim();
         if text.is_empty() {
@@ -565,7 +797,7 @@ impl fmt::Display for ColumnPath {
 }
 
 /// Known answers of DROP (regulation.md 1.4): kind, raw value, canonical form, SHA-256 in Base64 of the canonical form.
-const VECTORS: [(&str, &str, &str, &str); 9] = [
+const VECTORS: [(&str, &str, &str, &str); 14] = [
     ("zip", "91790-3771", "91790", "2FPZucR4x7U8KlM+SFAX4LPGhwNz/PIZUCSUdDh0o/s="),
     ("zip", "M1B 1A1", "m1b1a", "n8L9q8mVeT6Xt9/EeUNiTukGDrkbPJ3DvOEx14uElxk="),
     ("zip", "00712345", "71234", "aeNUYKh7Xw5sqpxSbSP9eOHsj6iXewbUyavv89DIuhQ="),
@@ -580,6 +812,17 @@ const VECTORS: [(&str, &str, &str, &str); 9] = [
         "250KY6lOgzYUB3EHrkbDCE2kMEZQE69SF38muhoDudI=",
     ),
     ("text", "juanpablo", "juanpablo", "91hIbrbzNeqHs3o81O5yNrXUj7wDd2shvZ6THKi9qz8="),
+    ("name", "Juan Pablo", "juanpablo", "91hIbrbzNeqHs3o81O5yNrXUj7wDd2shvZ6THKi9qz8="),
+    ("name", "Mart\u{ed}nez", "martinez", "2wRPGbwBNxhShjRczx8GfS2c4cjvs4NJskeWloUNtp8="),
+    ("date", "1776-07-04", "17760704", "skXYXxBER6HQTZ3rXSZH1wVGLQ054mS5rbR/bwvzy4I="),
+    ("date", "17760704", "17760704", "skXYXxBER6HQTZ3rXSZH1wVGLQ054mS5rbR/bwvzy4I="),
+    ("ctvid", "SmartTV_9F8E7D6C", "smarttv9f8e7d6c", "d9fxuTIrKksBXYDlaWsvQbcyUUfCbUx7v78gd+KP+tc="),
+];
+
+/// Known answers of DROP for what is made of several columns: kind, raw values, SHA-256 in Base64 of the joined form.
+const JOINED_VECTORS: [(Kind, &[&str], &str); 2] = [
+    (Kind::Ndz, &["Danielle", "Johnson", "1985-07-04", "91790"], "PQOfn1RffEKmqMmNAzDKKaoZCwxWbQZkQzPWmQo9REA="),
+    (Kind::NameVin, &["Eve", "Genesis", "1HGCM82633A004352"], "rtnDuXIe63jXYQQXW5r07GJ7lSsrib8+46QuKFwkOmk="),
 ];
 
 /// Runs the known-answer vectors, plain and through every spelling of a hash. The error names the kind that failed.
@@ -602,6 +845,17 @@ pub fn self_test() -> Result<(), String> {
             if hashed.read(Value::Text(&spelled), &mut read) != Canonical::Text || read != digest {
                 return Err(format!("a hashed {name} does not read back as {}", hashed.name()));
             }
+        }
+    }
+    for (kind, raw, base64) in JOINED_VECTORS {
+        let mut joined = Vec::new();
+        for (part, raw) in kind.parts().iter().zip(raw) {
+            part.canonicalise(Value::Text(raw), &mut canonical);
+            join_part(&canonical, &mut joined);
+        }
+        HashFunction::Sha256.digest(&joined, &mut digest);
+        if BASE64.encode(&digest) != base64 || !is_joined(&joined, kind.parts().len()) {
+            return Err(format!("the SHA-256 of {} is not the known answer", kind.name()));
         }
     }
     // RFC 1321 A.5 and RFC 3174 7.3, of "abc".
@@ -659,6 +913,11 @@ mod tests {
             ("integer", "1.0.0", None),
             ("text", " As Is ", Some(" As Is ")),
             ("zip", "02139-1234", Some("2139")),
+            ("name", "D'Angelo", Some("dangelo")),
+            ("name", "...", None),
+            ("ctvid", "ABC-1234", None),
+            ("ctvid", "ABC-12345", Some("abc12345")),
+            ("ndz", "91hIbrbzNeqHs3o81O5yNrXUj7wDd2shvZ6THKi9qz8=", None),
         ] {
             check(kind, None, Value::Text(raw), wanted);
         }
@@ -738,6 +997,43 @@ mod tests {
         check("maid", None, Value::Bytes(&bytes), Some("550e8400e29b41d4a716446655440000"));
         check("email", None, Value::Bytes(b"A@b.c"), Some("a@b.c"));
         check("email", None, Value::Bytes(b"\xff@b.c"), None);
+    }
+
+    #[test]
+    fn dates_are_read_by_their_declared_format_alone() {
+        for (format, raw, wanted) in [
+            (None, " 1985-07-04 ", Some("19850704")),
+            (None, "19850704", Some("19850704")),
+            (None, "07/04/1985", None),
+            (None, "1985-02-30", None),
+            (None, "1985-7-4", None),
+            (Some("%m/%d/%Y"), "7/4/1985", Some("19850704")),
+            (Some("%m/%d/%Y"), "07/04/1985", Some("19850704")),
+            (Some("%m/%d/%Y"), "19850704", None),
+            (Some("%m/%d/%Y"), "07/04/1985 ", Some("19850704")),
+            (Some("%m/%d/%Y"), "13/04/1985", None),
+            (Some("%m%d%Y"), "07041985", Some("19850704")),
+            (Some("%m%d%Y"), "1121985", None),
+            (Some("%F"), "1985-07-04", Some("19850704")),
+            (Some("%-d.%-m.%Y"), "4.7.1985", Some("19850704")),
+            (Some("%d-%b-%Y"), "04-JUL-1985", Some("19850704")),
+            (Some("%d %B %Y"), "4 July 1985", Some("19850704")),
+            (Some("%Y-%m-%d %H:%M:%S"), "1985-07-04 00:00:00", Some("19850704")),
+            (Some("%Y-%m-%d"), "1985-07-04T00:00:00", None),
+        ] {
+            let format = format.map(|format| DateFormat::parse(format).unwrap());
+            let mut out = Vec::new();
+            let kind = Kind::Date { format };
+            let read = kind.canonicalise(Value::Text(raw), &mut out) == Canonical::Text;
+            assert_eq!(read.then(|| String::from_utf8(out).unwrap()).as_deref(), wanted, "{kind:?} {raw}");
+        }
+        for broken in ["%d.%m.%y", "%Y-%m", "%Y-%m-%d-%d", "%Q", "%Y-%m-%d%", "DD.MM.YYYY"] {
+            assert_eq!(DateFormat::parse(broken), None, "{broken}");
+        }
+        check("date", None, Value::Date(jiff::civil::date(1985, 7, 4)), Some("19850704"));
+        check("date", None, Value::Integer(19850704), Some("19850704"));
+        check("date", None, Value::Integer(1985), None);
+        check("text", None, Value::Date(jiff::civil::date(1985, 7, 4)), None);
     }
 
     #[test]

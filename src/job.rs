@@ -5,13 +5,17 @@
 
 use std::path::{Path, PathBuf};
 
+use jiff::civil::Date;
+use jiff::{SignedDuration, Span, SpanRelativeTo};
 use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
 use crate::action::{Action, Redact, Redaction};
+use crate::deadline::{Holidays, Regime, Regimes, Source, Term, known_zone};
+use crate::drop_files::{ListType, is_broker_id, is_recipient};
 use crate::error::{Error, Result};
 use crate::format::{CsvDialect, Format};
-use crate::identifier::{ColumnPath, HashFunction, Hashed, Kind, known_region};
+use crate::identifier::{ColumnPath, DateFormat, HashFunction, Hashed, Kind, known_region};
 use crate::store::Location;
 use crate::store::s3::S3Settings;
 use crate::toml_reader::{Fault, Faults, Field, Table, set};
@@ -33,6 +37,11 @@ pub struct Job {
     /// The list that is the request ledger under `state`, if one is.
     pub ledger: Option<LedgerList>,
     pub datasets: Vec<DatasetSpec>,
+    /// Until when requests are to be done.
+    pub regimes: Regimes,
+    /// How often the job runs, for forecasts.
+    pub runs_every: Option<SignedDuration>,
+    pub drop: Option<DropSpec>,
 }
 
 /// A `[[list]]` with `uri = "ledger"`.
@@ -43,6 +52,20 @@ pub struct LedgerList {
 
 /// The `uri` of a list that is the request ledger; a file of that name is `./ledger`.
 pub const LEDGER_URI: &str = "ledger";
+
+/// How this broker takes part in California's Delete Request and Opt-out Platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DropSpec {
+    /// Four digits.
+    pub broker_id: String,
+    /// An age public key; downloads are kept encrypted to it.
+    pub archive_recipient: Option<String>,
+    /// Uploads are split above this.
+    pub rows_per_file: u64,
+}
+
+/// DROP names no limit; this keeps a file at 15 MB.
+const DROP_ROWS_PER_FILE: u64 = 1_000_000;
 
 #[derive(Debug, Clone)]
 pub struct State {
@@ -110,6 +133,8 @@ pub struct ListSpec {
     pub format: Option<ListFormat>,
     pub request_id: Option<String>,
     pub received_at: Option<String>,
+    /// The deadline of its requests.
+    pub regime: Option<String>,
     pub columns: Vec<ListColumn>,
     pub csv: CsvDialect,
 }
@@ -148,6 +173,8 @@ pub struct DatasetSpec {
     pub search: Search,
     pub stray: Stray,
     pub versions: VersionPolicy,
+    /// The column that tells one DROP consumer from another.
+    pub consumer_key: Option<ColumnPath>,
 }
 
 /// Whether columns that no rule names are searched for listed identifiers of distinctive kinds.
@@ -202,6 +229,12 @@ pub enum MatchRule {
     Single(MatchPart),
     /// All parts must match the same list row; each part names its list column.
     All(Vec<MatchPart>),
+    /// The parts together make up one identifier (DROP's NDZ and NameVIN).
+    Joined {
+        parts: Vec<MatchPart>,
+        /// What is compared with the lists; its column is the first part's.
+        whole: MatchPart,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,11 +248,40 @@ pub struct MatchPart {
 }
 
 impl MatchRule {
+    /// What is read in the data.
     pub fn parts(&self) -> &[MatchPart] {
         match self {
             MatchRule::Single(part) => std::slice::from_ref(part),
-            MatchRule::All(parts) => parts,
+            MatchRule::All(parts) | MatchRule::Joined { parts, .. } => parts,
         }
+    }
+
+    /// What is compared with the lists.
+    pub fn compared(&self) -> &[MatchPart] {
+        match self {
+            MatchRule::Single(part) => std::slice::from_ref(part),
+            MatchRule::All(parts) => parts,
+            MatchRule::Joined { whole, .. } => std::slice::from_ref(whole),
+        }
+    }
+
+    /// The columns together make up one identifier of `kind`, which has as many parts; `date_format` is of those of kind date.
+    pub fn joined(
+        kind: Kind,
+        columns: Vec<ColumnPath>,
+        date_format: Option<DateFormat>,
+        list_column: Option<String>,
+    ) -> MatchRule {
+        let of = |(kind, column): (&Kind, &ColumnPath)| {
+            let kind = match kind {
+                Kind::Date { .. } => Kind::Date { format: date_format.clone() },
+                kind => kind.clone(),
+            };
+            MatchPart { column: column.clone(), kind, hashed: None, list_column: None }
+        };
+        let parts = kind.parts().iter().zip(&columns).map(of).collect();
+        let column = columns.into_iter().next().expect("an identifier of several columns has a first one");
+        MatchRule::Joined { parts, whole: MatchPart { column, kind, hashed: None, list_column } }
     }
 }
 
@@ -302,6 +364,9 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
     let guard = guard(top.table("guard"));
     let resources = resources(top.table("resources"));
     let canaries = canaries(top.table("canary"));
+    let regimes = regimes(&mut top);
+    let runs_every = runs_every(top.table("schedule"));
+    let drop = top.take("drop").and_then(Field::table).map(drop_spec);
     let (mut ledgers, mut lists) = (Vec::new(), Vec::new());
     for table in top.tables("list") {
         match edge.list(table) {
@@ -325,6 +390,7 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
         check_ledger(&top, &ledgers, datasets);
         check_names(&top, "dataset", datasets.iter().map(|dataset| dataset.name.as_str()));
         check_comparable(&top, lists, datasets);
+        check_regimes(&top, lists, &regimes);
         datasets.iter().for_each(|dataset| check_redaction(&top, dataset));
         check_apart(&top, lists, datasets, state.as_ref());
     }
@@ -340,6 +406,9 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
         lists: lists?,
         ledger: ledgers.pop(),
         datasets: datasets?,
+        regimes,
+        runs_every,
+        drop: flatten(drop)?,
     })
 }
 
@@ -350,12 +419,20 @@ fn check_names<'a>(top: &Table<'_>, key: &str, names: impl Iterator<Item = &'a s
     }
 }
 
+fn check_regimes(top: &Table<'_>, lists: &[ListSpec], regimes: &Regimes) {
+    for list in lists {
+        if let Some(regime) = list.regime.as_ref().filter(|regime| regimes.get(regime).is_none()) {
+            top.fault("list", format!("{}: regime \"{regime}\" is none of {}", list.name, regimes.ids().join(", ")));
+        }
+    }
+}
+
 /// A pair that can never be compared is a fault, never "clean": a list of one hash function against a column of another, and a
 /// composite whose list columns no list has.
 fn check_comparable(top: &Table<'_>, lists: &[ListSpec], datasets: &[DatasetSpec]) {
     for dataset in datasets {
         for rule in &dataset.rules {
-            for part in rule.parts() {
+            for part in rule.compared() {
                 let columns = || lists.iter().flat_map(|list| list.columns.iter().map(move |column| (list, column)));
                 let feeds = |column: &ListColumn| part.list_column.as_ref().is_none_or(|name| *name == column.column);
                 for (list, column) in
@@ -398,7 +475,7 @@ fn check_ledger(top: &Table<'_>, ledgers: &[LedgerList], datasets: &[DatasetSpec
         top.fault("list", "only one can be the ledger: it holds the requests of all sources");
     }
     for dataset in datasets {
-        for part in dataset.rules.iter().flat_map(MatchRule::parts).filter(|part| part.list_column.is_none()) {
+        for part in dataset.rules.iter().flat_map(MatchRule::compared).filter(|part| part.list_column.is_none()) {
             let Some(hashed) = part.hashed.filter(|hashed| hashed.function() != HashFunction::Sha256) else { continue };
             top.fault(
                 "dataset",
@@ -512,6 +589,73 @@ fn resources(mut table: Table<'_>) -> Resources {
     resources
 }
 
+fn regimes(top: &mut Table<'_>) -> Regimes {
+    let mut table = top.table("deadlines");
+    let zone = table.string("time_zone").unwrap_or_else(|| "UTC".to_owned());
+    if !known_zone(&zone) {
+        table.fault("time_zone", format!("\"{zone}\" is no time zone of the IANA database"));
+    }
+    table.finish();
+    let own: Vec<_> = top.tables("deadline").into_iter().filter_map(regime).collect();
+    check_names(top, "deadline", own.iter().map(|regime| regime.id.as_str()));
+    Regimes::new(own, &zone)
+}
+
+fn regime(mut table: Table<'_>) -> Option<Regime> {
+    let id = table.required("name").and_then(Field::string);
+    let mut count = |name| table.integer(name, 0).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    let terms = [
+        count("days").map(Term::CalendarDays),
+        count("business_days").map(Term::BusinessDays),
+        count("months").map(Term::Months),
+    ];
+    let term = match terms.into_iter().flatten().collect::<Vec<_>>().as_slice() {
+        [term] => Some(*term),
+        _ => {
+            table.fault("", "needs one of days, business_days and months");
+            None
+        }
+    };
+    let holidays = [("none", Holidays::None), ("us-federal", Holidays::UsFederal), ("eu", Holidays::Eu)];
+    let holidays = choice(&mut table, "holidays", &holidays);
+    let days_off = table.take("days_off").map(Field::array).unwrap_or_default().into_iter().filter_map(day).collect();
+    let from = table.take("from").and_then(day);
+    let until = table.take("until").and_then(day);
+    let regime = Regime {
+        id: id.unwrap_or_default(),
+        duty: table.string("duty").unwrap_or_default(),
+        term: term.unwrap_or(Term::CalendarDays(0)),
+        extension: None,
+        ends_on_working_day: table.boolean("ends_on_working_day").unwrap_or(false),
+        holidays: holidays?,
+        days_off,
+        from,
+        until,
+        successor: None,
+        citation: table.string("citation").unwrap_or_else(|| "the job file".to_owned()),
+        source: Source::Job,
+    };
+    table.finish();
+    Some(regime)
+}
+
+fn day(field: Field<'_>) -> Option<Date> {
+    field.one_of(&["a date such as \"2026-12-24\""], |text| text.parse().ok())
+}
+
+/// Days are of 24 hours: a schedule has no time zone.
+fn runs_every(mut table: Table<'_>) -> Option<SignedDuration> {
+    let every = table.take("every").and_then(|field| {
+        field.one_of(&["a positive duration such as \"24h\" or \"7 days\""], |text| {
+            let span: Span = text.parse().ok()?;
+            let every = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
+            every.is_positive().then_some(every)
+        })
+    });
+    table.finish();
+    every
+}
+
 /// What a `[[list]]` can be.
 enum AnyList {
     Files(Box<ListSpec>),
@@ -571,6 +715,7 @@ impl Edge {
         });
         let request_id = table.string("request_id");
         let received_at = table.string("received_at");
+        let regime = table.string("regime");
         let csv = csv_dialect(table.table("csv"));
         let columns: Vec<_> = table.tables("column").into_iter().map(list_column).collect();
         if columns.is_empty() {
@@ -584,6 +729,7 @@ impl Edge {
             format: flatten(format)?,
             request_id,
             received_at,
+            regime,
             columns: columns.into_iter().collect::<Option<_>>()?,
             csv,
         })))
@@ -615,10 +761,13 @@ impl Edge {
         let csv = csv_dialect(table.table("csv"));
         let versions = versions(table.table("versions"));
         let rules: Vec<_> = table.tables("match").into_iter().map(match_rule).collect();
-        if rules.is_empty() {
-            table.fault("match", "is missing: a dataset needs at least one [[dataset.match]]");
+        let drop = drop_columns(table.table("drop"));
+        if rules.is_empty() && drop.as_ref().is_some_and(|drop| drop.rules.is_empty()) {
+            table.fault("match", "is missing: a dataset needs at least one [[dataset.match]], or [dataset.drop]");
         }
         table.finish();
+        let DropColumns { rules: drop_rules, consumer_key } = drop?;
+        let rules: Option<Vec<MatchRule>> = rules.into_iter().collect();
         Some(DatasetSpec {
             name: name?,
             uri: uri?,
@@ -627,11 +776,12 @@ impl Edge {
             action: action?,
             missing_column: missing_column?,
             when_empty: when_empty?,
-            rules: rules.into_iter().collect::<Option<_>>()?,
+            rules: rules?.into_iter().chain(drop_rules).collect(),
             csv,
             search: search?,
             stray: stray?,
             versions: versions?,
+            consumer_key,
         })
     }
 
@@ -721,11 +871,22 @@ fn kind(table: &mut Table<'_>) -> Option<Kind> {
     if let Some(region) = region.as_ref().filter(|region| !known_region(region)) {
         table.fault("region", format!("\"{region}\" is no ISO 3166-1 alpha-2 region"));
     }
-    let kind = table.required("kind")?.one_of(&Kind::NAMES, |name| Kind::parse(name, region.as_deref()))?;
+    let date_format = date_format(table);
+    let mut kind = table.required("kind")?.one_of(&Kind::NAMES, |name| Kind::parse(name, region.as_deref()))?;
     if region.is_some() && !matches!(kind, Kind::PhoneE164 { .. }) {
         table.fault("region", "belongs to kind phone-e164 only");
     }
+    match (&mut kind, date_format?) {
+        (Kind::Date { format }, date_format) => *format = date_format,
+        (_, Some(_)) => table.fault("date_format", "belongs to kind date only"),
+        (_, None) => {}
+    }
     Some(kind)
+}
+
+fn date_format(table: &mut Table<'_>) -> Option<Option<DateFormat>> {
+    let allowed = "formats that tell %Y, %m and %d (or %b, %B for the month) once each, such as \"%m/%d/%Y\"";
+    flatten(table.take("date_format").map(|field| field.one_of(&[allowed], DateFormat::parse)))
 }
 
 fn hashed(table: &mut Table<'_>) -> Option<Option<Hashed>> {
@@ -741,6 +902,9 @@ fn list_column(mut table: Table<'_>) -> Option<ListColumn> {
 }
 
 fn match_rule(mut table: Table<'_>) -> Option<MatchRule> {
+    if let Some(columns) = table.take("columns") {
+        return joined_rule(table, columns);
+    }
     let Some(all) = table.take("all") else {
         return match_part(table, false).map(MatchRule::Single);
     };
@@ -750,6 +914,85 @@ fn match_rule(mut table: Table<'_>) -> Option<MatchRule> {
     }
     table.finish();
     Some(MatchRule::All(parts.into_iter().collect::<Option<_>>()?))
+}
+
+fn joined_rule(mut table: Table<'_>, columns: Field<'_>) -> Option<MatchRule> {
+    let kind = table.required("kind").and_then(|field| {
+        field.one_of(&["ndz", "namevin"], |name| Kind::parse(name, None).filter(|kind| !kind.parts().is_empty()))
+    });
+    let date_format = date_format(&mut table);
+    let list_column = flatten(table.take("list_column").map(Field::string));
+    let columns = kind.as_ref().and_then(|kind| joined_columns(&table, "columns", kind, columns));
+    table.finish();
+    Some(MatchRule::joined(kind?, columns?, date_format?, list_column?))
+}
+
+/// The columns that make up an identifier of `kind`, which must be as many as it has parts.
+fn joined_columns(table: &Table<'_>, key: &str, kind: &Kind, columns: Field<'_>) -> Option<Vec<ColumnPath>> {
+    let columns: Vec<ColumnPath> = columns.array().into_iter().map(column_path).collect::<Option<_>>()?;
+    let parts: Vec<&str> = kind.parts().iter().map(Kind::name).collect();
+    if columns.len() != parts.len() {
+        let names = parts.join(", ");
+        table.fault(key, format!("must name {} columns, of {names} in this order, not {}", parts.len(), columns.len()));
+        return None;
+    }
+    Some(columns)
+}
+
+/// What `[dataset.drop]` says: a rule for each column of a list type, or for all columns of a joined one.
+struct DropColumns {
+    rules: Vec<MatchRule>,
+    consumer_key: Option<ColumnPath>,
+}
+
+fn drop_columns(mut table: Table<'_>) -> Option<DropColumns> {
+    let date_format = date_format(&mut table);
+    let consumer_key = flatten(table.take("consumer_key").map(column_path));
+    let mut rules = Some(Vec::new());
+    for list_type in ListType::ALL {
+        let Some(columns) = table.take(list_type.name()) else { continue };
+        let of_type = drop_rules(&table, list_type, date_format.clone().flatten(), columns);
+        rules = rules.zip(of_type).map(|(mut rules, of_type)| {
+            rules.extend(of_type);
+            rules
+        });
+    }
+    table.finish();
+    date_format?;
+    Some(DropColumns { rules: rules?, consumer_key: consumer_key? })
+}
+
+fn drop_rules(
+    table: &Table<'_>,
+    list_type: ListType,
+    date_format: Option<DateFormat>,
+    columns: Field<'_>,
+) -> Option<Vec<MatchRule>> {
+    let kind = list_type.kind();
+    if !kind.parts().is_empty() {
+        let columns = joined_columns(table, list_type.name(), &kind, columns)?;
+        return Some(vec![MatchRule::joined(kind, columns, date_format, None)]);
+    }
+    let columns: Vec<ColumnPath> = columns.array().into_iter().map(column_path).collect::<Option<_>>()?;
+    if columns.is_empty() {
+        table.fault(list_type.name(), "names no column");
+    }
+    let single = |column| MatchRule::Single(MatchPart { column, kind: kind.clone(), hashed: None, list_column: None });
+    Some(columns.into_iter().map(single).collect())
+}
+
+/// `[drop]`: California's Delete Request and Opt-out Platform.
+fn drop_spec(mut table: Table<'_>) -> Option<DropSpec> {
+    let broker_id = table
+        .required("broker_id")?
+        .one_of(&["a broker id of four digits"], |id| is_broker_id(id).then(|| id.to_owned()));
+    let archive_recipient =
+        flatten(table.take("archive_recipient").map(|field| {
+            field.one_of(&["an age public key (age1...)"], |key| is_recipient(key).then(|| key.to_owned()))
+        }));
+    let rows_per_file = table.integer("rows_per_file", 1).unwrap_or(DROP_ROWS_PER_FILE);
+    table.finish();
+    Some(DropSpec { broker_id: broker_id?, archive_recipient: archive_recipient?, rows_per_file })
 }
 
 fn match_part(mut table: Table<'_>, composite: bool) -> Option<MatchPart> {
@@ -974,6 +1217,71 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
             assert!(found.iter().any(|fault| fault.contains(wanted)), "{found:?}");
         }
         assert!(faults(&DEMO.replace("uri = \"state/\"", "uri = \"lake/events/.lakescrub/\"")).is_empty());
+    }
+
+    #[test]
+    fn deadlines_and_schedule_are_read_with_their_faults() {
+        let with = |text: &str| DEMO.replace("[state]", &format!("{text}\n[state]"));
+        let text = "[deadlines]\ntime_zone = \"Europe/Berlin\"\n[[deadline]]\nname = \"house\"\nbusiness_days = 3\nholidays = \"eu\"\ndays_off = [\"2026-12-24\"]\n[schedule]\nevery = \"7 days\"";
+        let job = Job::parse(&with(text), Path::new("/jobs"), &[]).unwrap();
+        assert_eq!(job.runs_every, Some(SignedDuration::from_hours(168)));
+        let due = job.regimes.due("house", crate::deadline::Received::On(jiff::civil::date(2026, 12, 23))).unwrap();
+        assert_eq!(due.date, jiff::civil::date(2026, 12, 30), "{}", due.how);
+        for (broken, wanted) in [
+            ("[deadlines]\ntime_zone = \"Mars/Olympus\"", "3:deadlines.time_zone \"Mars/Olympus\" is no time zone"),
+            ("[[deadline]]\nname = \"a\"", "3:deadline[0] needs one of days, business_days and months"),
+            ("[[deadline]]\nname = \"a\"\ndays = 1\nmonths = 1", "3:deadline[0] needs one of"),
+            (
+                "[[deadline]]\nname = \"a\"\ndays = 1\ndays_off = [\"24.12.2026\"]",
+                "6:deadline[0].days_off[0] \"24.12.2026\" is none of",
+            ),
+            ("[schedule]\nevery = \"soon\"", "4:schedule.every \"soon\" is none of a positive duration"),
+        ] {
+            let found = faults(&with(broken));
+            assert!(found.len() == 1 && found[0].starts_with(wanted), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn drop_columns_are_rules_of_their_own() {
+        let job = DEMO.replace("kind = \"email\"\nhashed", "kind = \"ndz\"\nhashed");
+        let events = job.replace(
+            "[[dataset.match]]\ncolumn = \"user.email\"\nkind = \"email\"\n",
+            "[dataset.drop]\nEmail = [\"user.email\", \"mail\"]\nNDZ = [\"first\", \"last\", \"born\", \"zip\"]\ndate_format = \"%F\"\nconsumer_key = \"user.id\"\n",
+        );
+        let drop = "[drop]\nbroker_id = \"4821\"\n";
+        let job = Job::parse(&events.replace("[state]", &format!("{drop}[state]")), Path::new("/jobs"), &[]).unwrap();
+        let rules = &job.datasets[0].rules;
+        assert_eq!(rules.len(), 4, "{rules:?}");
+        assert_eq!(job.datasets[0].consumer_key, ColumnPath::parse("user.id"));
+        let MatchRule::Joined { parts, whole } = &rules[1] else { panic!("{rules:?}") };
+        assert_eq!((whole.kind.clone(), parts.len()), (Kind::Ndz, 4));
+        assert_eq!(parts[2].kind, Kind::Date { format: DateFormat::parse("%Y-%m-%d") });
+        assert_eq!(job.drop.map(|drop| (drop.broker_id, drop.rows_per_file)), Some(("4821".to_owned(), 1_000_000)));
+        for (from, to, wanted) in [
+            (
+                "\"born\", ",
+                "",
+                "dataset[0].drop.NDZ must name 4 columns, of name, name, date, zip in this order, not 3",
+            ),
+            ("Email =", "email =", "dataset[0].drop.email is not a known key; did you mean \"Email\"?"),
+            ("\"%F\"", "\"DD.MM.YY\"", "dataset[0].drop.date_format \"DD.MM.YY\" is none of formats that tell"),
+            ("[\"user.email\", \"mail\"]", "[]", "dataset[0].drop.Email names no column"),
+        ] {
+            let found = faults(&events.replace("[state]", &format!("{drop}[state]")).replace(from, to));
+            assert!(found.iter().any(|fault| fault.contains(wanted)), "{found:?}");
+        }
+        for (broken, wanted) in [
+            ("[drop]\n", "drop.broker_id is missing"),
+            ("[drop]\nbroker_id = \"48\"\n", "drop.broker_id \"48\" is none of a broker id of four digits"),
+            (
+                "[drop]\nbroker_id = \"4821\"\narchive_recipient = \"age1x\"\n",
+                "drop.archive_recipient \"age1x\" is none of an age",
+            ),
+        ] {
+            let found = faults(&DEMO.replace("[state]", &format!("{broken}[state]")));
+            assert!(found.iter().any(|fault| fault.contains(wanted)), "{found:?}");
+        }
     }
 
     #[test]

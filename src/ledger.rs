@@ -115,6 +115,11 @@ impl Ledger {
         &self.requests
     }
 
+    /// Takes events in without writing them, for as long as this ledger is held: what a dry run would have recorded.
+    pub fn suppose(&mut self, events: &[Event]) {
+        events.iter().for_each(|event| self.requests.take_event(event, true));
+    }
+
     pub fn head(&self) -> Head {
         Head { sequence: self.digests.len() as u64, digest: self.digests.last().copied().unwrap_or_default() }
     }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::chain;
+use crate::drop_answer::is_opted_out;
 use crate::error::{Error, Exit, Result};
 use crate::identifier::Kind;
 use crate::job::{Job, LEDGER_URI};
@@ -196,12 +197,14 @@ impl Book {
             !self.seen[number].iter().any(is_same)
         });
         let asked = objects.clone();
-        let sighted = verify::attribute(looking.lists, looking.job, looking.stores, spec, None, asked).await;
+        let sighted =
+            verify::attribute(looking.lists, looking.job, looking.stores, spec, spec.consumer_key.as_ref(), asked)
+                .await;
         let mut unknown = Vec::new();
         for (object, sighted) in objects.into_iter().zip(sighted) {
             match sighted {
                 Ok(sighted) => {
-                    let (held, version_id) = (self.held(sighted), version_of(&object));
+                    let (held, version_id) = (self.held(sighted.sightings), version_of(&object));
                     self.seen[number].push(Seen { location: object.location, version_id, held });
                 }
                 Err(fault) => unknown.push((object, fault)),
@@ -322,6 +325,7 @@ impl Book {
             segments: head.sequence,
             digest: head.digest_hex(),
             requests: self.ledger.requests().len() as u64,
+            opted_out: self.ledger.requests().iter().filter(|request| is_opted_out(request, self.now)).count() as u64,
             reappeared: self.reappeared.len() as u64,
             reappearances: self.reappearances.iter().take(REAPPEARANCES_TOLD).cloned().collect(),
             since_restore: self.since_restore,

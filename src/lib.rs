@@ -11,10 +11,10 @@
 //! [`run`] alone knows this order: a function for each command. The modules below stand in reading order, in layers:
 //!
 //! ```text
-//! wiring       run  requests  gate  ledger_run  cli  account  canary  show  progress
+//! wiring       run  requests  gate  drop  ledger_run  cli  account  canary  show  progress
 //! stages       find  rewrite  purge  verify  manifest_diff    never use each other
-//! edges        job  request  ledger  store  format  dataset  journal  keys  chain  manifest_check
-//! pure facts   match_index  ledger_event  ledger_fold  plan  manifest  object_table  signature  merkle  tag    no I/O, no clock
+//! edges        job  request  ledger  drop_files  drop_answer  store  format  dataset  journal  keys  chain  manifest_check
+//! pure facts   match_index  ledger_event  ledger_fold  plan  deadline  standing  manifest  object_table  signature  merkle  tag    no I/O, no clock
 //! vocabulary   error  identifier  action  residue  meter
 //! ```
 //!
@@ -78,6 +78,7 @@
 
 // vocabulary
 pub mod error;
+pub mod name_letters;
 pub mod identifier;
 pub mod action;
 pub mod residue;
@@ -87,6 +88,8 @@ pub mod thrift;
 pub mod page_bytes;
 // where
 pub mod toml_reader;
+pub mod deadline;
+pub mod standing;
 pub mod job;
 pub mod store;
 pub mod format;
@@ -101,9 +104,11 @@ pub mod request_text;
 pub mod key_table;
 pub mod tag_table;
 pub mod match_index;
+pub mod drop_files;
 pub mod ledger_event;
 pub mod ledger_fold;
 pub mod ledger;
+pub mod drop_answer;
 pub mod request_import;
 pub mod ledger_probe;
 // what
@@ -118,6 +123,7 @@ pub mod journal;
 pub mod rewrite;
 pub mod purge;
 // proof
+pub mod verify_letters;
 pub mod verify_normalise;
 pub mod verify_tokens;
 pub mod verify_filter;
@@ -146,5 +152,7 @@ pub mod progress;
 pub mod cli;
 pub mod ledger_run;
 pub mod requests;
+pub mod drop;
+pub mod drop_consumers;
 pub mod gate;
 pub mod run;

@@ -84,6 +84,9 @@ pub struct LedgerRecord {
     pub digest: String,
     /// All of them, withdrawn ones included.
     pub requests: u64,
+    /// DROP work items whose identifier leads to several consumers: their rows are kept, and no residue.
+    #[serde(default)]
+    pub opted_out: u64,
     /// Requests that match a row or a name again, having been done with before.
     pub reappeared: u64,
     /// In which objects, at most [`REAPPEARANCES_TOLD`] of them.

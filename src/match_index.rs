@@ -15,7 +15,7 @@ use siphasher::sip::SipHasher13;
 use xxhash_rust::xxh3::{xxh3_64_with_secret, xxh3_128_with_secret};
 
 use crate::column_values::Placed;
-use crate::identifier::{Canonical, ColumnPath, HashFunction, Hashed, Kind, Value, plain_decimal};
+use crate::identifier::{Canonical, ColumnPath, HashFunction, Hashed, Kind, Value, join_part, plain_decimal};
 use crate::job::{DatasetSpec, ListColumn, ListSpec, MatchPart, MatchRule};
 use crate::key_table::{Key, KeyTable};
 use crate::request::Entry;
@@ -189,6 +189,7 @@ impl<'a> Builder<'a> {
                 match parts {
                     MatchRule::Single(part) => want_single(&mut index, lists, part),
                     MatchRule::All(parts) => want_composite(&mut index, lists, parts, dataset, rule),
+                    MatchRule::Joined { whole, .. } => want_single(&mut index, lists, whole),
                 }
             }
         }
@@ -284,7 +285,12 @@ fn number_of(kind: &Kind, canonical: &[u8]) -> Option<String> {
         | Kind::Ip
         | Kind::Integer
         | Kind::Vin
-        | Kind::Zip => None,
+        | Kind::Zip
+        | Kind::Name
+        | Kind::Date { .. }
+        | Kind::Ctvid
+        | Kind::Ndz
+        | Kind::NameVin => None,
     }
 }
 
@@ -462,6 +468,14 @@ impl MatchIndex {
                     columns: parts.iter().map(|part| column(&part.column)).collect(),
                     composite: self.composite(dataset, rule, parts),
                 },
+                MatchRule::Joined { parts, whole } => Rule::All {
+                    columns: parts.iter().map(|part| column(&part.column)).collect(),
+                    composite: Composite {
+                        index: self.clone(),
+                        parts: parts.to_vec(),
+                        ask: Ask::Joined(Box::new(self.probe(whole))),
+                    },
+                },
             })
             .collect();
         Matcher { columns, rules }
@@ -490,7 +504,7 @@ impl MatchIndex {
             .filter(|(name, _)| name.dataset == dataset && name.rule == rule)
             .map(|(name, set)| (name.forms.clone(), *set))
             .collect();
-        Composite { index: self.clone(), parts: parts.to_vec(), shapes }
+        Composite { index: self.clone(), parts: parts.to_vec(), ask: Ask::ListRow(shapes) }
     }
 }
 
@@ -730,12 +744,21 @@ impl Probe {
     }
 }
 
-/// Asks whether the parts of one row stand together in one list row.
+/// Asks whether the parts of one row stand together in one list row, or make up one listed identifier.
 #[derive(Clone)]
 pub struct Composite {
     index: Arc<MatchIndex>,
     parts: Vec<MatchPart>,
-    shapes: Vec<(Vec<Form>, u16)>,
+    ask: Ask,
+}
+
+/// What the parts of a row are compared with.
+#[derive(Clone)]
+enum Ask {
+    /// List rows, by the forms of their cells.
+    ListRow(Vec<(Vec<Form>, u16)>),
+    /// Identifiers that are made of all parts, as a probe of one value knows them.
+    Joined(Box<Probe>),
 }
 
 impl Composite {
@@ -746,14 +769,26 @@ impl Composite {
             let shared = shared_names(&self.parts[a].column, &self.parts[b].column);
             in_same_element(of_a.element, of_b.element, shared)
         };
-        self.shapes.iter().any(|(forms, set)| {
-            let parts = self.parts.iter().zip(forms).zip(values);
-            let choices: Vec<Vec<Choice<'_>>> =
-                parts.map(|((part, form), values)| stored_part(part, *form, values, scratch)).collect();
-            let mut found = false;
-            combinations(&choices, &together, &mut |bytes| found |= self.index.holds(*set, bytes));
-            found
-        })
+        let mut found = false;
+        match &self.ask {
+            Ask::ListRow(shapes) => {
+                for (forms, set) in shapes {
+                    let parts = self.parts.iter().zip(forms).zip(values);
+                    let choices: Vec<Vec<Choice<'_>>> =
+                        parts.map(|((part, form), values)| stored_part(part, *form, values, scratch)).collect();
+                    combinations(&choices, &together, &mut |bytes| found |= self.index.holds(*set, bytes));
+                }
+            }
+            Ask::Joined(probe) => {
+                let parts = self.parts.iter().zip(values);
+                let choices: Vec<Vec<Choice<'_>>> =
+                    parts.map(|(part, values)| joined_part(part, values, scratch)).collect();
+                combinations(&choices, &together, &mut |bytes| {
+                    found |= probe.check_canonical(bytes, scratch) == Check::Match;
+                });
+            }
+        }
+        found
     }
 
     /// Whether part `i` cannot read `value`.
@@ -767,6 +802,19 @@ fn read_part(part: &MatchPart, value: Value<'_>, out: &mut Vec<u8>) -> Canonical
         Some(hashed) => hashed.read(value, out),
         None => part.kind.canonicalise(value, out),
     }
+}
+
+/// What each value adds to an identifier that is made of several columns.
+fn joined_part<'v>(part: &MatchPart, values: &[Placed<'v>], scratch: &mut Scratch) -> Vec<Choice<'v>> {
+    let mut out = Vec::new();
+    for Placed { value, element } in values {
+        if read_part(part, *value, &mut scratch.canonical) == Canonical::Text {
+            let mut bytes = Vec::new();
+            join_part(&scratch.canonical, &mut bytes);
+            out.push(Choice { element, bytes });
+        }
+    }
+    out
 }
 
 fn stored_part<'v>(part: &MatchPart, form: Form, values: &[Placed<'v>], scratch: &mut Scratch) -> Vec<Choice<'v>> {
@@ -919,6 +967,44 @@ mod tests {
             let zip = vec![Placed { value: Value::Text("91790"), element: of_zip }];
             assert_eq!(composite.check(&[name, zip], &mut Scratch::default()), wanted, "{of_name:?} {of_zip:?}");
         }
+    }
+
+    /// DROP's worked example (regulation.md 1.4): danielle/johnson/19850704/91790.
+    const NDZ: &str = "PQOfn1RffEKmqMmNAzDKKaoZCwxWbQZkQzPWmQo9REA=";
+
+    #[test]
+    fn several_columns_make_up_one_listed_identifier() {
+        let rule = "[[dataset.match]]\nkind = \"ndz\"\ncolumns = [\"people.first\", \"people.last\", \"born\", \"zip\"]\ndate_format = \"%m/%d/%Y\"";
+        let job = job(&column("ndz", "hashed = \"sha256-base64\""), rule);
+        let mut digest = Vec::new();
+        assert_eq!(Hashed::Sha256Base64.read(Value::Text(NDZ), &mut digest), Canonical::Text);
+        let (index, _) = index(&job, &[&[Some(&digest)]]);
+        let matcher = index.matcher(0, &job.datasets[0]);
+        let Rule::All { composite, .. } = &matcher.rules[0] else { panic!("several columns") };
+        let text = |text| vec![Placed { value: Value::Text(text), element: &[] }];
+        let born = Value::Date(jiff::civil::date(1985, 7, 4));
+        let (born, other) = (vec![Placed { value: born, element: &[] }], text("07/05/1985"));
+        let in_list = |text, element| Placed { value: Value::Text(text), element };
+        let (one, two) = (&[(1, 0)][..], &[(1, 1)][..]);
+        for (first, last, born, zip, wanted) in [
+            (text("Danielle"), text("JOHNSON"), text("7/4/1985"), text("91790-3771"), true),
+            (text("Danielle"), text("Johnson"), born, text("91790"), true),
+            (text("Danielle"), text("Johnson"), other, text("91790"), false),
+            (text("Johnson"), text("Danielle"), text("07/04/1985"), text("91790"), false),
+            (text("Danielle"), text("Johnson"), text("1985-07-04"), text("91790"), false),
+            (text("Danielle"), text("Johnson"), text("07/04/1985"), vec![], false),
+            (
+                vec![in_list("Eve", one), in_list("Danielle", two)],
+                vec![in_list("Johnson", two)],
+                text("07/04/1985"),
+                text("91790"),
+                true,
+            ),
+            (vec![in_list("Danielle", one)], vec![in_list("Johnson", two)], text("07/04/1985"), text("91790"), false),
+        ] {
+            assert_eq!(composite.check(&[first, last, born, zip], &mut Scratch::default()), wanted);
+        }
+        assert!(composite.is_not_comparable(2, Value::Text("1985-07-04"), &mut Scratch::default()));
     }
 
     #[test]

@@ -166,6 +166,12 @@ fn describe_kind(kind: &Kind) -> String {
         Kind::Text => "text or a number",
         Kind::Vin => "a VIN of 17 letters and digits",
         Kind::Zip => "a ZIP code",
+        Kind::Name => "a name: it has neither letter nor digit",
+        Kind::Date { format: None } => "a date written YYYY-MM-DD or YYYYMMDD",
+        Kind::Date { format: Some(format) } => return format!("is not a date written {}", format.as_str()),
+        Kind::Ctvid => "a connected-TV id of 8 to 32 letters and digits",
+        Kind::Ndz => "a name, date of birth and ZIP as DROP joins them",
+        Kind::NameVin => "a name and VIN as DROP joins them",
     };
     format!("is not {what}")
 }

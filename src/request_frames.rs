@@ -385,6 +385,15 @@ fn each_cell(
             let physical = series.decimal()?.physical();
             physical.iter().for_each(|unscaled| give(unscaled.map(|unscaled| Value::Decimal { unscaled, scale })));
         }
+        DataType::Date => {
+            let days = series.cast(&DataType::Int32)?;
+            let epoch = jiff::civil::date(1970, 1, 1);
+            let date = |days: i32| {
+                let date = jiff::Span::new().try_days(days).ok().and_then(|span| epoch.checked_add(span).ok());
+                date.map_or(Value::Other, Value::Date)
+            };
+            days.i32()?.iter().for_each(|days| give(days.map(date)));
+        }
         integer if integer.is_integer() => {
             let wide = series.cast(&DataType::Int128)?;
             wide.i128()?.iter().for_each(|integer| give(integer.map(Value::Integer)));

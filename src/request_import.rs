@@ -11,6 +11,7 @@ use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use sha2::{Digest, Sha256};
 
+use crate::deadline::DueDates;
 use crate::error::{Error, Result};
 use crate::identifier::{Canonical, HashFunction, Hashed, Kind, Value, plain_decimal};
 use crate::job::{Job, ListColumn, ListFormat, ListSpec, scope_of};
@@ -172,8 +173,13 @@ fn check_functions(list: &ListSpec) -> Result<()> {
     }
 }
 
-/// The events of one list. `regime`: of all its requests.
-pub fn received(list: &TaggedList, regime: Option<&Text>, known: &Requests, now: Timestamp) -> Vec<Event> {
+/// The events of one list. `due`: of all its requests, with the regime they are under.
+pub fn received(
+    list: &TaggedList,
+    mut due: Option<(Text, DueDates<'_>)>,
+    known: &Requests,
+    now: Timestamp,
+) -> Vec<Event> {
     let source: Text = list.report.name.as_str().into();
     let list_digest: Text = list.report.digest.as_str().into();
     let mut events = Vec::with_capacity(list.rows.len());
@@ -186,8 +192,8 @@ pub fn received(list: &TaggedList, regime: Option<&Text>, known: &Requests, now:
                     identifier: identifier.clone(),
                     source: source.clone(),
                     received_at: row.received_at,
-                    regime: regime.cloned(),
-                    due: None,
+                    regime: due.as_ref().map(|(regime, _)| regime.clone()),
+                    due: due.as_mut().and_then(|(_, due)| due.of(row.received_at.unwrap_or(now))),
                     list_digest: Some(list_digest.clone()),
                 },
             });
@@ -308,12 +314,13 @@ async fn spec_of(job: &Job, stores: &Stores, wanted: &str, columns: &Columns) ->
         format: None,
         request_id: None,
         received_at: None,
+        regime: None,
         columns: Vec::new(),
         csv: Default::default(),
     };
     if let Some(list) = job.lists.iter().find(own) {
-        let ListSpec { format, request_id, received_at, columns, csv, name, .. } = list.clone();
-        spec = ListSpec { format, request_id, received_at, columns, csv, name, ..spec };
+        let ListSpec { format, request_id, received_at, regime, columns, csv, name, .. } = list.clone();
+        spec = ListSpec { format, request_id, received_at, regime, columns, csv, name, ..spec };
     }
     if columns.columns.is_empty() && spec.columns.is_empty() {
         let names = header(stores, &spec).await?;

@@ -12,10 +12,14 @@ use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, Timest
 use arrow::datatypes::DataType;
 use arrow::util::display::array_value_to_string;
 use jiff::Timestamp;
+use jiff::civil::Date;
 use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 
+use crate::chain;
 use crate::cli::{Common, ExportFormat, ReadAs, RequestsCommand, print_result};
+use crate::deadline::{DueDates, Received};
+use crate::drop_answer::download_of;
 use crate::error::{Error, Exit, Result};
 use crate::identifier::{HashFunction, Hashed};
 use crate::job::Job;
@@ -28,7 +32,11 @@ use crate::request_import::{self, Columns, Who, moment, who, whole_microseconds}
 use crate::run::{exit_json, honours_conditions, print_json, print_lines, self_test, uses_s3};
 use crate::show;
 use crate::signature::TagKey;
+use crate::standing::{Dates, Standing, next_run, standing};
 use crate::store::Stores;
+
+/// So many manifests are looked through for that of the last scrub.
+const RUNS_LOOKED_THROUGH: usize = 100;
 
 /// The job's ledger, open, and what belongs to it.
 pub struct Desk {
@@ -71,6 +79,36 @@ impl Desk {
         Ok(appended)
     }
 
+    /// The due dates of requests under a regime. Errors: one that neither the presets nor the job has.
+    fn due_dates(&self, regime: Option<&Text>) -> Result<Option<DueDates<'_>>> {
+        let Some(regime) = regime else { return Ok(None) };
+        DueDates::new(&self.job.regimes, regime).map(Some).map_err(|error| {
+            Error::usage(format!("{error}; nothing was recorded"))
+                .hint(format!("known are {}", self.job.regimes.ids().join(", ")))
+        })
+    }
+
+    /// The predicate of the last scrub's manifest, if there is one.
+    pub async fn last_scrub(&self) -> Result<Option<Value>> {
+        let state = &self.job.state.location;
+        let store = self.stores.of(state);
+        let mut next = chain::latest(&*store, state).await?.map(|last| last.run_id);
+        // Runs of other commands may stand between: a few are looked through.
+        for _ in 0..RUNS_LOOKED_THROUGH {
+            let Some(run_id) = next else { break };
+            let location = chain::run_folder(state, &run_id).join(chain::STATEMENT_FILE);
+            let Some((_, bytes)) = chain::get_if_there(&*store, &location).await? else { break };
+            let mut statement: Value = serde_json::from_slice(&bytes)
+                .map_err(|_| Error::new(Exit::Untrusted, format!("{location} is no manifest")))?;
+            let predicate = statement["predicate"].take();
+            if predicate["run"]["command"] == "scrub" {
+                return Ok(Some(predicate));
+            }
+            next = predicate["previous"]["run_id"].as_str().map(str::to_owned);
+        }
+        Ok(None)
+    }
+
     fn event(&self, request_id: &Text, fact: Fact) -> Event {
         Event { recorded_at: self.now, request_id: request_id.clone(), fact }
     }
@@ -106,7 +144,7 @@ impl Desk {
         Ok(ids)
     }
 
-    fn ledger_json(&self) -> Value {
+    pub fn ledger_json(&self) -> Value {
         let (head, requests) = (self.ledger.head(), self.ledger.requests());
         json!({
             "segments": head.sequence,
@@ -178,7 +216,9 @@ pub async fn run(common: &Common, command: &RequestsCommand) -> Result<Exit> {
             let desk = Desk::open(common, job).await?;
             list(common, &desk, state.as_deref(), source.as_deref(), request_id.as_deref())
         }
-        RequestsCommand::Status { job } => status(common, &Desk::open(common, job).await?),
+        RequestsCommand::Status { job, fail_on_overdue, due_within } => {
+            status(common, &Desk::open(common, job).await?, *fail_on_overdue, *due_within).await
+        }
         RequestsCommand::Export { job, out, events, format } => {
             let desk = Desk::open(common, job).await?;
             export(common, &desk, out.as_deref(), *events, *format).await
@@ -195,11 +235,15 @@ async fn import(
     old_key: Option<&TagKey>,
 ) -> Result<Exit> {
     let regime: Option<Text> = regime.map(Text::from);
+    desk.due_dates(regime.as_ref())?;
     let now = desk.now;
     let lists = request_import::read(&desk.job, &desk.stores, wanted, columns, (&desk.key, old_key), &|| now).await?;
     let (mut told, mut total) = (Vec::new(), Appended::default());
     for list in &lists {
-        let events = request_import::received(list, regime.as_ref(), desk.ledger.requests(), now);
+        let own = desk.job.lists.iter().find(|spec| spec.name == list.report.name);
+        let regime = regime.clone().or_else(|| own?.regime.as_deref().map(Text::from));
+        let due = regime.clone().zip(desk.due_dates(regime.as_ref())?);
+        let events = request_import::received(list, due, desk.ledger.requests(), now);
         let rows = list.rows.len();
         let appended = desk.record(events).await?;
         (total.events, total.known) = (total.events + appended.events, total.known + appended.known);
@@ -283,12 +327,14 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         Some(id) => request_import::safe_id(&desk.key, id.as_bytes(), &[]),
         None => derived_id(&first.tag).into(),
     };
+    let regime = new.regime.map(Text::from);
+    let due = desk.due_dates(regime.as_ref())?.and_then(|mut due| due.of(received_at));
     let fact = |identifier: &Tagged| Fact::Received {
         identifier: identifier.clone(),
         source: new.source.into(),
         received_at: Some(received_at),
-        regime: new.regime.map(Text::from),
-        due: None,
+        regime: regime.clone(),
+        due: due.clone(),
         list_digest: None,
     };
     let events = identifiers.iter().map(|identifier| desk.event(&id, fact(identifier))).collect();
@@ -453,8 +499,141 @@ fn list(
     Ok(Exit::Clean)
 }
 
-fn status(common: &Common, desk: &Desk) -> Result<Exit> {
+/// The dates of a request that a deadline can be measured by; `None` for those that are exempted or withdrawn. One that came back has
+/// a term of its own from that day on.
+fn dates(desk: &Desk, request: &Request) -> Option<(Dates, Option<Date>)> {
+    let is_open = match request.state(desk.now) {
+        State::Exempted | State::Withdrawn => return None,
+        // A DROP work item is done when DROP was told.
+        state => state.is_open() || (download_of(request).is_some() && request.answered.is_none()),
+    };
+    let told = request.answered.as_ref().filter(|_| download_of(request).is_some()).map(|answered| answered.at);
+    let done = told.or_else(|| request.done_at()).unwrap_or(desk.now);
+    let (received, due) = match (request.reappeared_at, &request.regime) {
+        (Some(back), regime) if is_open => {
+            let due = regime.as_ref().and_then(|regime| desk.job.regimes.due(regime, Received::At(back)).ok());
+            (back, due.map(|due| due.date))
+        }
+        _ => (request.clock_from(), request.due.as_ref().map(|due| due.at)),
+    };
+    let dates = Dates {
+        received,
+        due: due.and_then(|due| desk.job.regimes.end_of(due)),
+        done: (!is_open).then_some(done),
+        is_return: request.reappearances > 0,
+    };
+    Some((dates, due))
+}
+
+/// How the requests stand against their due dates, and what the next run of the schedule comes too late for.
+struct Deadlines<'a> {
+    standing: Standing,
+    /// Open requests by due date.
+    due: BTreeMap<Date, u64>,
+    overdue: Vec<&'a Request>,
+    next_run: Option<(Timestamp, Vec<&'a Request>)>,
+}
+
+async fn deadlines(desk: &Desk, due_within: u32) -> Result<Deadlines<'_>> {
     let requests = desk.ledger.requests();
+    let all = requests.iter().filter_map(|request| Some((request, dates(desk, request)?)));
+    let (mut dated, mut due): (Vec<(&Request, Dates)>, BTreeMap<Date, u64>) = Default::default();
+    for (request, (dates, due_on)) in all {
+        dated.push((request, dates));
+        if let Some(date) = due_on.filter(|_| dates.is_open()) {
+            *due.entry(date).or_default() += 1;
+        }
+    }
+    let next_run = match desk.job.runs_every {
+        None => None,
+        Some(every) => {
+            let last = desk.last_scrub().await?;
+            let started = last.and_then(|last| last["run"]["started_at"].as_str()?.parse().ok());
+            let at = next_run(started, every, desk.now);
+            let missed = dated.iter().filter(|(_, dates)| dates.is_missed_by(at)).map(|(request, _)| *request);
+            Some((at, missed.collect()))
+        }
+    };
+    let overdue = dated.iter().filter(|(_, dates)| dates.is_overdue(desk.now)).map(|(request, _)| *request).collect();
+    let dates: Vec<Dates> = dated.iter().map(|(_, dates)| *dates).collect();
+    Ok(Deadlines { standing: standing(&dates, desk.now, due_within), due, overdue, next_run })
+}
+
+impl Deadlines<'_> {
+    fn json(&self, desk: &Desk, due_within: u32) -> Vec<(&'static str, Value)> {
+        let ids = |requests: &[&Request]| requests.iter().map(|request| json!(&*request.id)).collect::<Vec<Value>>();
+        let in_days = |date: Date| {
+            let end = desk.job.regimes.end_of(date);
+            end.map(|end| (end.duration_since(desk.now).as_secs_f64() / 86_400.0).floor() as i64)
+        };
+        let due = self.due.iter();
+        let due = due.map(|(date, count)| json!({ "due_at": date, "in_days": in_days(*date), "requests": count }));
+        let Standing { open, done, overdue, due_soon, without_due_date, done_late, oldest_open_days, days_to_done } =
+            self.standing;
+        let rounded = |days: f64| (days * 100.0).round() / 100.0;
+        vec![
+            ("open", json!(open)),
+            ("done", json!(done)),
+            ("overdue", json!(overdue)),
+            ("overdue_requests", json!(ids(&self.overdue))),
+            ("due_within", json!({ "days": due_within, "requests": due_soon })),
+            ("due", json!(due.collect::<Vec<Value>>())),
+            ("without_due_date", json!(without_due_date)),
+            ("done_late", json!(done_late)),
+            ("oldest_age_days", json!(oldest_open_days.map(rounded))),
+            (
+                "days_to_done",
+                json!(days_to_done.map(|days| json!({
+                    "p50": rounded(days.p50), "p95": rounded(days.p95), "max": rounded(days.max),
+                }))),
+            ),
+            (
+                "forecast",
+                json!(self.next_run.as_ref().map(|(at, missed)| json!({
+                    "next_run_at": at, "missed": missed.len(), "missed_requests": ids(missed),
+                }))),
+            ),
+        ]
+    }
+
+    fn lines(&self, due_within: u32) -> Vec<String> {
+        let Standing { open, overdue, due_soon, without_due_date, oldest_open_days, days_to_done, .. } = self.standing;
+        let mut lines = vec![
+            format!(
+                "{open:>10}  open, {due_soon} of them due within {due_within} days, {without_due_date} of no regime"
+            ),
+            format!("{overdue:>10}  overdue"),
+        ];
+        let told = |request: &&Request| {
+            let due = request.due.as_ref()?;
+            let back = request.reappeared_at.map(|at| format!(", back since {at}")).unwrap_or_default();
+            Some(format!("{:>10}  {}: due on {}, {}{back}", "", request.id, due.at, due.how))
+        };
+        lines.extend(self.overdue.iter().filter_map(told).take(OVERDUE_SHOWN));
+        if let Some(days) = oldest_open_days {
+            lines.push(format!("{days:>10.1}  days: age of the oldest open request"));
+        }
+        if let Some(days) = days_to_done {
+            lines.push(format!(
+                "{:>10.1}  days to done (p50), {:.1} (p95), {:.1} at most",
+                days.p50, days.p95, days.max
+            ));
+        }
+        if let Some((at, missed)) = &self.next_run {
+            lines.push(format!("{:>10}  will be late at the next run, {at}", missed.len()));
+        }
+        lines
+    }
+}
+
+/// Overdue requests that are named one by one.
+const OVERDUE_SHOWN: usize = 20;
+
+async fn status(common: &Common, desk: &Desk, fail_on_overdue: bool, due_within: u32) -> Result<Exit> {
+    let requests = desk.ledger.requests();
+    let deadlines = deadlines(desk, due_within).await?;
+    let late = fail_on_overdue && deadlines.standing.overdue > 0;
+    let exit = if late { Exit::Overdue } else { Exit::Clean };
     let mut states: BTreeMap<State, u64> = State::ALL.into_iter().map(|state| (state, 0)).collect();
     let mut sources: BTreeMap<&str, BTreeMap<State, u64>> = BTreeMap::new();
     for request in requests.iter() {
@@ -473,9 +652,9 @@ fn status(common: &Common, desk: &Desk) -> Result<Exit> {
     if common.json {
         let by_source: serde_json::Map<String, Value> =
             sources.iter().map(|(source, counts)| ((*source).to_owned(), named(counts))).collect();
-        print_json(&json!({
+        let mut document = json!({
             "command": "requests status",
-            "exit": exit_json(Exit::Clean),
+            "exit": exit_json(exit),
             "requests": requests.len(),
             "states": named(&states),
             "sources": by_source,
@@ -483,8 +662,12 @@ fn status(common: &Common, desk: &Desk) -> Result<Exit> {
             "reappearances": requests.iter().map(|request| u64::from(request.reappearances)).sum::<u64>(),
             "under_another_key": lost,
             "ledger": desk.ledger_json(),
-        }))?;
-        return Ok(Exit::Clean);
+        });
+        for (name, value) in deadlines.json(desk, due_within) {
+            document[name] = value;
+        }
+        print_json(&document)?;
+        return Ok(exit);
     }
     let mut lines: Vec<String> = states
         .iter()
@@ -497,9 +680,10 @@ fn status(common: &Common, desk: &Desk) -> Result<Exit> {
     if lost > 0 {
         lines.push(format!("{lost:>10}  under another tag key: import their lists again"));
     }
+    lines.extend(deadlines.lines(due_within));
     lines.push(totals(desk));
     print_lines(&lines)?;
-    Ok(Exit::Clean)
+    Ok(exit)
 }
 
 async fn export(

@@ -1,6 +1,6 @@
 //! One function per command, and the only place that knows the order of the stages.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -17,6 +17,8 @@ use crate::action::{Action, Redaction};
 use crate::canary;
 use crate::chain;
 use crate::cli::{self, Cli, Command, Common, ManifestCommand, print_result};
+use crate::drop;
+use crate::drop_consumers;
 use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
 use crate::format::{Compression, Format};
@@ -26,6 +28,7 @@ use crate::job::{DatasetSpec, Job, Scope, Search, Stray};
 use crate::journal::{self, AnnouncedPurge, Journal, Lock, Unfinished};
 use crate::keys;
 use crate::ledger::Ledger;
+use crate::ledger_event::Text;
 use crate::ledger_run::{self, Book, Looking};
 use crate::manifest::{Observed, Stage, StageName};
 use crate::manifest_check;
@@ -79,6 +82,7 @@ async fn run_command(cli: &Cli) -> Result<Exit> {
         Command::Manifest(ManifestCommand::Diff { a, b }) => manifest_diff(common, a, b).await,
         Command::Gate { job, uri, dataset } => gate::gate(common, job, uri, dataset.as_deref()).await,
         Command::Requests(command) => requests::run(common, command).await,
+        Command::Drop(command) => drop::run(common, command).await,
         Command::Completions { .. } => unreachable!("answered before the runtime started"),
     }
 }
@@ -110,9 +114,14 @@ struct Session {
     stop: Stop,
     /// As it was loaded, and when; `None` for a job without it.
     ledger: Option<(Ledger, Timestamp)>,
+    /// DROP work items that this run leaves alone, for it cannot tell how many consumers they mean.
+    undecided: u64,
     /// A backup was restored: what was removed since then is expected to be back.
     since_restore: Option<Timestamp>,
 }
+
+/// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself.
+type Loaded = (Arc<MatchIndex>, Vec<(ListReport, Added)>, verify::Lists);
 
 /// Which signal asked the run to stop: 0, or the exit code it means.
 #[derive(Clone, Default)]
@@ -189,27 +198,67 @@ impl Session {
     fn with(common: &Common, job: Job, stores: Stores, clock: Clock, stop: Stop) -> Result<Session> {
         self_test()?;
         let progress = Progress::new(common.shows_progress());
-        Ok(Session { job, stores, common: common.clone(), clock, progress, stop, ledger: None, since_restore: None })
+        Ok(Session {
+            job,
+            stores,
+            common: common.clone(),
+            clock,
+            progress,
+            stop,
+            ledger: None,
+            since_restore: None,
+            undecided: 0,
+        })
     }
 
     fn now(&self) -> Timestamp {
         (self.clock)()
     }
 
-    /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself.
-    async fn load(&mut self) -> Result<(Arc<MatchIndex>, Vec<(ListReport, Added)>, verify::Lists)> {
+    /// What is compared with, for a run that removes or plans to: without the DROP work items whose identifier leads to several
+    /// consumers, which `records` writes into the ledger, or to who knows how many.
+    async fn load_to_remove(&mut self, records: bool) -> Result<Loaded> {
+        let loaded = self.load(&BTreeSet::new()).await?;
+        let has_key = self.job.datasets.iter().any(|spec| spec.consumer_key.is_some());
+        let Some((mut ledger, now)) = self.ledger.take_if(|_| has_key) else { return Ok(loaded) };
+        let requests = ledger.requests();
+        let looking = drop_consumers::withheld(&self.job, &self.stores, &loaded.2, requests, now);
+        let withheld = self.stop.unless(looking).await?;
+        if withheld.is_empty() {
+            self.ledger = Some((ledger, now));
+            return Ok(loaded);
+        }
+        let (several, undecided) = (withheld.several.len(), withheld.undecided.len());
+        tracing::warn!(several, undecided, "work items of several consumers, or of who knows how many, are left alone");
+        if records {
+            ledger.append(withheld.events(now)).await?;
+        }
+        self.undecided = undecided as u64;
+        self.load(&withheld.ids()).await
+    }
+
+    /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself. Requests of the ledger
+    /// that are `withheld`, by id, are as if exempted.
+    async fn load(&mut self, withheld: &BTreeSet<Text>) -> Result<Loaded> {
         let stage = self.progress.begin(StageName::Load);
         let now = self.now();
         let (ledger, tags) = match &self.job.ledger {
             None => (None, None),
             Some(_) => {
                 let key = Arc::new(keys::load_tag_key(&self.job.state.tag_key)?);
-                let ledger = ledger_run::open(&self.job, &self.stores, &key, now).await?;
+                let mut ledger = ledger_run::open(&self.job, &self.stores, &key, now).await?;
+                if let Some(ledger) = &mut ledger {
+                    ledger.suppose(&drop_consumers::as_events(withheld, now));
+                }
                 let tags = ledger.as_ref().map(|ledger| ledger_run::tags(ledger, key, now));
                 (ledger, tags)
             }
         };
-        let end = ledger.as_ref().map(|ledger| verify::LedgerEnd { sequence: ledger.head().sequence, at: now });
+        let end = ledger.as_ref().map(|ledger| verify::LedgerEnd {
+            sequence: ledger.head().sequence,
+            at: now,
+            withheld: withheld.clone(),
+        });
         let builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
         let mut builder = builder.with_tags(tags);
         let mut added: Vec<Added> = vec![Added::default(); self.job.lists.len()];
@@ -440,7 +489,7 @@ pub fn self_test() -> Result<()> {
 
 async fn plan(common: &Common, path: &Path) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
-    let (index, lists, verifier_lists) = session.load().await?;
+    let (index, lists, verifier_lists) = session.load_to_remove(false).await?;
     check_constants(&session.job, &index)?;
     let mut found = session.find(&index, Vec::new()).await?;
     session.inspect(&verifier_lists, &mut found).await?;
@@ -509,7 +558,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         }
         let recovered = recover(session, run, &tag_key).await?;
         let canaries = canaries(session, run, lock).await?;
-        let (index, lists, verifier_lists) = session.load().await?;
+        let (index, lists, verifier_lists) = session.load_to_remove(true).await?;
         check_constants(&session.job, &index)?;
         let mut found = session.find(&index, Vec::new()).await?;
         session.inspect(&verifier_lists, &mut found).await?;
@@ -540,6 +589,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
             shown: &shown,
             canaries,
             ledger: book.as_ref().map(Book::record),
+            undecided: session.undecided,
         };
         let (result, digest) = publish(session, &account, &signing_key, run).await?;
         if let Some(book) = &mut book {
@@ -585,7 +635,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
     let signing_key = session.signing_key()?;
     locked(&mut session, "verify", async |session, run, lock| {
         let canaries = canaries(session, run, lock).await?;
-        let (_, lists, verifier_lists) = session.load().await?;
+        let (_, lists, verifier_lists) = session.load(&BTreeSet::new()).await?;
         let mut book = session.book(run).await?;
         let verified = session.verify(&verifier_lists).await?;
         let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
@@ -610,6 +660,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
             shown: &shown,
             canaries,
             ledger: book.as_ref().map(Book::record),
+            undecided: 0,
         };
         let (result, digest) = publish(session, &account, &signing_key, run).await?;
         if let Some(book) = &mut book {

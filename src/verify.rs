@@ -4,7 +4,7 @@
 //! No line of `find`, `match_index`, `request`, `format`, `rewrite` or of their libraries runs here, and no rule of `identifier`: a fault
 //! there must show here (invariant 3). Nothing is skipped by statistics, bloom filter or page index (invariant 10). Reads only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
@@ -17,6 +17,7 @@ use crate::format::{Compression, CsvDialect, Format};
 use crate::identifier::{ColumnPath, Kind};
 use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, Stray};
 use crate::keys;
+use crate::ledger_event::Text;
 use crate::meter::Meter;
 use crate::residue::{ChunkId, Named, Place, Residues, SeenChunks};
 use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
@@ -130,10 +131,12 @@ pub struct Lists {
 }
 
 /// How much of the request ledger is read: up to which segment, and which exemptions have ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct LedgerEnd {
     pub sequence: u64,
     pub at: Timestamp,
+    /// Requests that are left out, by id.
+    pub withheld: BTreeSet<Text>,
 }
 
 impl Lists {
@@ -178,8 +181,11 @@ pub async fn read_lists_up_to(
         None => None,
         Some(_) => {
             let (state, key) = (&job.state.location, Arc::new(keys::load_tag_key(&job.state.tag_key)?));
-            let (sequence, at) = end.map_or((None, clock()), |end| (Some(end.sequence), end.at));
-            Some(verify_ledger::read(&stores.of(state), state, key, sequence, at).await?)
+            let (sequence, at, withheld) = match end {
+                None => (None, clock(), BTreeSet::new()),
+                Some(end) => (Some(end.sequence), end.at, end.withheld),
+            };
+            Some(verify_ledger::read(&stores.of(state), state, key, sequence, at, &withheld).await?)
         }
     };
     let gates = Gates::new(&job.resources);
@@ -335,6 +341,14 @@ pub struct Sighting {
     pub consumer: Option<u64>,
 }
 
+/// What an object holds of the ledger's requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sighted {
+    pub sightings: Vec<Sighting>,
+    /// The column that was to tell consumers apart is not there.
+    pub lacks_consumer_key: bool,
+}
+
 /// Which requests of the ledger the rows of each object mean, in the order in which the objects are given. `consumer_key` is the
 /// column that tells one person from several behind an identifier. Reads every match column of the objects.
 pub async fn attribute(
@@ -344,7 +358,7 @@ pub async fn attribute(
     dataset: &DatasetSpec,
     consumer_key: Option<&ColumnPath>,
     objects: Vec<Object>,
-) -> Vec<Result<Vec<Sighting>, Fault>> {
+) -> Vec<Result<Sighted, Fault>> {
     let (gates, store) = (Gates::new(&job.resources), stores.of(dataset.scope.root()));
     let rules = Arc::new(lists.suppressed.rules(dataset));
     let asked = Arc::new(Asked { suppressed: lists.suppressed.clone(), rules });
@@ -362,7 +376,7 @@ async fn attribute_object(
     consumer_key: Option<&ColumnPath>,
     gates: &Gates,
     asked: &Arc<Asked>,
-) -> Result<Vec<Sighting>, Fault> {
+) -> Result<Sighted, Fault> {
     let sightings: Arc<Mutex<(u64, Vec<Sighting>)>> = Arc::default();
     let (shared, seen) = (asked.clone(), sightings.clone());
     let work: Work = Arc::new(move |batch| {
@@ -376,7 +390,8 @@ async fn attribute_object(
     });
     let look = Look { rows: Some(work), ..Look::default() };
     let columns: Vec<ColumnPath> = asked.rules.columns.iter().chain(consumer_key).cloned().collect();
-    scan(store, object, &object_shape(dataset, object)?, &columns, gates, &look).await?;
+    let scanned = scan(store, object, &object_shape(dataset, object)?, &columns, gates, &look).await?;
+    let lacks_consumer_key = consumer_key.is_some() && scanned.missing.contains(&asked.rules.columns.len());
     let (rows, mut found) = std::mem::take(&mut *sightings.lock().unwrap_or_else(|broken| broken.into_inner()));
     // An identifier in the name is that of every row.
     for named in names(dataset, object, asked).await?.named {
@@ -384,7 +399,7 @@ async fn attribute_object(
             found.extend((0..rows).map(|row| Sighting { row, tag, consumer: None }));
         }
     }
-    Ok(found)
+    Ok(Sighted { sightings: found, lacks_consumer_key })
 }
 
 /// The footers of other objects, gathered in one file by some writers.

@@ -12,6 +12,7 @@ use polars::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Exit, Result};
+use crate::ledger_event::Text;
 use crate::signature::{KindTags, TagKey};
 use crate::store::{self, Location, Store, StoreError};
 use crate::verify_list::Spread;
@@ -96,17 +97,19 @@ impl Asked {
 /// How often a listing is made again because a file of it was gathered into another before it was read.
 const LISTINGS_MAX: usize = 5;
 
-/// Reads the ledger below `state` up to segment `last` and gives the tags that stand at `now`.
+/// Reads the ledger below `state` up to segment `last` and gives the tags that stand at `now`, but for those of requests
+/// that are `withheld`.
 pub async fn read(
     store: &Arc<dyn Store>,
     state: &Location,
     key: Arc<TagKey>,
     last: Option<u64>,
     now: Timestamp,
+    withheld: &BTreeSet<Text>,
 ) -> Result<Tagged> {
     let mut listings = 1;
     loop {
-        match read_listed(store, state, key.clone(), last, now).await {
+        match read_listed(store, state, key.clone(), last, now, withheld).await {
             Err(Unread::Gone) if listings < LISTINGS_MAX => listings += 1,
             Err(Unread::Gone) => {
                 return Err(Error::new(Exit::Conflict, "the ledger changed again and again while it was read")
@@ -138,6 +141,7 @@ async fn read_listed(
     key: Arc<TagKey>,
     last: Option<u64>,
     now: Timestamp,
+    withheld: &BTreeSet<Text>,
 ) -> Result<Tagged, Unread> {
     let mut files = Vec::new();
     for object in store::list(store.as_ref(), &state.join("ledger/")).await? {
@@ -164,9 +168,10 @@ async fn read_listed(
         outcome.map_err(|_| Unread::For(unreadable(&location)))?;
     }
     let now = now.as_microsecond();
-    let standing = events.requests.values().filter(|request| request.stands(now));
+    let standing =
+        events.requests.iter().filter(|(id, request)| !withheld.contains(id.as_str()) && request.stands(now));
     let mut tags = HashSet::with_hasher(Spread);
-    standing.for_each(|request| tags.extend(&request.tags));
+    standing.for_each(|(_, request)| tags.extend(&request.tags));
     Ok(Tagged { key, tags, kinds: events.kinds })
 }
 

@@ -19,7 +19,9 @@ use crate::residue::{Place, Residues, STRAY};
 use crate::verify::Sighting;
 use crate::verify_bytes::Listed;
 use crate::verify_ledger::{Tagged, Tagger};
-use crate::verify_normalise::{Fingerprints, Form, canonicals, digest_of, digests, function_of, plain_numbers};
+use crate::verify_normalise::{
+    Fingerprints, Form, canonicals, digest_of, digests, function_of, joined_part, plain_numbers,
+};
 use crate::verify_read::{Batch, Element, Leaf, Tally};
 use crate::verify_tokens::{Around, Look, Token, stands_alone, tokens};
 
@@ -70,7 +72,15 @@ fn looks_of(kind: &Kind) -> &'static [Look] {
         Kind::Phone | Kind::PhoneE164 { .. } => &[Look::Phone],
         Kind::Maid | Kind::Uuid => &[Look::Hex32],
         Kind::Vin => &[Look::Vin],
-        Kind::Ip | Kind::Integer | Kind::Text | Kind::Zip => &[],
+        Kind::Ip
+        | Kind::Integer
+        | Kind::Text
+        | Kind::Zip
+        | Kind::Name
+        | Kind::Date { .. }
+        | Kind::Ctvid
+        | Kind::Ndz
+        | Kind::NameVin => &[],
     }
 }
 
@@ -113,6 +123,55 @@ pub struct Rules {
     probes: Vec<Probe>,
     /// The rules with several parts.
     composites: Vec<Parts>,
+    /// The rules whose columns make up one identifier.
+    joined: Vec<Joined>,
+}
+
+/// A rule whose columns make up one identifier.
+struct Joined {
+    made_up: MadeUp,
+    kind: Kind,
+    selection: usize,
+}
+
+/// Identifiers that several columns of a batch make up.
+pub struct MadeUp {
+    /// Each part's column, and how it is read.
+    columns: Vec<(usize, Kind)>,
+    shared_names: Vec<Vec<usize>>,
+}
+
+impl MadeUp {
+    /// `number` gives a column's place in the batches.
+    pub fn of(parts: &[MatchPart], number: &mut dyn FnMut(&ColumnPath) -> usize) -> MadeUp {
+        let columns = parts.iter().map(|part| (number(&part.column), part.kind.clone())).collect();
+        MadeUp { columns, shared_names: all_shared_names(parts) }
+    }
+
+    /// The joined forms with the row of each, and by part how many values cannot be part of one.
+    pub fn values(&self, batch: &Batch) -> PolarsResult<(Vec<u32>, Series, Vec<u64>)> {
+        // A part's key is the place of its text among the pieces.
+        let (mut pieces, mut parts, mut unread) = (Vec::new(), Vec::new(), Vec::new());
+        for (column, kind) in &self.columns {
+            let (mut held, mut lost) = (Vec::new(), 0);
+            for leaf in &batch.columns[*column] {
+                lost += canonicals(kind, &leaf.values, &mut |index, _, canonical| {
+                    held.push(Held { row: leaf.row(index), element: leaf.element(index), key: pieces.len() as u128 });
+                    pieces.push(joined_part(canonical));
+                })?;
+            }
+            parts.push(held);
+            unread.push(lost);
+        }
+        let together =
+            |a: (usize, &Element), b: (usize, &Element)| in_one_element(self.shared_names[a.0][b.0], a.1, b.1);
+        let (mut rows, mut whole): (Vec<u32>, Vec<String>) = Default::default();
+        each_row(&mut parts, &together, &mut |row, keys| {
+            rows.push(row);
+            whole.push(keys.iter().map(|key| pieces[*key as usize].as_str()).collect());
+        });
+        Ok((rows, StringChunked::from_iter_values("v".into(), whole.iter()).into_series(), unread))
+    }
 }
 
 /// A rule with several parts.
@@ -126,11 +185,20 @@ struct Parts {
 impl Parts {
     /// Whether keys of parts `a` and `b` stand in the same element of every list that both are in.
     fn together(&self, a: (usize, &Element), b: (usize, &Element)) -> bool {
-        let names = self.shared_names[a.0][b.0];
-        let shared =
-            |element: &Element| element.iter().filter(|(depth, _)| *depth <= names).copied().collect::<Vec<_>>();
-        shared(a.1) == shared(b.1)
+        in_one_element(self.shared_names[a.0][b.0], a.1, b.1)
     }
+}
+
+/// Whether two values stand in the same element of every list within the first `names` names of their paths.
+fn in_one_element(names: usize, a: &Element, b: &Element) -> bool {
+    let shared = |element: &Element| element.iter().filter(|(depth, _)| *depth <= names).copied().collect::<Vec<_>>();
+    shared(a) == shared(b)
+}
+
+/// By two parts: how many names their columns' paths begin with alike.
+fn all_shared_names(parts: &[MatchPart]) -> Vec<Vec<usize>> {
+    let of = |a: &MatchPart| parts.iter().map(|b| shared_names(&a.column, &b.column)).collect();
+    parts.iter().map(of).collect()
 }
 
 fn shared_names(a: &ColumnPath, b: &ColumnPath) -> usize {
@@ -211,7 +279,7 @@ impl Suppressed {
             current: HashSet::with_hasher(Spread),
             tagged: None,
         };
-        let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::parts);
+        let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::compared);
         let listed = || job.lists.iter().flat_map(|list| &list.columns);
         // What running text is searched for is all that is listed of a distinctive kind, whatever the rules ask for.
         let distinctive = listed().filter(|column| column.hashed.is_some() || !looks_of(&column.kind).is_empty());
@@ -271,7 +339,7 @@ impl Suppressed {
 
     /// The rules of a dataset of the job that these sets were made for.
     pub fn rules(&self, dataset: &DatasetSpec) -> Rules {
-        let mut rules = Rules { columns: Vec::new(), probes: Vec::new(), composites: Vec::new() };
+        let mut rules = Rules { columns: Vec::new(), probes: Vec::new(), composites: Vec::new(), joined: Vec::new() };
         for rule in &dataset.rules {
             match rule {
                 MatchRule::Single(part) => {
@@ -283,9 +351,12 @@ impl Suppressed {
                     let selections: Vec<usize> = probes.iter().map(|probe| rules.probes[*probe].selection).collect();
                     let composite = self.composites.iter().position(|known| known.selections == selections);
                     let composite = composite.expect("made for every rule of the job");
-                    let of = |a: &MatchPart| parts.iter().map(|b| shared_names(&a.column, &b.column)).collect();
-                    let shared_names = parts.iter().map(of).collect();
-                    rules.composites.push(Parts { probes, composite, shared_names });
+                    rules.composites.push(Parts { probes, composite, shared_names: all_shared_names(parts) });
+                }
+                MatchRule::Joined { parts, whole } => {
+                    let made_up = MadeUp::of(parts, &mut |column| rules.column(column));
+                    let selection = self.selection(whole).expect("made for every rule of the job");
+                    rules.joined.push(Joined { made_up, kind: whole.kind.clone(), selection });
                 }
             }
         }
@@ -325,11 +396,42 @@ impl Suppressed {
                 matched[row as usize] |= rows.contains(&self.fingerprints.row(keys));
             });
         }
+        for rule in &rules.joined {
+            self.joined(rules, rule, batch, &mut matched, &mut not_comparable)?;
+        }
         let rows_matched = matched.iter().filter(|matched| **matched).count() as u64;
         Ok(Tally { rows: batch.rows as u64, rows_matched, not_comparable, ..Tally::default() })
     }
 
-    /// Which rows of the batch hold an identifier of the ledger, rules of their own alone. The batch's last column may be one that
+    /// Marks the rows whose columns make up a listed identifier, and counts the values that cannot be part of one.
+    fn joined(
+        &self,
+        rules: &Rules,
+        rule: &Joined,
+        batch: &Batch,
+        matched: &mut [bool],
+        not_comparable: &mut [u64],
+    ) -> PolarsResult<()> {
+        let (rows, values, unread) = rule.made_up.values(batch)?;
+        for (number, (column, kind)) in rule.made_up.columns.iter().enumerate() {
+            let earlier = rule.made_up.columns[..number].contains(&(*column, kind.clone()));
+            let counted = earlier || rules.counts(*column, kind, rule);
+            not_comparable[*column] += if counted { 0 } else { unread[number] };
+        }
+        let found = self.hits_made_up(rule, &rows, values)?;
+        found.iter().for_each(|held| matched[held.row as usize] = true);
+        Ok(())
+    }
+
+    /// Those of the identifiers made up of several columns that some list holds, by row.
+    fn hits_made_up(&self, rule: &Joined, rows: &[u32], values: Series) -> PolarsResult<Vec<Held>> {
+        let mut found = Vec::new();
+        self.hits(&Probe::of(rule.kind.clone(), None, rule.selection), &Leaf::flat(values), &mut found)?;
+        found.iter_mut().for_each(|held: &mut Held| held.row = rows[held.row as usize]);
+        Ok(found)
+    }
+
+    /// Which rows of the batch hold an identifier of the ledger, in one column or made up of several. The batch's last column may be one that
     /// no rule names: it tells consumers apart.
     pub fn sightings(&self, rules: &Rules, batch: &Batch) -> PolarsResult<Vec<Sighting>> {
         let Some(tagged) = &self.tagged else { return Ok(Vec::new()) };
@@ -338,6 +440,10 @@ impl Suppressed {
             for leaf in &batch.columns[probe.column] {
                 self.hits(probe, leaf, &mut found)?;
             }
+        }
+        for rule in &rules.joined {
+            let (rows, values, _) = rule.made_up.values(batch)?;
+            found.extend(self.hits_made_up(rule, &rows, values)?);
         }
         found.retain(|held: &Held| tagged.holds(held.key));
         let consumers = match batch.columns.get(rules.columns.len()) {
@@ -603,7 +709,25 @@ impl Rules {
             self.composites.iter().any(|rule| number.is_some_and(|number| rule.probes.contains(&number)))
         };
         let mut of_column = self.probes.iter().filter(|probe| probe.column == column);
-        of_column.all(|probe| probe.single && !in_composite(probe))
+        let in_joined =
+            self.joined.iter().flat_map(|rule| &rule.made_up.columns).any(|(of_rule, _)| *of_rule == column);
+        !in_joined && of_column.all(|probe| probe.single && !in_composite(probe))
+    }
+
+    /// Whether what cannot be read as `kind` in a column is counted by a probe, or by a rule before `rule`.
+    fn counts(&self, column: usize, kind: &Kind, rule: &Joined) -> bool {
+        let probed =
+            self.probes.iter().any(|probe| probe.column == column && probe.hashed.is_none() && probe.kind == *kind);
+        let before = self.joined.iter().take_while(|other| !std::ptr::eq(*other, rule));
+        probed || before.flat_map(|other| &other.made_up.columns).any(|(other, of)| *other == column && of == kind)
+    }
+
+    /// The number of a column, which is read from now on.
+    fn column(&mut self, path: &ColumnPath) -> usize {
+        self.columns.iter().position(|column| column == path).unwrap_or_else(|| {
+            self.columns.push(path.clone());
+            self.columns.len() - 1
+        })
     }
 
     /// The kinds that rules of their own on the column compare it as.
@@ -613,10 +737,7 @@ impl Rules {
     }
 
     fn probe(&mut self, part: &MatchPart, lists: &Suppressed) -> usize {
-        let column = self.columns.iter().position(|column| *column == part.column).unwrap_or_else(|| {
-            self.columns.push(part.column.clone());
-            self.columns.len() - 1
-        });
+        let column = self.column(&part.column);
         let selection = lists.selection(part).expect("made for every part of the job");
         let reads_alike =
             |probe: &Probe| probe.column == column && probe.kind == part.kind && probe.hashed == part.hashed;

@@ -14,7 +14,8 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use siphasher::sip128::SipHasher13;
 
-use crate::identifier::{HashFunction, Hashed, Kind};
+use crate::identifier::{DateFormat, HashFunction, Hashed, Kind};
+use crate::verify_letters::{date_form, date_pattern, name_form, plain_date_patterns};
 
 /// How a canonical form compares: kind `text` tells numbers from text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,7 @@ pub fn canonicals(kind: &Kind, values: &Series, take: &mut dyn FnMut(usize, Form
         DataType::Binary => canonical_bytes(kind, values.binary()?, take),
         DataType::Categorical(..) | DataType::Enum(..) => canonicals(kind, &values.cast(&DataType::String)?, take),
         dtype if dtype.is_primitive_numeric() || dtype.is_decimal() => canonical_numbers(kind, values, take),
+        DataType::Date | DataType::Datetime(..) if matches!(kind, Kind::Date { .. }) => canonical_dates(values, take),
         _ => Ok((values.len() - values.null_count()) as u64),
     }
 }
@@ -213,7 +215,8 @@ fn is_canonical(kind: &Kind, text: &str) -> bool {
         }
         Kind::Vin => bytes.len() == 17 && bytes.iter().all(lower),
         Kind::Zip => (1..=5).contains(&bytes.len()) && bytes[0] != b'0' && bytes.iter().all(lower),
-        Kind::PhoneE164 { .. } => false,
+        Kind::Ctvid => (8..=32).contains(&bytes.len()) && bytes.iter().all(lower),
+        Kind::PhoneE164 { .. } | Kind::Name | Kind::Date { .. } | Kind::Ndz | Kind::NameVin => false,
     }
 }
 
@@ -250,7 +253,57 @@ fn rule(kind: &Kind) -> Expr {
             let bare = replaced(base, "[^0-9A-Za-z]+", "").str().to_lowercase();
             only(replaced(bare, "^0+", ""), "^[0-9a-z]{1,5}")
         }
+        Kind::Name => each_distinct(v(), name_form),
+        Kind::Date { format: None } => {
+            let patterns = plain_date_patterns();
+            each_distinct(v(), move |text| patterns.iter().find_map(|pattern| date_form(pattern, text)))
+        }
+        Kind::Date { format: Some(format) } => {
+            let pattern =
+                date_pattern(DateFormat::as_str(format)).expect("every format the job file may name is a pattern");
+            each_distinct(v(), move |text| date_form(&pattern, text))
+        }
+        Kind::Ctvid => only(replaced(v(), "[^0-9A-Za-z]+", "").str().to_lowercase(), "^[0-9a-z]{8,32}$"),
+        // As many Base64 SHA-256 one after the other as there are parts.
+        Kind::Ndz => only(trimmed(), "^(?:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=){4}$"),
+        Kind::NameVin => only(trimmed(), "^(?:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=){3}$"),
     }
+}
+
+/// What one value adds to an identifier that is made of several (regulation.md 1.3, NDZ and NameVIN).
+pub fn joined_part(canonical: &[u8]) -> String {
+    BASE64.encode(digest_of(HashFunction::Sha256, canonical))
+}
+
+/// Days as `YYYYMMDD`. A moment in a time zone is a certain day only at midnight.
+fn canonical_dates(values: &Series, take: &mut dyn FnMut(usize, Form, &[u8])) -> PolarsResult<u64> {
+    let days = match values.dtype() {
+        DataType::Datetime(unit, zone) => {
+            let a_day = 86_400
+                * match unit {
+                    TimeUnit::Milliseconds => 1_000,
+                    TimeUnit::Microseconds => 1_000_000,
+                    TimeUnit::Nanoseconds => 1_000_000_000,
+                };
+            let moments = values.to_physical_repr().into_owned();
+            let whole = |moment: i64| zone.is_none() || moment % a_day == 0;
+            let days = moments.i64()?.iter().map(|moment| {
+                moment.filter(|moment| whole(*moment)).and_then(|moment| i32::try_from(moment.div_euclid(a_day)).ok())
+            });
+            let days: Int32Chunked = days.collect();
+            days.into_series()
+        }
+        _ => values.to_physical_repr().into_owned(),
+    };
+    let dates = days.cast(&DataType::Date)?.date()?.strftime("%Y%m%d")?;
+    let mut not_comparable = 0;
+    for (index, date) in dates.iter().enumerate() {
+        match date.filter(|date| date.len() == 8 && date.bytes().all(|byte| byte.is_ascii_digit())) {
+            Some(date) => take(index, Form::Text, date.as_bytes()),
+            None => not_comparable += u64::from(!values.get(index)?.is_null()),
+        }
+    }
+    Ok(not_comparable)
 }
 
 /// Evaluates an expression over column `v`.
@@ -347,6 +400,7 @@ fn canonical_numbers(kind: &Kind, values: &Series, take: &mut dyn FnMut(usize, F
             Kind::Integer if whole => take(index, Form::Text, number.as_bytes()),
             Kind::Phone | Kind::PhoneE164 { .. } if natural => texts.see(index, number, take)?,
             Kind::Zip if natural && number.len() <= 5 => texts.see(index, number, take)?,
+            Kind::Date { format: None } if natural => texts.see(index, number, take)?,
             Kind::Integer
             | Kind::Phone
             | Kind::PhoneE164 { .. }
@@ -355,7 +409,12 @@ fn canonical_numbers(kind: &Kind, values: &Series, take: &mut dyn FnMut(usize, F
             | Kind::Maid
             | Kind::Uuid
             | Kind::Ip
-            | Kind::Vin => not_comparable += 1,
+            | Kind::Vin
+            | Kind::Name
+            | Kind::Date { .. }
+            | Kind::Ctvid
+            | Kind::Ndz
+            | Kind::NameVin => not_comparable += 1,
         }
     }
     Ok(not_comparable + texts.finish(take)?)
@@ -417,7 +476,7 @@ fn spelled(hashed: Hashed, value: &[u8], raw: bool) -> Spelled {
 }
 
 /// Known answers: DROP's worked examples (regulation.md 1.4; SHA-256 in Base64), and RFC 9562 and RFC 5952 for the kinds DROP has not.
-const VECTORS: [(&str, &str, &str, &str); 12] = [
+const VECTORS: [(&str, &str, &str, &str); 16] = [
     ("zip", "91790-3771", "91790", "2FPZucR4x7U8KlM+SFAX4LPGhwNz/PIZUCSUdDh0o/s="),
     ("zip", "M1B 1A1", "m1b1a", "n8L9q8mVeT6Xt9/EeUNiTukGDrkbPJ3DvOEx14uElxk="),
     ("zip", "00712345", "71234", "aeNUYKh7Xw5sqpxSbSP9eOHsj6iXewbUyavv89DIuhQ="),
@@ -432,6 +491,10 @@ const VECTORS: [(&str, &str, &str, &str); 12] = [
         "250KY6lOgzYUB3EHrkbDCE2kMEZQE69SF38muhoDudI=",
     ),
     ("text", "juanpablo", "juanpablo", "91hIbrbzNeqHs3o81O5yNrXUj7wDd2shvZ6THKi9qz8="),
+    ("name", "Juan Pablo", "juanpablo", "91hIbrbzNeqHs3o81O5yNrXUj7wDd2shvZ6THKi9qz8="),
+    ("name", "Mart\u{ed}nez", "martinez", "2wRPGbwBNxhShjRczx8GfS2c4cjvs4NJskeWloUNtp8="),
+    ("date", "1776-07-04", "17760704", "skXYXxBER6HQTZ3rXSZH1wVGLQ054mS5rbR/bwvzy4I="),
+    ("ctvid", "SmartTV_9F8E7D6C", "smarttv9f8e7d6c", "d9fxuTIrKksBXYDlaWsvQbcyUUfCbUx7v78gd+KP+tc="),
     ("uuid", "{F81D4FAE-7DEC-11D0-A765-00A0C91E6BF6}", "f81d4fae-7dec-11d0-a765-00a0c91e6bf6", ""),
     ("ip", "2001:DB8:0:0:1:0:0:1", "2001:db8::1:0:0:1", ""),
     ("integer", "+0012345", "12345", ""),
@@ -459,6 +522,16 @@ pub fn self_test() -> Result<(), String> {
             }
         }
     }
+    // What DROP makes of several columns, by its own worked examples.
+    for (parts, base64) in [
+        (&["danielle", "johnson", "19850704", "91790"][..], "PQOfn1RffEKmqMmNAzDKKaoZCwxWbQZkQzPWmQo9REA="),
+        (&["eve", "genesis", "1hgcm82633a004352"], "rtnDuXIe63jXYQQXW5r07GJ7lSsrib8+46QuKFwkOmk="),
+    ] {
+        let joined: String = parts.iter().map(|part| joined_part(part.as_bytes())).collect();
+        if BASE64.encode(digest_of(HashFunction::Sha256, joined.as_bytes())) != base64 {
+            return Err(format!("what {} columns make up is not the known answer", parts.len()));
+        }
+    }
     // RFC 1321 A.5 and RFC 3174 7.3, of "abc".
     for (function, wanted) in [
         (HashFunction::Md5, "900150983cd24fb0d6963f7d28e17f72"),
@@ -481,6 +554,9 @@ fn kind_named(name: &str) -> Kind {
         "uuid" => Kind::Uuid,
         "ip" => Kind::Ip,
         "integer" => Kind::Integer,
+        "name" => Kind::Name,
+        "date" => Kind::Date { format: None },
+        "ctvid" => Kind::Ctvid,
         _ => Kind::Text,
     }
 }
@@ -553,6 +629,16 @@ mod tests {
             (Kind::Zip, "02139-1234", Some("2139")),
             (Kind::Zip, "000", None),
             (Kind::Vin, "1HGCM82633A00435", None),
+            (Kind::Name, "D'Angelo", Some("dangelo")),
+            (Kind::Name, "...", None),
+            (Kind::Ctvid, "ABC-1234", None),
+            (Kind::Ctvid, "ABC-12345", Some("abc12345")),
+            (Kind::Date { format: None }, "07/04/1985", None),
+            (Kind::Date { format: None }, "1985-7-4", None),
+            (Kind::Date { format: DateFormat::parse("%m/%d/%Y") }, "7/4/1985", Some("19850704")),
+            (Kind::Date { format: DateFormat::parse("%m/%d/%Y") }, "02/29/1985", None),
+            (Kind::Date { format: DateFormat::parse("%d-%b-%Y") }, "04-JUL-1985", Some("19850704")),
+            (Kind::Ndz, "91hIbrbzNeqHs3o81O5yNrXUj7wDd2shvZ6THKi9qz8=", None),
             (Kind::PhoneE164 { region: Some("DE".into()) }, "030 123456", Some("+4930123456")),
             (Kind::PhoneE164 { region: None }, "+44 20 7946 0958", Some("+442079460958")),
             (Kind::PhoneE164 { region: None }, "020 7946 0958", None),
@@ -587,6 +673,12 @@ mod tests {
             (Kind::Integer, one(Series::from_iter([true])), None),
             (Kind::Text, one(Series::new_null("v".into(), 1)), Some("")),
             (Kind::Text, one(Series::from_iter([1i32]).cast(&DataType::Date).unwrap()), None),
+            (
+                Kind::Date { format: None },
+                one(Series::from_iter([-1i32]).cast(&DataType::Date).unwrap()),
+                Some("19691231"),
+            ),
+            (Kind::Date { format: None }, one(Series::from_iter([20_000_229i64])), Some("20000229")),
         ] {
             check(&kind, values, wanted);
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Every module, lowest layer first. A module uses what stands in its own layer or below, but a stage uses no other stage.
 const LAYERS: [(&str, &[&str]); 5] = [
-    ("vocabulary", &["error", "identifier", "action", "residue", "meter"]),
+    ("vocabulary", &["error", "name_letters", "identifier", "action", "residue", "meter"]),
     (
         "pure facts",
         &[
@@ -23,7 +23,10 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "thrift",
             "page_bytes",
             "toml_reader",
+            "verify_letters",
             "verify_normalise",
+            "deadline",
+            "standing",
             "ledger_event",
             "ledger_fold",
             "tag_table",
@@ -46,6 +49,8 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "request_frames",
             "request_lines",
             "request_text",
+            "drop_files",
+            "drop_answer",
             "ledger",
             "request_import",
             "ledger_probe",
@@ -54,7 +59,21 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ("stages", &["find", "rewrite", "purge", "verify", "manifest_diff"]),
     (
         "wiring",
-        &["account", "canary", "show", "progress", "cli", "ledger_run", "requests", "gate", "run", "main", "lib"],
+        &[
+            "account",
+            "canary",
+            "show",
+            "progress",
+            "cli",
+            "ledger_run",
+            "requests",
+            "drop",
+            "drop_consumers",
+            "gate",
+            "run",
+            "main",
+            "lib",
+        ],
     ),
 ];
 

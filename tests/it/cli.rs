@@ -100,7 +100,7 @@ fn exit_2_every_fault_of_a_job_file_is_told_at_once_with_file_line_and_key() {
     lake.write("job.toml", job.replace("format = \"csv\"", "format = \"cvs\"\naction = 7"));
     assert_snapshot!(error(&lake, &lake.run(&["check", "job.toml"]).exits(2)), @r#"
     error: job.toml:5: guard.max_fractoin is not a known key; did you mean "max_fraction"?
-    job.toml:13: list[0].column[0].kind "mail" is none of email, phone, phone-e164, maid, uuid, ip, integer, text, vin, zip
+    job.toml:13: list[0].column[0].kind "mail" is none of email, phone, phone-e164, maid, uuid, ip, integer, text, vin, zip, name, date, ctvid, ndz, namevin
     job.toml:18: dataset[0].format "cvs" is none of parquet, csv, tsv, ndjson
     job.toml:19: dataset[0].action must be a string, not integer
      hint: the README's section "The job file" lists every key

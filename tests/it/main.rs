@@ -7,6 +7,8 @@ mod cli;
 mod crash;
 #[path = "../support/damage.rs"]
 mod damage;
+mod deadlines;
+mod drop;
 #[path = "../support/fault_proxy.rs"]
 mod fault_proxy;
 #[path = "../support/fault_store.rs"]

@@ -91,6 +91,7 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
             is_clock_set: false,
             shown: &|_, location| location.to_string(),
             ledger: None,
+            undecided: 0,
             canaries: None,
         };
         account.settle(RunFacts {

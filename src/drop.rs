@@ -1,0 +1,373 @@
+//! The `drop` commands: downloads of California's DROP go into the request ledger, statuses come out of it as upload files.
+//!
+//! Wiring, without a network call: what the files look like is in [`crate::drop_files`], what is answered in [`crate::drop_answer`].
+//! Invariant: a download is read to its end and found whole before anything is recorded, and kept before it is used, for later
+//! downloads hold only what is new.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::cli::{Common, DropCommand};
+use crate::deadline::{Due, Received};
+use crate::drop_answer::{Answers, answers};
+use crate::drop_files::{
+    ArchiveName, Content, FileSummary, Status, WorkItem, encrypt_archive, read_download, write_upload,
+};
+use crate::error::{Error, Exit, Result};
+use crate::job::DropSpec;
+use crate::ledger::Appended;
+use crate::ledger_event::{DueDate, Event, Fact, Text};
+use crate::request_import::tagged;
+use crate::requests::Desk;
+use crate::run::{exit_json, print_json, print_lines};
+use crate::store::{Location, Precondition, StoreError};
+
+/// The deadline of every work item.
+const REGIME: &str = "us-ca-drop";
+/// That of the next download.
+const ACCESS: &str = "us-ca-drop-access";
+/// Work items that are recorded at a time.
+const ITEMS_A_TIME: usize = 100_000;
+
+/// Runs one of the commands.
+pub async fn run(common: &Common, command: &DropCommand) -> Result<Exit> {
+    match command {
+        DropCommand::Import { job, zip } => import(common, Desk::open(common, job).await?, zip).await,
+        DropCommand::Answer { job, out } => answer(common, Desk::open(common, job).await?, out).await,
+    }
+}
+
+fn settings(desk: &Desk) -> Result<DropSpec> {
+    desk.job.drop.clone().ok_or_else(|| {
+        Error::usage("the job file has no [drop]").hint("it needs at least broker_id, see the README's section DROP")
+    })
+}
+
+/// A download on the local disk.
+struct Download<'a> {
+    path: &'a Path,
+    name: String,
+    archive: ArchiveName,
+    broker_id: &'a str,
+    files: Vec<FileSummary>,
+    sha256: String,
+}
+
+impl<'a> Download<'a> {
+    /// Reads it to its end: whatever is wrong with it is told before anything is recorded.
+    fn open(path: &'a Path, broker_id: &'a str) -> Result<Download<'a>> {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let sha256 = digest(&mut open(path)?).map_err(|error| unreadable(path, &error))?;
+        let files = read_download(&name, open(path)?, broker_id, &mut |_| {}).map_err(bad_download)?;
+        let archive =
+            ArchiveName::parse(&name).ok_or_else(|| Error::internal("a download without its name was read"))?;
+        Ok(Download { path, name, archive, broker_id, files, sha256 })
+    }
+
+    fn each_item(&self, each: &mut dyn FnMut(WorkItem)) -> Result<()> {
+        read_download(&self.name, open(self.path)?, self.broker_id, each).map(drop).map_err(bad_download)
+    }
+}
+
+fn open(path: &Path) -> Result<BufReader<File>> {
+    File::open(path).map(BufReader::new).map_err(|error| unreadable(path, &error))
+}
+
+fn digest(content: &mut impl BufRead) -> io::Result<String> {
+    let mut sha256 = Sha256::new();
+    loop {
+        let piece = content.fill_buf()?;
+        if piece.is_empty() {
+            return Ok(hex::encode(sha256.finalize()));
+        }
+        sha256.update(piece);
+        let read = piece.len();
+        content.consume(read);
+    }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Error {
+    Error::usage(format!("cannot read {}: {}", path.display(), error.kind()))
+}
+
+fn bad_download(fault: crate::drop_files::BadDownload) -> Error {
+    Error::usage(fault.to_string())
+        .hint("nothing was recorded; download it again, and leave names and files as DROP made them")
+}
+
+/// What an import did.
+#[derive(Default)]
+struct Imported {
+    added: u64,
+    known: u64,
+    withdrawn: u64,
+    /// Removals of work items that the ledger never knew.
+    removals_unknown: u64,
+}
+
+async fn import(common: &Common, mut desk: Desk, zip: &Path) -> Result<Exit> {
+    let spec = settings(&desk)?;
+    let download = Download::open(zip, &spec.broker_id)?;
+    let archived = archive(&desk, &spec, &download).await?;
+    let received = Received::On(download.archive.date);
+    let due = desk.job.regimes.due(REGIME, received).map_err(|error| Error::usage(error.to_string()))?;
+    let mut items = Vec::new();
+    // Twelve bytes of id, a digest and a tag each: a download of millions is some hundred megabytes at most.
+    download.each_item(&mut |item| items.push(item))?;
+    let mut imported = Imported::default();
+    let due_date = DueDate { at: due.date, how: due.how.as_str().into() };
+    for items in items.chunks(ITEMS_A_TIME) {
+        record(&mut desk, &download, &due_date, items, &mut imported).await?;
+    }
+    tracing::info!(download = %download.archive, added = imported.added, withdrawn = imported.withdrawn, "download imported");
+    let access = desk.job.regimes.due(ACCESS, received).map_err(|error| Error::usage(error.to_string()))?;
+    told_import(common, &desk, &download, archived.as_ref(), (&due, &access), &imported)
+}
+
+/// Records some work items: those of lists first, so that a removal finds its request.
+async fn record(
+    desk: &mut Desk,
+    download: &Download<'_>,
+    due: &DueDate,
+    items: &[WorkItem],
+    imported: &mut Imported,
+) -> Result<()> {
+    let source: Text = download.archive.to_string().into();
+    let digest: Text = download.sha256.as_str().into();
+    let received_at = desk.job.regimes.start_of(download.archive.date);
+    let event = |item: &WorkItem, fact| Event { recorded_at: desk.now, request_id: item.id.as_str().into(), fact };
+    let received = |item: &WorkItem| Fact::Received {
+        identifier: tagged(&desk.key, item.list_type.kind().name(), &item.sha256),
+        source: source.clone(),
+        received_at,
+        regime: Some(REGIME.into()),
+        due: Some(due.clone()),
+        list_digest: Some(digest.clone()),
+    };
+    let listed = items.iter().filter(|item| !item.is_removed);
+    let events: Vec<Event> = listed.map(|item| event(item, received(item))).collect();
+    let Appended { events: added, known } = desk.record(events).await?;
+    (imported.added, imported.known) = (imported.added + added, imported.known + known);
+    let removed: Vec<&WorkItem> = items.iter().filter(|item| item.is_removed).collect();
+    let requests = desk.ledger.requests();
+    let (there, unknown): (Vec<&WorkItem>, Vec<&WorkItem>) =
+        removed.into_iter().partition(|item| requests.get(item.id.as_str()).is_some());
+    let withdrawn = Fact::Withdrawn { source: format!("{source} Removed").into() };
+    let events = there
+        .into_iter()
+        .map(|item| Event { recorded_at: desk.now, request_id: item.id.as_str().into(), fact: withdrawn.clone() })
+        .collect();
+    imported.removals_unknown += unknown.len() as u64;
+    imported.withdrawn += desk.record(events).await?.events;
+    Ok(())
+}
+
+/// Keeps the download encrypted under the state, once. `None`: the job names nobody who could open it.
+async fn archive(desk: &Desk, spec: &DropSpec, download: &Download<'_>) -> Result<Option<Location>> {
+    let Some(recipient) = &spec.archive_recipient else {
+        tracing::warn!(
+            "the download is not kept: without [drop] archive_recipient a change of the tag key needs DROP's support"
+        );
+        return Ok(None);
+    };
+    let state = &desk.job.state.location;
+    // The digest tells two downloads of one day apart.
+    let location = state.join("drop").join(&format!("{}-{}.age", download.archive, &download.sha256[..8]));
+    let store = desk.stores.of(state);
+    match store.head(&location).await {
+        Ok(_) => return Ok(Some(location)),
+        Err(StoreError::NotFound(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut sealed = Vec::new();
+    encrypt_archive(recipient, &mut open(download.path)?, &mut sealed)
+        .map_err(|error| Error::internal(format!("the download cannot be encrypted: {}", error.kind())))?;
+    let object = store.put(&location, sealed.into(), Precondition::Absent).await?;
+    Ok(Some(object.location))
+}
+
+fn told_import(
+    common: &Common,
+    desk: &Desk,
+    download: &Download<'_>,
+    archived: Option<&Location>,
+    (due, access): (&Due, &Due),
+    imported: &Imported,
+) -> Result<Exit> {
+    let kind = |file: &FileSummary| match file.content {
+        Content::List(list_type) => list_type.name(),
+        Content::Removed => "Removed",
+    };
+    if common.json {
+        let files =
+            download.files.iter().map(|file| json!({ "name": file.name, "type": kind(file), "rows": file.rows }));
+        print_json(&json!({
+            "command": "drop import",
+            "exit": exit_json(Exit::Clean),
+            "archive": {
+                "name": download.archive.to_string(),
+                "broker_id": download.archive.broker_id,
+                "date": download.archive.date,
+                "sha256": download.sha256,
+                "kept": archived.map(Location::to_string),
+            },
+            "files": files.collect::<Vec<Value>>(),
+            "added": imported.added,
+            "known": imported.known,
+            "withdrawn": imported.withdrawn,
+            "removals_unknown": imported.removals_unknown,
+            "due_at": due.date,
+            "due_how": due.how,
+            "next_access_due_at": access.date,
+            "ledger": desk.ledger_json(),
+        }))?;
+        return Ok(Exit::Clean);
+    }
+    let mut lines: Vec<String> =
+        download.files.iter().map(|file| format!("{:>10} rows  {}", file.rows, file.name)).collect();
+    lines.push(format!(
+        "{} work items added, {} known, {} withdrawn",
+        imported.added, imported.known, imported.withdrawn
+    ));
+    if imported.removals_unknown > 0 {
+        lines.push(format!("{} removals of work items that the ledger never knew", imported.removals_unknown));
+    }
+    lines.push(format!("due on {}: {}", due.date, due.how));
+    lines.push(format!("DROP is to be accessed again by {}", access.date));
+    lines.extend(archived.map(|location| format!("kept encrypted at {location}")));
+    print_lines(&lines)?;
+    Ok(Exit::Clean)
+}
+
+async fn answer(common: &Common, mut desk: Desk, out: &Path) -> Result<Exit> {
+    let spec = settings(&desk)?;
+    desk.ledger.check_key(desk.now)?;
+    let answers = answers(desk.ledger.requests(), desk.now, spec.rows_per_file);
+    if !answers.unsettled.is_empty() {
+        return Err(unsettled(&answers));
+    }
+    let not_comparable = not_comparable(&desk).await?;
+    std::fs::create_dir_all(out).map_err(|error| unwritable(out, &error))?;
+    for file in &answers.files {
+        let mut bytes = Vec::new();
+        write_upload(&mut bytes, &file.rows).map_err(|error| unwritable(out, &error))?;
+        write_once(&out.join(file.name.to_string()), &bytes)?;
+    }
+    // The files are there before the ledger says so: killed in between, the next answer writes them again.
+    for file in &answers.files {
+        let source: Text = file.name.to_string().into();
+        let event = |(id, status): &(crate::drop_files::WorkItemId, Status)| Event {
+            recorded_at: desk.now,
+            request_id: id.as_str().into(),
+            fact: Fact::Answered { status: u64::from(status.code()), source: source.clone() },
+        };
+        let events = file.rows.iter().map(event).collect();
+        desk.record(events).await?;
+    }
+    told_answer(common, &desk, out, &answers, &not_comparable)
+}
+
+fn unsettled(answers: &Answers) -> Error {
+    let shown: Vec<&str> = answers.unsettled.iter().take(10).map(|id| &**id).collect();
+    let more = if answers.unsettled.len() > shown.len() { ", ..." } else { "" };
+    Error::new(
+        Exit::Incomplete,
+        format!(
+            "{} work items have no outcome yet, so nothing was written: {}{more}",
+            answers.unsettled.len(),
+            shown.join(", ")
+        ),
+    )
+    .hint("run `lakescrub scrub` until it ends clean: a status says what a whole run has seen")
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Error {
+    Error::usage(format!("cannot write {}: {}", path.display(), error.kind()))
+}
+
+/// An upload file is never changed once it is there: DROP may have it already.
+fn write_once(path: &PathBuf, bytes: &[u8]) -> Result<()> {
+    let mut file = match File::options().write(true).create_new(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let mut there = Vec::new();
+            File::open(path)
+                .and_then(|mut file| file.read_to_end(&mut there))
+                .map_err(|error| unwritable(path, &error))?;
+            if there == bytes {
+                return Ok(());
+            }
+            return Err(Error::usage(format!("{} is there already and holds something else", path.display()))
+                .hint("name an empty folder with --out"));
+        }
+        Err(error) => return Err(unwritable(path, &error)),
+    };
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| unwritable(path, &error))
+}
+
+/// What the last scrub could not compare, by dataset and column, as its manifest tells.
+async fn not_comparable(desk: &Desk) -> Result<BTreeMap<String, BTreeMap<String, u64>>> {
+    let last = desk.last_scrub().await?.unwrap_or_default();
+    let mut columns = BTreeMap::new();
+    for dataset in last["datasets"].as_array().into_iter().flatten() {
+        let counts = dataset["not_comparable"].as_object().into_iter().flatten();
+        let counts: BTreeMap<String, u64> =
+            counts.filter_map(|(column, count)| Some((column.clone(), count.as_u64()?))).collect();
+        if !counts.is_empty() {
+            columns.insert(dataset["name"].as_str().unwrap_or_default().to_owned(), counts);
+        }
+    }
+    Ok(columns)
+}
+
+fn told_answer(
+    common: &Common,
+    desk: &Desk,
+    out: &Path,
+    answers: &Answers,
+    not_comparable: &BTreeMap<String, BTreeMap<String, u64>>,
+) -> Result<Exit> {
+    let count = |status: Status| answers.statuses.get(&status).copied().unwrap_or(0);
+    if common.json {
+        let files = answers
+            .files
+            .iter()
+            .map(|file| json!({ "name": file.name.to_string(), "rows": file.rows.len(), "amended": file.is_amended }));
+        let statuses: serde_json::Map<String, Value> =
+            Status::ALL.into_iter().map(|status| (status.code().to_string(), json!(count(status)))).collect();
+        print_json(&json!({
+            "command": "drop answer",
+            "exit": exit_json(Exit::Clean),
+            "out": out,
+            "files": files.collect::<Vec<Value>>(),
+            "statuses": statuses,
+            "unchanged": answers.unchanged,
+            "withdrawn": answers.withdrawn,
+            "not_comparable": not_comparable,
+            "ledger": desk.ledger_json(),
+        }))?;
+        return Ok(Exit::Clean);
+    }
+    let mut lines = Vec::new();
+    for file in &answers.files {
+        let form = if file.is_amended { "  (to DROP's amend form)" } else { "" };
+        lines.push(format!("{:>10} rows  {}{form}", file.rows.len(), file.name));
+    }
+    for status in Status::ALL {
+        lines.push(format!("{:>10}  {} ({})", count(status), status.name(), status.code()));
+    }
+    lines.push(format!("{:>10}  answered before and unchanged", answers.unchanged));
+    lines.push(format!("{:>10}  cancelled: no status is due", answers.withdrawn));
+    for (dataset, columns) in not_comparable {
+        for (column, count) in columns {
+            lines.push(format!("{dataset}: {count} values of column {column} could not be compared"));
+        }
+    }
+    print_lines(&lines)?;
+    Ok(Exit::Clean)
+}

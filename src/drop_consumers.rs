@@ -1,0 +1,156 @@
+//! DROP's rule for identifiers that lead to several consumers: none of these is deleted, all are opted out of sale and sharing
+//! (11 CCR 7613(a)(2)(B), 7614(b)(2)(B)).
+//!
+//! Wiring: asks the verifier whose rows the datasets with a `consumer_key` hold, before anything is planned. Counts within one dataset, for
+//! keys of two datasets need not mean the same. Invariant: what cannot be told is not deleted.
+
+use std::collections::{BTreeSet, HashMap};
+
+use jiff::Timestamp;
+
+use crate::dataset::listing;
+use crate::drop_answer::{SEVERAL_CONSUMERS, download_of};
+use crate::error::Result;
+use crate::job::{DatasetSpec, Job};
+use crate::ledger_event::{Event, Fact, Text};
+use crate::ledger_fold::{Request, Requests};
+use crate::store::{Object, StoreError, Stores};
+use crate::verify::{self, Sighting};
+
+/// Work items that a run leaves alone, by request id.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Withheld {
+    /// Several consumers stand behind the identifier.
+    pub several: BTreeSet<Text>,
+    /// One does, as far as can be told: an object of a dataset that holds it could not be read.
+    pub undecided: BTreeSet<Text>,
+}
+
+impl Withheld {
+    pub fn is_empty(&self) -> bool {
+        self.several.is_empty() && self.undecided.is_empty()
+    }
+
+    /// What the ledger is to know of those that are decided.
+    pub fn events(&self, now: Timestamp) -> Vec<Event> {
+        as_events(&self.several, now)
+    }
+
+    /// All of them.
+    pub fn ids(&self) -> BTreeSet<Text> {
+        self.several.union(&self.undecided).cloned().collect()
+    }
+}
+
+/// That these requests are opted out.
+pub fn as_events(ids: &BTreeSet<Text>, recorded_at: Timestamp) -> Vec<Event> {
+    let fact = Fact::Exempted { ground: SEVERAL_CONSUMERS.into(), until: None };
+    ids.iter().map(|id| Event { recorded_at, request_id: id.clone(), fact: fact.clone() }).collect()
+}
+
+/// What was seen behind one tag in one dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    /// Rows without a consumer key alone.
+    Nobody,
+    One(u64),
+    Several,
+}
+
+impl Behind {
+    fn and(self, consumer: Option<u64>) -> Behind {
+        match (self, consumer) {
+            (behind, None) => behind,
+            (Behind::Nobody, Some(key)) => Behind::One(key),
+            (Behind::One(known), Some(key)) if known == key => Behind::One(key),
+            (Behind::One(_) | Behind::Several, Some(_)) => Behind::Several,
+        }
+    }
+}
+
+/// Looks through every dataset that has a consumer key. Errors: one that cannot be listed.
+pub async fn withheld(
+    job: &Job,
+    stores: &Stores,
+    lists: &verify::Lists,
+    requests: &Requests,
+    now: Timestamp,
+) -> Result<Withheld> {
+    let is_asked = |request: &Request| download_of(request).is_some() && request.is_suppressed(now);
+    let mut withheld = Withheld::default();
+    if !requests.iter().any(is_asked) {
+        return Ok(withheld);
+    }
+    for spec in &job.datasets {
+        let Some(consumer_key) = &spec.consumer_key else { continue };
+        let objects = objects(spec, stores).await?;
+        let sighted = verify::attribute(lists, job, stores, spec, Some(consumer_key), objects).await;
+        let mut behind: HashMap<u128, Behind> = HashMap::new();
+        let mut unread = 0;
+        for sighted in &sighted {
+            // The run itself tells of an object that cannot be read.
+            let Ok(sighted) = sighted else {
+                unread += 1;
+                continue;
+            };
+            add(&mut behind, &sighted.sightings);
+            unread += u64::from(sighted.lacks_consumer_key && !sighted.sightings.is_empty());
+        }
+        if unread > 0 {
+            let dataset = &spec.name;
+            tracing::warn!(
+                dataset,
+                objects = unread,
+                "consumers not counted; DROP work items with rows here are left alone"
+            );
+        }
+        for (tag, behind) in behind {
+            let numbers = requests.with_tag(tag.to_be_bytes()).map(|number| requests.at(number));
+            let ids = numbers.filter(|request| is_asked(request)).map(|request| request.id.clone());
+            match behind {
+                Behind::Several => withheld.several.extend(ids),
+                Behind::Nobody | Behind::One(_) if unread > 0 => withheld.undecided.extend(ids),
+                Behind::Nobody | Behind::One(_) => {}
+            }
+        }
+    }
+    withheld.undecided.retain(|id| !withheld.several.contains(id));
+    Ok(withheld)
+}
+
+async fn objects(spec: &DatasetSpec, stores: &Stores) -> Result<Vec<Object>> {
+    let belongs = |name: &str| listing::belongs(name, spec.format);
+    match listing::list_dataset(&*stores.of(spec.scope.root()), &spec.scope, &belongs).await {
+        Ok(listing) => Ok(listing.in_scope),
+        // The find stage tells of a dataset without objects.
+        Err(StoreError::NotFound(_)) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn add(behind: &mut HashMap<u128, Behind>, sighted: &[Sighting]) {
+    for Sighting { tag, consumer, .. } in sighted {
+        let known = behind.entry(*tag).or_insert(Behind::Nobody);
+        *known = known.and(*consumer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_are_several_and_a_row_without_a_key_is_nobody() {
+        for (keys, wanted) in [
+            (&[None, None][..], Behind::Nobody),
+            (&[None, Some(7), None, Some(7)], Behind::One(7)),
+            (&[Some(7), Some(8), Some(7)], Behind::Several),
+        ] {
+            let sighted: Vec<Sighting> =
+                keys.iter().zip(0..).map(|(consumer, row)| Sighting { row, tag: 1, consumer: *consumer }).collect();
+            let mut behind = HashMap::new();
+            add(&mut behind, &sighted);
+            assert_eq!(behind[&1], wanted, "{keys:?}");
+        }
+    }
+}

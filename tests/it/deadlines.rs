@@ -1,0 +1,130 @@
+//! Due dates from the request to the exit code: regimes on import, what `requests status` says of them, exit 9.
+
+use serde_json::json;
+
+use crate::lakescrub_runner::{CUSTOMERS_JOB, Lake};
+
+fn lake() -> Lake {
+    let lake = Lake::new();
+    let job = CUSTOMERS_JOB.replace(
+        "uri = \"optouts.csv\"\n",
+        "uri = \"optouts.csv\"\nrequest_id = \"id\"\nreceived_at = \"asked\"\nregime = \"us-ca-ccpa-delete\"\n",
+    );
+    lake.write("job.toml", job);
+    lake.write(
+        "optouts.csv",
+        "id,email,asked\nR1,anna@example.com,2026-03-01\nR2,bob@example.com,2026-03-20T10:00:00Z\n",
+    );
+    lake.write("lake/people.csv", "id,email\n1,anna@example.com\n");
+    lake
+}
+
+#[test]
+fn a_request_is_due_by_its_regime_and_the_date_tells_how() {
+    let lake = lake();
+    lake.run(&["requests", "import", "job.toml", "--now", "2026-03-25T00:00:00Z"]).exits(0);
+    let list = lake.run(&["requests", "list", "job.toml", "--json"]).exits(0).json();
+    let requests = list["requests"].as_array().unwrap();
+    let due: Vec<_> = requests.iter().map(|request| (&request["regime"], &request["due_at"])).collect();
+    let regime = json!("us-ca-ccpa-delete");
+    assert_eq!(due, [(&regime, &json!("2026-04-15")), (&regime, &json!("2026-05-04"))]);
+    let how = requests[0]["due_how"].as_str().unwrap();
+    assert!(how.starts_with("received 2026-03-01 (UTC); 45 calendar days after that day end on 2026-04-15"), "{how}");
+}
+
+#[test]
+fn exit_9_a_request_past_its_due_date() {
+    let lake = lake();
+    lake.run(&["requests", "import", "job.toml", "--now", "2026-03-25T00:00:00Z"]).exits(0);
+    let status = |now: &str, more: &[&str], exit: i32| {
+        let args = [&["requests", "status", "job.toml", "--json", "--now", now], more].concat();
+        lake.run(&args).exits(exit).json()
+    };
+    let early = status("2026-04-12T00:00:00Z", &["--fail-on-overdue"], 0);
+    assert_eq!((&early["open"], &early["overdue"]), (&json!(2), &json!(0)), "{early:#}");
+    assert_eq!(early["due_within"], json!({ "days": 7, "requests": 1 }));
+    assert_eq!(
+        early["due"],
+        json!([
+            { "due_at": "2026-04-15", "in_days": 3, "requests": 1 },
+            { "due_at": "2026-05-04", "in_days": 22, "requests": 1 },
+        ])
+    );
+    assert_eq!((&early["oldest_age_days"], &early["forecast"]), (&json!(42.0), &json!(null)));
+    // On its last day nothing is late.
+    status("2026-04-15T23:59:59Z", &["--fail-on-overdue"], 0);
+    let late = status("2026-04-16T00:00:01Z", &["--fail-on-overdue"], 9);
+    assert_eq!((&late["overdue"], &late["overdue_requests"]), (&json!(1), &json!(["R1"])), "{late:#}");
+    assert_eq!(late["exit"]["name"], "overdue");
+    status("2026-04-16T00:00:01Z", &[], 0);
+    let told = lake.run(&["requests", "status", "job.toml", "--now", "2026-04-16T00:00:01Z"]).exits(0).stdout;
+    assert!(told.contains("R1: due on 2026-04-15, received 2026-03-01 (UTC)"), "{told}");
+    // An exemption stops the clock; so does a withdrawal.
+    lake.run(&["requests", "exempt", "job.toml", "R1", "--ground", "legal claim"]).exits(0);
+    let exempt = status("2026-04-16T00:00:01Z", &["--fail-on-overdue"], 0);
+    assert_eq!((&exempt["open"], &exempt["overdue"]), (&json!(1), &json!(0)), "{exempt:#}");
+}
+
+#[test]
+fn the_schedule_tells_what_the_next_run_comes_too_late_for() {
+    let lake = lake();
+    lake.run(&["requests", "import", "job.toml", "--now", "2026-03-25T00:00:00Z"]).exits(0);
+    lake.run(&["scrub", "job.toml", "--now", "2026-04-01T02:00:00Z"]).exits(0);
+    lake.run(&["verify", "job.toml", "--now", "2026-04-02T02:00:00Z"]).exits(0);
+    lake.run(&[
+        "requests",
+        "add",
+        "job.toml",
+        "email=carl@example.com",
+        "--request-id",
+        "R3",
+        "--regime",
+        "us-canspam",
+        "--received-at",
+        "2026-03-31",
+    ])
+    .exits(0);
+    let status = |every: &str| {
+        let every = format!("schedule.every={every}");
+        let args = ["requests", "status", "job.toml", "--json", "--now", "2026-04-03T00:00:00Z", "--set", &every];
+        lake.run(&args).exits(0).json()["forecast"].clone()
+    };
+    // Ten business days from 2026-03-31 end on 2026-04-14.
+    assert_eq!(status("7d"), json!({ "next_run_at": "2026-04-08T02:00:00Z", "missed": 0, "missed_requests": [] }));
+    assert_eq!(status("14d"), json!({ "next_run_at": "2026-04-15T02:00:00Z", "missed": 1, "missed_requests": ["R3"] }));
+}
+
+#[test]
+fn an_unknown_regime_records_nothing() {
+    let lake = lake();
+    let import = ["requests", "import", "job.toml", "--regime", "us-ca-dorp"];
+    lake.run(&import).exits(2).says(&["there is no deadline \"us-ca-dorp\"", "us-ca-drop"]);
+    let job = lake.text("job.toml").replace("us-ca-ccpa-delete", "gdpr");
+    lake.write("bad.toml", job);
+    lake.run(&["check", "bad.toml"]).exits(2).says(&["optouts: regime \"gdpr\" is none of us-ca-drop"]);
+    let status = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(status["requests"], 0);
+}
+
+#[test]
+fn a_request_that_came_back_has_a_term_of_its_own() {
+    let lake = lake();
+    let job =
+        lake.text("job.toml").replace("[[dataset]]", "[[list]]\nname = \"ledger\"\nuri = \"ledger\"\n\n[[dataset]]");
+    lake.write("job.toml", job);
+    lake.run(&["requests", "import", "job.toml", "--now", "2026-03-25T00:00:00Z"]).exits(0);
+    lake.run(&["scrub", "job.toml", "--now", "2026-04-01T00:00:00Z"]).exits(0);
+    let status = |now: &str| {
+        let args = ["requests", "status", "job.toml", "--json", "--fail-on-overdue", "--now", now];
+        lake.run(&args)
+    };
+    let done = status("2026-06-01T00:00:00Z").exits(0).json();
+    assert_eq!((&done["open"], &done["done"], &done["done_late"]), (&json!(0), &json!(2), &json!(0)), "{done:#}");
+    assert_eq!(done["days_to_done"], json!({ "p50": 11.58, "p95": 31.0, "max": 31.0 }));
+    lake.write("lake/back.csv", "id,email\n9,anna@example.com\n");
+    lake.run(&["verify", "job.toml", "--now", "2026-06-02T00:00:00Z"]).exits(4);
+    let back = status("2026-06-03T00:00:00Z").exits(0).json();
+    assert_eq!((&back["open"], &back["overdue"]), (&json!(1), &json!(0)), "{back:#}");
+    assert_eq!(back["due"][0]["due_at"], "2026-07-17", "{back:#}");
+    status("2026-07-18T00:00:00Z").exits(9);
+}

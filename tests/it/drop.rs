@@ -1,0 +1,458 @@
+//! California's DROP: identifiers of several columns, names and dates, in data of every format and to both engines.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Date32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use lakescrub::name_letters::plain_letters;
+use lakescrub::verify_letters::name_form;
+use parquet::arrow::ArrowWriter;
+use sha2::{Digest, Sha256};
+
+use crate::lakescrub_runner::Lake;
+
+/// Danielle Johnson, born on 1985-07-04, ZIP 91790 (regulation.md 1.4).
+const NDZ: &str = "PQOfn1RffEKmqMmNAzDKKaoZCwxWbQZkQzPWmQo9REA=";
+/// Eve Genesis with VIN 1hgcm82633a004352 (regulation.md 1.4).
+const NAME_VIN: &str = "rtnDuXIe63jXYQQXW5r07GJ7lSsrib8+46QuKFwkOmk=";
+
+/// As DROP hashes.
+fn hashed(canonical: &str) -> String {
+    BASE64.encode(Sha256::digest(canonical))
+}
+
+#[test]
+fn both_normalisers_read_every_letter_alike() {
+    for number in 0..0x3_0000 {
+        let Some(letter) = char::from_u32(number) else { continue };
+        // Between two letters a lone mark has something to stand on, and a final sigma is none.
+        for text in [format!("a{letter}b"), format!("{letter}")] {
+            let mut found = Vec::new();
+            plain_letters(&text, &mut found);
+            let found = String::from_utf8(found).unwrap();
+            assert_eq!(name_form(&text).unwrap_or_default(), found, "U+{number:04X}");
+        }
+    }
+}
+
+fn parquet(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.into_inner().unwrap()
+}
+
+fn texts(values: &[&str]) -> ArrayRef {
+    Arc::new(StringArray::from(values.to_vec()))
+}
+
+/// Three list columns as DROP hashes them, and a dataset for each way of writing a date.
+const JOB: &str = r#"version = 1
+[guard]
+max_fraction = 1.0
+[drop]
+broker_id = "4821"
+[[list]]
+name = "drop"
+uri = "drop.csv"
+[[list.column]]
+column = "ndz"
+kind = "ndz"
+hashed = "sha256-base64"
+[[list.column]]
+column = "name_vin"
+kind = "namevin"
+hashed = "sha256-base64"
+[[list.column]]
+column = "tv"
+kind = "ctvid"
+hashed = "sha256-base64"
+
+[[dataset]]
+name = "typed"
+uri = "typed/"
+[dataset.drop]
+NDZ = ["first", "last", "born", "zip"]
+
+[[dataset]]
+name = "written"
+uri = "written/"
+[dataset.drop]
+NDZ = ["first", "last", "born", "zip"]
+NameVIN = ["first", "last", "vin"]
+CTVID = ["tv"]
+date_format = "%m/%d/%Y"
+"#;
+
+fn drop_lake() -> Lake {
+    let lake = Lake::new();
+    lake.write("job.toml", JOB);
+    let tv = hashed("smarttv9f8e7d6c");
+    lake.write("drop.csv", format!("ndz,name_vin,tv\n{NDZ},{NAME_VIN},{tv}\n"));
+    let day = |text: &str| text.parse::<jiff::civil::Date>().unwrap();
+    let days = |text: &str| (day(text) - day("1970-01-01")).get_days();
+    let (born, other) = (days("1985-07-04"), days("1985-07-05"));
+    let people = ["DANIELLE", "Danielle", "Danielle"];
+    let rest = |born: ArrayRef| {
+        vec![
+            ("first", texts(&people)),
+            ("last", texts(&["O'Johnson", "Johnson", "Johnson"])),
+            ("born", born),
+            ("zip", texts(&["91790", "91790-3771", "91790"])),
+        ]
+    };
+    lake.write("typed/date.parquet", parquet(rest(Arc::new(Date32Array::from(vec![born, born, other])))));
+    let at = |day: i32, hour: i64| i64::from(day) * 86_400_000_000 + hour * 3_600_000_000;
+    let moments = TimestampMicrosecondArray::from(vec![at(born, 0), at(born, 12), at(other, 0)]);
+    lake.write("typed/moment.parquet", parquet(rest(Arc::new(moments))));
+    // In a zone noon is no certain day.
+    let zoned = TimestampMicrosecondArray::from(vec![at(born, 0), at(born, 0), at(born, 12)]).with_timezone("UTC");
+    lake.write("typed/zoned.parquet", parquet(rest(Arc::new(zoned))));
+    lake.write(
+        "written/people.csv",
+        "id,first,last,born,zip,vin,tv\n\
+         1,Danielle,Johnson,7/4/1985,91790-3771,,\n\
+         2,Danielle,Johnson,1985-07-04,91790,,\n\
+         3,Eve,GENESIS,,,1HGCM82633A004352,\n\
+         4,Eve,Genesis,,,1HGCM82633A00435,\n\
+         5,Bob,Smith,01/02/1990,91790,,SmartTV_9F8E7D6C\n\
+         6,Bob,Smith,01/02/1990,91790,,TV-123\n\
+         7,Johnson,Danielle,07/04/1985,91790,,\n",
+    );
+    lake.write(
+        "written/people.ndjson",
+        "{\"id\":1,\"first\":\"Danielle\",\"last\":\"Johnson\",\"born\":\"07/04/1985\",\"zip\":91790,\"vin\":null,\"tv\":null}\n\
+         {\"id\":2,\"first\":\"Danielle\",\"last\":\"Smith\",\"born\":\"07/04/1985\",\"zip\":91790,\"vin\":null,\"tv\":null}\n",
+    );
+    lake
+}
+
+#[test]
+fn what_drop_makes_of_several_columns_is_found_removed_and_proven_gone() {
+    let lake = drop_lake();
+    // Both engines find the same before anything is changed.
+    lake.run(&["verify", "job.toml"]).exits(4);
+    assert_eq!(lake.manifest()["verification"]["residue"]["rows"], 7);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(
+        lake.text("written/people.csv"),
+        "id,first,last,born,zip,vin,tv\n\
+         2,Danielle,Johnson,1985-07-04,91790,,\n\
+         4,Eve,Genesis,,,1HGCM82633A00435,\n\
+         6,Bob,Smith,01/02/1990,91790,,TV-123\n\
+         7,Johnson,Danielle,07/04/1985,91790,,\n"
+    );
+    assert!(!lake.text("written/people.ndjson").contains("\"id\":1"));
+    let manifest = lake.manifest();
+    let datasets = manifest["datasets"].as_array().unwrap();
+    let removed: Vec<_> = datasets.iter().map(|dataset| dataset["rows"]["removed"].as_u64().unwrap()).collect();
+    assert_eq!(removed, [3, 4], "{manifest:#}");
+    // What could not be compared is told by column: a date of another format, a short VIN, a short TV id, a noon.
+    assert_eq!(datasets[0]["not_comparable"], serde_json::json!({ "born": 1 }), "{manifest:#}");
+    let written = &datasets[1]["not_comparable"];
+    assert_eq!((&written["born"], &written["vin"], &written["tv"]), (&1.into(), &1.into(), &1.into()), "{written:#}");
+    lake.run(&["verify", "job.toml"]).exits(0);
+}
+
+#[test]
+fn a_row_of_several_columns_that_find_would_miss_is_residue() {
+    let lake = drop_lake();
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.write("written/back.csv", "id,first,last,born,zip,vin,tv\n1,danielle,johnson,07/04/1985,091790,,\n");
+    lake.run(&["verify", "job.toml", "--json"]).exits(4);
+}
+
+#[test]
+fn canaries_of_several_columns_go_through_a_run() {
+    let lake = drop_lake();
+    lake.run(&["scrub", "job.toml", "--set", "canary.count=2"]).exits(0);
+    let verification = &lake.manifest()["verification"]["canaries"];
+    assert_eq!(verification["planted"], verification["found"], "{verification}");
+    assert!(verification["planted"].as_u64().unwrap() >= 8, "{verification}");
+}
+
+#[test]
+fn a_date_is_one_identifier_in_every_type_that_holds_dates() {
+    let lake = Lake::new();
+    lake.write(
+        "job.toml",
+        "version = 1\n[guard]\nmax_fraction = 1.0\n[[list]]\nname = \"l\"\nuri = \"l.csv\"\n[[list.column]]\ncolumn = \"born\"\nkind = \"date\"\ndate_format = \"%d.%m.%Y\"\n\
+         [[dataset]]\nname = \"d\"\nuri = \"lake/\"\n[[dataset.match]]\ncolumn = \"born\"\nkind = \"date\"\n",
+    );
+    lake.write("l.csv", "born\n04.07.1985\n");
+    let days = |text: &str| (text.parse::<jiff::civil::Date>().unwrap() - jiff::civil::date(1970, 1, 1)).get_days();
+    let (first, second) = (days("1985-07-04"), days("1990-01-01"));
+    lake.write("lake/date.parquet", parquet(vec![("born", Arc::new(Date32Array::from(vec![first, second])))]));
+    let micros = |day: i32| i64::from(day) * 86_400_000_000;
+    let moments = TimestampMicrosecondArray::from(vec![micros(first) + 1, micros(second)]);
+    lake.write("lake/moment.parquet", parquet(vec![("born", Arc::new(moments))]));
+    lake.write("lake/numbers.parquet", parquet(vec![("born", Arc::new(Int64Array::from(vec![19850704, 19900101])))]));
+    lake.write("lake/text.csv", "born\n1985-07-04\n19850704\n1990-01-01\n04.07.1985\n");
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(lake.text("lake/text.csv"), "born\n1990-01-01\n04.07.1985\n");
+    let dataset = &lake.manifest()["datasets"][0];
+    assert_eq!(
+        (&dataset["rows"]["removed"], &dataset["not_comparable"]["born"]),
+        (&5.into(), &1.into()),
+        "{dataset:#}"
+    );
+    // A list whose dates are written otherwise than it says is no list.
+    lake.write("l.csv", "born\n1985-07-04\n");
+    lake.run(&["scrub", "job.toml"]).exits(2).says(&["l.csv:2", "is not a date written %d.%m.%Y"]);
+}
+
+/// A job on the ledger whose dataset has a column that tells consumers apart.
+const BROKER_JOB: &str = r#"version = 1
+[guard]
+max_fraction = 1.0
+[drop]
+broker_id = "4821"
+[[list]]
+name = "drop"
+uri = "ledger"
+
+[[dataset]]
+name = "people"
+uri = "lake/"
+format = "csv"
+[dataset.drop]
+Email = ["email"]
+Phone = ["mobile"]
+NDZ = ["first", "last", "born", "zip"]
+date_format = "%Y-%m-%d"
+consumer_key = "user_id"
+"#;
+
+const PEOPLE: &str = "user_id,email,mobile,first,last,born,zip\n\
+    1,Anna@Example.com,+1 (415) 555-0001,Anna,Smith,1990-01-01,90001\n\
+    2,bob@example.com,415-555-0002,Bob,Jones,1991-01-01,90002\n\
+    3,home@example.com,,Carl,Home,1992-01-01,90003\n\
+    4,home@example.com,,Dora,Home,1993-01-01,90003\n\
+    5,eve@example.com,415-555-0005,Eve,Kept,1994-01-01,90004\n\
+    6,danielle@example.com,,Danielle,Johnson,1985-07-04,91790-3771\n";
+
+/// Work items by what is to become of them.
+const DELETED: &str = "AAAAaaaa0001";
+const NOT_FOUND: &str = "AAAAaaaa0002";
+const SEVERAL: &str = "AAAAaaaa0003";
+const CANCELLED: &str = "AAAAaaaa0004";
+const EXEMPT: &str = "AAAAaaaa0005";
+const NDZ_DELETED: &str = "BBBBbbbb0001";
+const PHONE_DELETED: &str = "CCCCcccc0001";
+
+const FIRST: &str = "20260812_4821_DROP.zip";
+
+fn zip(files: &[(&str, String)]) -> Vec<u8> {
+    use std::io::Write;
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, text) in files {
+        zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(text.as_bytes()).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
+}
+
+fn list(rows: &[(&str, String)]) -> String {
+    let rows: String = rows.iter().map(|(id, hash)| format!("{id},{hash}\n")).collect();
+    format!("ID,Hash\n{rows}")
+}
+
+fn broker_lake() -> Lake {
+    let lake = Lake::new();
+    lake.write("job.toml", BROKER_JOB);
+    lake.write("lake/people.csv", PEOPLE);
+    let emails = list(&[
+        (DELETED, hashed("anna@example.com")),
+        (NOT_FOUND, hashed("nobody@example.com")),
+        (SEVERAL, hashed("home@example.com")),
+        (CANCELLED, hashed("eve@example.com")),
+        (EXEMPT, hashed("exempt@example.com")),
+    ]);
+    let files = [
+        ("20260812_4821_Email.csv", emails),
+        ("20260812_4821_NDZ.csv", list(&[(NDZ_DELETED, NDZ.to_owned())])),
+        ("20260812_4821_Phone.csv", list(&[(PHONE_DELETED, hashed("4155550002"))])),
+        ("20260812_4821_MAID.csv", list(&[])),
+    ];
+    lake.write(FIRST, zip(&files));
+    let eve = hashed("eve@example.com");
+    let removed = format!("ID,Hash,ListType\n{CANCELLED},{eve},Email\nZZZZzzzz0009,{eve},Email\n");
+    lake.write(
+        "20260813_4821_DROP.zip",
+        zip(&[("20260813_4821_Email.csv", list(&[])), ("20260813_4821_Removed.csv", removed)]),
+    );
+    lake
+}
+
+#[test]
+fn a_download_is_recorded_once_and_nothing_readable_is_kept() {
+    let lake = broker_lake();
+    let told = lake.run(&["drop", "import", "job.toml", FIRST, "--json"]).exits(0).json();
+    assert_eq!(
+        (&told["added"], &told["known"], &told["due_at"]),
+        (&7.into(), &0.into(), &"2026-09-26".into()),
+        "{told:#}"
+    );
+    assert!(told["due_how"].as_str().unwrap().contains("45 calendar days"), "{told:#}");
+    assert_eq!(told["archive"]["kept"], serde_json::Value::Null);
+    let again = lake.run(&["drop", "import", "job.toml", FIRST, "--json"]).exits(0).json();
+    assert_eq!((&again["added"], &again["known"]), (&0.into(), &7.into()), "{again:#}");
+    let removed = lake.run(&["drop", "import", "job.toml", "20260813_4821_DROP.zip", "--json"]).exits(0).json();
+    assert_eq!((&removed["withdrawn"], &removed["removals_unknown"]), (&1.into(), &1.into()), "{removed:#}");
+    for (name, bytes) in lake.bytes(".lakescrub") {
+        for email in ["anna@example.com", "eve@example.com"] {
+            for secret in [email.as_bytes(), hashed(email).as_bytes(), &Sha256::digest(email)] {
+                assert!(
+                    !bytes.windows(secret.len()).any(|window| window == secret),
+                    "{name} holds {email} in some form"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_download_is_kept_for_whoever_has_the_key() {
+    let lake = broker_lake();
+    let key = age::x25519::Identity::generate();
+    let recipient = format!("drop.archive_recipient={}", key.to_public());
+    let told = lake.run(&["drop", "import", "job.toml", FIRST, "--json", "--set", &recipient]).exits(0).json();
+    let kept = lake.bytes(".lakescrub/drop");
+    let (name, sealed) = kept.first_key_value().unwrap();
+    assert!(told["archive"]["kept"].as_str().unwrap().ends_with(name), "{told:#} {name}");
+    assert_eq!(age::decrypt(&key, sealed).unwrap(), lake.read(FIRST));
+    lake.run(&["drop", "import", "job.toml", FIRST, "--set", &recipient]).exits(0);
+    assert_eq!(lake.bytes(".lakescrub/drop"), kept);
+}
+
+#[test]
+fn a_bad_download_is_told_by_file_and_line_and_records_nothing() {
+    let lake = broker_lake();
+    let good = hashed("anna@example.com");
+    let email = "20260814_4821_Email.csv";
+    let archive = "20260814_4821_DROP.zip";
+    for (rows, wanted) in [
+        (
+            format!("ID,Hash\n{DELETED},{good}\n{NOT_FOUND},{}\n", &good[..40]),
+            format!("{archive}: {email}:3 has a Hash"),
+        ),
+        (format!("ID,Hash\n{DELETED},{good}\n{DELETED},{good}\n"), format!("{archive}: {email}:3 repeats an ID")),
+        (format!("id,hash\n{DELETED},{good}\n"), format!("{archive}: {email}:1 is not the header ID,Hash")),
+    ] {
+        lake.write(archive, zip(&[(email, rows)]));
+        let ran = lake.run(&["drop", "import", "job.toml", archive]).exits(2).says(&[&wanted]);
+        assert!(!ran.stderr.contains(&good[..20]), "{}", ran.stderr);
+    }
+    lake.write("20260814_4822_DROP.zip", zip(&[("20260814_4822_Email.csv", list(&[]))]));
+    lake.run(&["drop", "import", "job.toml", "20260814_4822_DROP.zip"]).exits(2).says(&["broker 4822", "4821"]);
+    lake.run(&["drop", "import", "job.toml", "20260899_4821_DROP.zip"]).exits(2);
+    lake.run(&["drop", "import", "job.toml", "download.zip"]).exits(2);
+    let told = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(told["requests"], 0, "{told:#}");
+}
+/// The statuses in the upload files of a folder, by file.
+fn uploads(lake: &Lake, folder: &str) -> std::collections::BTreeMap<String, Vec<(String, u8)>> {
+    let read = |bytes: Vec<u8>| {
+        let text = String::from_utf8(bytes).unwrap();
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("Id,Status"));
+        let row =
+            |line: &str| line.split_once(',').map(|(id, status)| (id.to_owned(), status.parse().unwrap())).unwrap();
+        lines.map(row).collect()
+    };
+    lake.bytes(folder).into_iter().map(|(name, bytes)| (name, read(bytes))).collect()
+}
+
+#[test]
+fn every_work_item_gets_one_status_and_a_later_match_another() {
+    let lake = broker_lake();
+    for archive in [FIRST, "20260813_4821_DROP.zip"] {
+        lake.run(&["drop", "import", "job.toml", archive]).exits(0);
+    }
+    lake.run(&["requests", "exempt", "job.toml", EXEMPT, "--ground", "legal claim"]).exits(0);
+    lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(3).says(&["have no outcome yet"]);
+    assert!(lake.bytes("up").is_empty());
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(
+        lake.text("lake/people.csv").lines().map(|line| line.split(',').next().unwrap()).collect::<Vec<_>>(),
+        // Of the two behind one address neither is deleted; who cancelled stays.
+        ["user_id", "3", "4", "5"]
+    );
+    let told = lake.run(&["drop", "answer", "job.toml", "--out", "up", "--json"]).exits(0).json();
+    assert_eq!(told["statuses"], serde_json::json!({ "2": 1, "3": 3, "4": 1, "5": 1 }), "{told:#}");
+    let row = |id: &str, status: u8| (id.to_owned(), status);
+    let wanted = std::collections::BTreeMap::from([
+        (
+            "20260812_4821_Email.csv".to_owned(),
+            vec![row(DELETED, 3), row(NOT_FOUND, 5), row(SEVERAL, 4), row(EXEMPT, 2)],
+        ),
+        ("20260812_4821_NDZ.csv".to_owned(), vec![row(NDZ_DELETED, 3)]),
+        ("20260812_4821_Phone.csv".to_owned(), vec![row(PHONE_DELETED, 3)]),
+    ]);
+    assert_eq!(uploads(&lake, "up"), wanted);
+    let again = lake.run(&["drop", "answer", "job.toml", "--out", "up2", "--json"]).exits(0).json();
+    assert_eq!((&again["files"], &again["unchanged"]), (&serde_json::json!([]), &6.into()), "{again:#}");
+    lake.run(&["verify", "job.toml"]).exits(0);
+
+    // What matched nothing is looked for on every later run.
+    lake.write("lake/new.csv", "user_id,email,mobile,first,last,born,zip\n9,Nobody@example.com,,,,,\n");
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(0);
+    assert_eq!(uploads(&lake, "up").remove("20260812_4821_Email_am01.csv"), Some(vec![row(NOT_FOUND, 3)]));
+}
+
+#[test]
+fn uploads_are_split_and_never_changed() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.write("up/20260812_4821_NDZ.csv", "something else");
+    let split = ["drop", "answer", "job.toml", "--set", "drop.rows_per_file=2", "--out"];
+    lake.run(&[&split[..], &["up"]].concat()).exits(2).says(&["is there already and holds something else"]);
+    lake.run(&[&split[..], &["other"]].concat()).exits(0);
+    let names: Vec<(String, usize)> =
+        uploads(&lake, "other").into_iter().map(|(name, rows)| (name, rows.len())).collect();
+    let wanted = [
+        ("20260812_4821_Email_part01.csv", 2),
+        ("20260812_4821_Email_part02.csv", 2),
+        ("20260812_4821_Email_part03.csv", 1),
+        ("20260812_4821_NDZ.csv", 1),
+        ("20260812_4821_Phone.csv", 1),
+    ];
+    assert_eq!(names, wanted.map(|(name, rows)| (name.to_owned(), rows)));
+}
+
+#[test]
+fn whoever_shares_an_identifier_is_planned_and_verified_as_kept() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    let planned = lake.run(&["plan", "job.toml", "--json"]).exits(0).json();
+    // Anna, Bob, Danielle and Eve, who has not cancelled here; neither of the two at home.
+    assert_eq!(planned["datasets"][0]["rows"]["matched"], 4, "{planned:#}");
+    let listed = lake.run(&["requests", "list", "job.toml", "--json", "--state", "exempted"]).exits(0).json();
+    assert_eq!(listed["requests"], serde_json::json!([]), "a dry run records nothing");
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let manifest = lake.manifest();
+    assert_eq!((&manifest["ledger"]["opted_out"], &manifest["verdict"]), (&1.into(), &"clean".into()), "{manifest:#}");
+    let limits = manifest["limits"].to_string();
+    assert!(limits.contains("1 DROP work items lead to several consumers each"), "{limits}");
+    assert!(lake.text("lake/people.csv").contains("home@example.com"));
+}
+
+#[test]
+fn what_cannot_be_told_is_not_deleted() {
+    let lake = broker_lake();
+    lake.write("lake/broken.csv", "user_id,email,mobile,first,last,born,zip\n1,\"anna@example.com");
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(3).says(&["consumers not counted"]);
+    assert_eq!(lake.text("lake/people.csv"), PEOPLE);
+    lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(3).says(&["have no outcome yet"]);
+    std::fs::remove_file(lake.path().join("lake/broken.csv")).unwrap();
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert!(!lake.text("lake/people.csv").contains("Anna"));
+    // An object without the key is one that cannot be told, too.
+    lake.write("lake/nokey.csv", "id,email,mobile,first,last,born,zip\n1,nobody@example.com,,,,,\n");
+    lake.run(&["scrub", "job.toml"]).exits(3).says(&["consumers not counted"]);
+    assert!(lake.text("lake/nokey.csv").contains("nobody@example.com"));
+}
