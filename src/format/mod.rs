@@ -6,6 +6,8 @@ pub mod ndjson;
 pub mod parquet;
 pub mod parquet_chunk;
 pub mod parquet_column;
+pub mod parquet_packed;
+pub mod parquet_pages;
 pub mod parquet_v1;
 pub mod records;
 

@@ -99,7 +99,8 @@ pub fn told(mut close: ColumnCloseResult, codec: Compression) -> Result<ColumnCl
     Ok(close)
 }
 
-fn compressed(codec: Compression, plain: &[u8]) -> Result<Bytes> {
+/// `plain` in the codec, at its default level.
+pub fn compressed(codec: Compression, plain: &[u8]) -> Result<Bytes> {
     let failed = |error: &dyn std::fmt::Display| ParquetError::General(format!("a page cannot be compressed: {error}"));
     let bytes = match codec {
         Compression::UNCOMPRESSED => plain.to_vec(),
