@@ -547,9 +547,12 @@ impl<R> EditPages<'_, R> {
             batch.fill(reader, place.rows.end - row)?;
         }
         let close = writer.close()?;
-        let bounds = close.column_index.as_ref().and_then(|index| index_bounds(index, 0));
+        if tally.levels == 0 {
+            return Ok(None);
+        }
+        let bounds = close.column_index.as_ref().filter(|index| index.num_pages() == 1);
+        let bounds = bounds.and_then(|index| index_bounds(index, 0));
         let (bytes, uncompressed_bytes) = match coded {
-            _ if tally.levels == 0 => return Ok(None),
             Some(coded) => {
                 self.edited.kept_entries |= &coded.used;
                 coded.page(&page, self.chunk.column, &tally)?

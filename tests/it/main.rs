@@ -20,6 +20,7 @@ mod lists;
 mod manifest;
 #[path = "../support/memory_store.rs"]
 mod memory_store;
+mod page_copy;
 mod privacy;
 mod rewrite_parquet;
 mod s3;
