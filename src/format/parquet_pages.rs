@@ -958,6 +958,10 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
         let column = self.chunk.column;
         let Edited { before, after, .. } = &self.edited;
         let moved = |old: &LevelHistogram, before: &[i64], after: &[i64]| -> Option<LevelHistogram> {
+            // Where there is but one level, some writers count none.
+            if old.is_empty() && before.len() == 1 {
+                return Some(old.clone());
+            }
             let levels = old.values().iter().zip(before.iter().zip(after));
             let levels: Vec<i64> = levels.map(|(old, (before, after))| old - before + after).collect();
             (old.len() == before.len() && levels.iter().all(|count| *count >= 0)).then(|| levels.into())
