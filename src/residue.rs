@@ -307,7 +307,10 @@ mod tests {
         assert_eq!(Residues::default().words(true), None);
         assert_eq!(all.cleanse().chunks.len(), 2);
         let left = all.beside(&RoaringTreemap::from_iter([9]), &Action::Delete);
-        assert_eq!(left.words(false).as_deref(), Some("1 statistic of column user.email, 1 dictionary entry of column user.email, 1 metadata entry"));
+        assert_eq!(
+            left.words(false).as_deref(),
+            Some("1 statistic of column user.email, 1 dictionary entry of column user.email, 1 metadata entry")
+        );
         let both = [chunk(0, "user.email"), chunk(1, "user.email")];
         assert_eq!(left.cleanse().chunks, both.into_iter().flatten().collect(), "no page that shows it is copied");
         let left = all.beside(&RoaringTreemap::from_iter([10, 19]), &Action::Delete);

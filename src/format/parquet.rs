@@ -397,7 +397,8 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             builder = builder.set_file_offset(start);
         }
         self.groups.push(builder.build().map_err(parquet_error)?);
-        self.proofs.push(GroupProof { rows: kept, columns: placed.iter().map(|placed| placed.proof.clone()).collect() });
+        self.proofs
+            .push(GroupProof { rows: kept, columns: placed.iter().map(|placed| placed.proof.clone()).collect() });
         let (mut column_indexes, mut offset_indexes, mut bloom_filters) = (Vec::new(), Vec::new(), Vec::new());
         for placed in placed {
             column_indexes.push(placed.column_index);

@@ -281,7 +281,8 @@ mod tests {
 
     #[test]
     fn what_is_packed_is_unpacked_again() {
-        let mixed: Vec<u32> = (0..3000).map(|i: u32| if i % 97 < 40 { 5 } else { i.wrapping_mul(2_654_435_761) >> 7 }).collect();
+        let mixed: Vec<u32> =
+            (0..3000).map(|i: u32| if i % 97 < 40 { 5 } else { i.wrapping_mul(2_654_435_761) >> 7 }).collect();
         for width in [0, 1, 2, 3, 7, 8, 9, 17, 31, 32] {
             let mask = if width == 0 { 0 } else { u32::MAX >> (32 - width) };
             for length in [0, 1, 7, 8, 9, 16, 500, 505, 3000] {

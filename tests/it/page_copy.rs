@@ -61,13 +61,7 @@ fn marked(rows: usize, odd: &BTreeSet<usize>) -> RecordBatch {
 
 /// The words that only row `i` has.
 fn words_of(i: u64) -> [String; 5] {
-    [
-        format!("p{i:05}@"),
-        format!("city-of-{i:05}!"),
-        format!("name-{i:05}."),
-        format!("-{i:05}#"),
-        format!("f{i:06}."),
-    ]
+    [format!("p{i:05}@"), format!("city-of-{i:05}!"), format!("name-{i:05}."), format!("-{i:05}#"), format!("f{i:06}.")]
 }
 
 fn paged(rows: usize) -> WriterPropertiesBuilder {
@@ -171,7 +165,8 @@ fn pages_that_lose_no_row_are_copied_and_the_others_are_not() {
             for ((old, rows), (new, new_rows)) in left.into_iter().zip(&new) {
                 assert_eq!(new_rows.end - new_rows.start, rows.end - rows.start - loses(rows), "{name}: {column}");
                 // Of two truth values, or of cut bounds, a page may look as if a removed value had made them.
-                let may_differ = loses(rows) > 0 || name == "cut bounds" || ["flag", "level", "score"].contains(&&*column);
+                let may_differ =
+                    loses(rows) > 0 || name == "cut bounds" || ["flag", "level", "score"].contains(&&*column);
                 assert!(may_differ || old == new, "{name}: {column}, rows {rows:?}");
                 assert!(loses(rows) == 0 || old != new, "{name}: {column}, rows {rows:?}");
             }
@@ -286,11 +281,17 @@ fn counts_of_levels_and_bytes_stay_those_of_the_pages() {
                 let name = format!("{name}: {} of group {number}", column.column_path());
                 assert_eq!(column.num_values(), wanted.num_values(), "{name}");
                 // Where bounds are made again, they are cut at the usual length.
-                let is_cut = column.statistics().is_some_and(|s| !s.min_is_exact() || s.min_bytes_opt().is_some_and(|b| b.len() > 5));
+                let is_cut = column
+                    .statistics()
+                    .is_some_and(|s| !s.min_is_exact() || s.min_bytes_opt().is_some_and(|b| b.len() > 5));
                 assert!(is_cut || column.statistics() == wanted.statistics(), "{name}");
                 assert_eq!(column.definition_level_histogram(), wanted.definition_level_histogram(), "{name}");
                 assert_eq!(column.repetition_level_histogram(), wanted.repetition_level_histogram(), "{name}");
-                assert_eq!(column.unencoded_byte_array_data_bytes(), wanted.unencoded_byte_array_data_bytes(), "{name}");
+                assert_eq!(
+                    column.unencoded_byte_array_data_bytes(),
+                    wanted.unencoded_byte_array_data_bytes(),
+                    "{name}"
+                );
                 let Some((bounds, places)) = out.column_index().zip(out.offset_index()) else { continue };
                 let (bounds, places) = (&bounds[number][leaf], &places[number][leaf]);
                 if matches!(bounds, ColumnIndexMetaData::NONE) {
@@ -303,7 +304,8 @@ fn counts_of_levels_and_bytes_stay_those_of_the_pages() {
                         Some(a.iter().zip(&b).map(|(a, b)| a + b).collect())
                     })?
                 };
-                let whole = |levels: Option<&parquet::file::metadata::LevelHistogram>| levels.map(|l| l.values().to_vec());
+                let whole =
+                    |levels: Option<&parquet::file::metadata::LevelHistogram>| levels.map(|l| l.values().to_vec());
                 let definition = sum(&|page| bounds.definition_level_histogram(page).map(<[i64]>::to_vec));
                 assert_eq!(definition, whole(column.definition_level_histogram()), "{name}");
                 let repetition = sum(&|page| bounds.repetition_level_histogram(page).map(<[i64]>::to_vec));
@@ -436,7 +438,11 @@ fn a_read_back_sees_a_fault_in_copied_pages_in_changed_ones_and_in_the_dictionar
             for at in range_of(column).step_by(29) {
                 let mut flipped = good.to_vec();
                 flipped[at] ^= 1 << (at % 8);
-                assert!(read_back(&Bytes::from(flipped), &receipt).is_err(), "{name}: byte {at} of {}", column.column_path());
+                assert!(
+                    read_back(&Bytes::from(flipped), &receipt).is_err(),
+                    "{name}: byte {at} of {}",
+                    column.column_path()
+                );
             }
         }
     }

@@ -1,0 +1,344 @@
+//! One page encoded again: decoded, freed of its rows and written as it was, in its own encoding, version and codec.
+//!
+//! What became of the pages is counted on the way. A page of dictionary indexes keeps its dictionary: indexes go, no value is made.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use parquet::basic::{Compression, Encoding, PageType, Type as PhysicalType};
+use parquet::column::page::{CompressedPage, Page, PageWriter};
+use parquet::column::reader::ColumnReaderImpl;
+use parquet::column::writer::{ColumnWriterImpl, get_column_writer};
+use parquet::data_type::{AsBytes, DataType};
+use parquet::errors::Result;
+use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
+use roaring::{RoaringBitmap, RoaringTreemap};
+
+use super::parquet_chunk::{Batch, Chunk, ColumnDigest, Replace, Work, edit, general};
+use super::parquet_layout::{Given, Place, max_levels};
+use super::parquet_packed::{Hybrid, level_bits, pack, parts};
+use super::parquet_statistics::index_bounds;
+use super::parquet_v1::compressed;
+
+/// Counts of levels and values, as statistics give them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub rows: u64,
+    pub levels: u64,
+    pub values: u64,
+    pub definition: Vec<i64>,
+    pub repetition: Vec<i64>,
+    /// Of values of varying length, without the lengths themselves.
+    pub value_bytes: u64,
+}
+
+impl Tally {
+    pub fn new(column: &ColumnChunkMetaData) -> Tally {
+        let (max_repetition, max_definition) = max_levels(column);
+        let zeros = |max: u16| vec![0; max as usize + 1];
+        Tally { definition: zeros(max_definition), repetition: zeros(max_repetition), ..Tally::default() }
+    }
+
+    fn add<T: DataType>(&mut self, batch: &Batch<T>) {
+        let rows = self.repetition[0];
+        for (counts, levels) in [(&mut self.definition, &batch.definition), (&mut self.repetition, &batch.repetition)] {
+            match counts.len() {
+                1 => counts[0] += batch.levels as i64,
+                _ => levels.iter().for_each(|level| counts[*level as usize] += 1),
+            }
+        }
+        self.rows += (self.repetition[0] - rows) as u64;
+        self.levels += batch.levels as u64;
+        self.values += batch.values.len() as u64;
+        if T::get_physical_type() == PhysicalType::BYTE_ARRAY {
+            self.value_bytes += batch.values.iter().map(|value| value.as_bytes().len() as u64).sum::<u64>();
+        }
+    }
+
+    pub fn nulls(&self) -> i64 {
+        (self.levels - self.values) as i64
+    }
+}
+
+/// A page that was encoded again.
+pub struct NewPage {
+    /// With its header.
+    pub bytes: Vec<u8>,
+    pub uncompressed_bytes: u64,
+    pub kept: Tally,
+    /// For the column index; `None`: there is none, no value, or none that can be compared.
+    pub bounds: Option<[Vec<u8>; 2]>,
+    pub digest: u128,
+}
+
+/// What became of the pages that were gone over.
+#[derive(Default)]
+pub struct Edited {
+    /// By number; `None`: no row is left of it.
+    pub pages: HashMap<usize, Option<NewPage>>,
+    /// Values that went from pages, by entry of the dictionary where it has them.
+    pub gone_values: BTreeSet<Vec<u8>>,
+    pub gone_entries: RoaringBitmap,
+    /// Entries that kept values of these pages use.
+    pub kept_entries: RoaringBitmap,
+    pub before: Tally,
+    pub after: Tally,
+}
+
+/// Decodes pages, does a change to their rows and encodes them again.
+pub struct EditPages<'a, R> {
+    pub chunk: &'a Chunk<'a, R>,
+    pub places: Vec<(usize, &'a Place)>,
+    pub rows: &'a RoaringTreemap,
+    pub given: Given,
+    pub edited: &'a mut Edited,
+}
+
+impl<R> Work for EditPages<'_, R> {
+    type Done = ();
+
+    fn run<T: DataType>(mut self, mut reader: ColumnReaderImpl<T>, replace: &Replace<'_, T::T>) -> Result<()> {
+        for (number, place) in std::mem::take(&mut self.places) {
+            let page = self.page(place, &mut reader, replace)?;
+            self.edited.pages.insert(number, page);
+        }
+        Ok(())
+    }
+}
+
+impl<R> EditPages<'_, R> {
+    fn page<T: DataType>(
+        &mut self,
+        place: &Place,
+        reader: &mut ColumnReaderImpl<T>,
+        replace: &Replace<'_, T::T>,
+    ) -> Result<Option<NewPage>> {
+        let descr = self.chunk.column.column_descr_ptr();
+        let (mut batch, mut kept, mut gone) =
+            (Batch::<T>::new(&descr), Batch::<T>::new(&descr), Batch::<T>::new(&descr));
+        let (mut row, mut tally, mut digest) =
+            (place.rows.start, Tally::new(self.chunk.column), ColumnDigest::default());
+        batch.fill(reader, place.rows.end - row)?;
+        let page = self.given_page()?;
+        let (max_repetition, max_definition) = max_levels(self.chunk.column);
+        let mut coded = match place.is_coded() {
+            true => Some(Coded::<T>::new(&page, max_repetition, max_definition)?),
+            false => None,
+        };
+        let mut sink = TrackedWrite::new(Vec::new());
+        let mut writer = page_writer::<T, R>(self.chunk, place, &mut sink)?;
+        loop {
+            if let Some(coded) = &mut coded {
+                coded.unpack(&mut batch)?;
+            }
+            self.edited.before.add(&batch);
+            let records = batch.records as u64;
+            edit(&mut batch, &mut kept, &mut gone, row, self.rows, replace)?;
+            row += records;
+            kept.add_to(&mut digest);
+            tally.add(&kept);
+            self.edited.after.add(&kept);
+            match &mut coded {
+                Some(coded) => {
+                    self.edited.gone_entries.extend(&gone.indexes);
+                    coded.keep(&kept, &mut writer)?;
+                }
+                None => {
+                    self.edited.gone_values.extend(gone.values.iter().map(|value| value.as_bytes().to_vec()));
+                    kept.write_to(&mut writer)?;
+                }
+            }
+            if row >= place.rows.end {
+                break;
+            }
+            if records == 0 {
+                return Err(general("a page holds fewer rows than it begins"));
+            }
+            batch.fill(reader, place.rows.end - row)?;
+        }
+        let close = writer.close()?;
+        if tally.levels == 0 {
+            return Ok(None);
+        }
+        let bounds = close.column_index.as_ref().filter(|index| index.num_pages() == 1);
+        let bounds = bounds.and_then(|index| index_bounds(index, 0));
+        let (bytes, uncompressed_bytes) = match coded {
+            Some(coded) => {
+                self.edited.kept_entries |= &coded.used;
+                coded.page(&page, self.chunk.column, &tally)?
+            }
+            None => {
+                let stats = close.metadata.page_encoding_stats();
+                if stats.map(|stats| stats.iter().map(|stats| stats.count).sum()) != Some(1) {
+                    return Err(general("a page became several"));
+                }
+                (sink.into_inner()?, close.metadata.uncompressed_size() as u64)
+            }
+        };
+        Ok(Some(NewPage { bytes, uncompressed_bytes, kept: tally, bounds, digest: digest.finish() }))
+    }
+
+    /// The data page that the column reader took last.
+    fn given_page(&self) -> Result<Page> {
+        let mut given = self.given.lock().map_err(|_| general("a reader panicked"))?;
+        while let Some(page) = given.pop_front() {
+            if page.is_data_page() {
+                return Ok(page);
+            }
+        }
+        Err(general("a page without a row"))
+    }
+}
+
+/// A writer for one page as `place` is: its own encoding, whatever its size. Of a page of dictionary indexes it is to make the
+/// bounds alone.
+fn page_writer<'s, T: DataType, R>(
+    chunk: &Chunk<'_, R>,
+    place: &Place,
+    sink: &'s mut TrackedWrite<Vec<u8>>,
+) -> Result<ColumnWriterImpl<'s, T>> {
+    let statistics = if chunk.column_index.is_some() { EnabledStatistics::Page } else { EnabledStatistics::None };
+    let version = match place.kind {
+        PageType::DATA_PAGE_V2 => WriterVersion::PARQUET_2_0,
+        _ => WriterVersion::PARQUET_1_0,
+    };
+    let (codec, encoding) = match place.is_coded() {
+        true => (Compression::UNCOMPRESSED, Encoding::PLAIN),
+        false => (chunk.column.compression(), place.encoding),
+    };
+    let properties = WriterProperties::builder()
+        .set_writer_version(version)
+        .set_compression(codec)
+        .set_dictionary_enabled(false)
+        .set_encoding(encoding)
+        .set_data_page_size_limit(usize::MAX)
+        .set_data_page_row_count_limit(usize::MAX)
+        .set_statistics_enabled(statistics)
+        .build();
+    let pages = Box::new(SerializedPageWriter::new(sink));
+    let writer = get_column_writer(chunk.column.column_descr_ptr(), Arc::new(properties), pages);
+    T::get_column_writer(writer).ok_or_else(|| general("a writer of another type"))
+}
+
+/// A page of dictionary indexes: they are unpacked and packed again, and no value is made.
+struct Coded<'a, T: DataType> {
+    width: u8,
+    indexes: Hybrid<'a>,
+    kept: Vec<u32>,
+    definition: Vec<u32>,
+    repetition: Vec<u32>,
+    used: RoaringBitmap,
+    value: std::marker::PhantomData<T>,
+}
+
+impl<'a, T: DataType> Coded<'a, T> {
+    fn new(page: &'a Page, max_repetition: u16, max_definition: u16) -> Result<Self> {
+        let (width, indexes) = coded_values(page, max_repetition, max_definition)?;
+        let (kept, definition, repetition) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Coded {
+            width,
+            indexes,
+            kept,
+            definition,
+            repetition,
+            used: RoaringBitmap::new(),
+            value: Default::default(),
+        })
+    }
+
+    /// Reads the indexes of the batch's values.
+    fn unpack(&mut self, batch: &mut Batch<T>) -> Result<()> {
+        for _ in 0..batch.values.len() {
+            batch.indexes.push(self.indexes.read()?);
+        }
+        Ok(())
+    }
+
+    /// Takes what is kept; `bounds` sees each value once.
+    fn keep(&mut self, kept: &Batch<T>, bounds: &mut ColumnWriterImpl<'_, T>) -> Result<()> {
+        self.definition.extend(kept.definition.iter().map(|level| u32::from(level.unsigned_abs())));
+        self.repetition.extend(kept.repetition.iter().map(|level| u32::from(level.unsigned_abs())));
+        let mut new = Vec::new();
+        for (value, index) in kept.values.iter().zip(&kept.indexes) {
+            if self.used.insert(*index) {
+                new.push(value.clone());
+            }
+        }
+        self.kept.extend(&kept.indexes);
+        let descr = bounds.get_descriptor();
+        let definition = vec![descr.max_def_level(); if descr.max_def_level() > 0 { new.len() } else { 0 }];
+        let repetition = vec![0; if descr.max_rep_level() > 0 { new.len() } else { 0 }];
+        let level = |levels: &[i16]| (!levels.is_empty()).then(|| levels.to_vec());
+        bounds.write_batch(&new, level(&definition).as_deref(), level(&repetition).as_deref()).map(drop)
+    }
+
+    /// The page with its header, and its size before compression.
+    fn page(self, old: &Page, column: &ColumnChunkMetaData, tally: &Tally) -> Result<(Vec<u8>, u64)> {
+        let (max_repetition, max_definition) = max_levels(column);
+        let (mut repetition, mut definition) = (Vec::new(), Vec::new());
+        pack(&self.repetition, level_bits(max_repetition), &mut repetition);
+        pack(&self.definition, level_bits(max_definition), &mut definition);
+        let mut values = vec![self.width];
+        pack(&self.kept, self.width.into(), &mut values);
+        let codec = column.compression();
+        let num_values = u32::try_from(tally.levels).map_err(|_| general("a page of too many values"))?;
+        match old {
+            Page::DictionaryPage { .. } => Err(general("a dictionary in place of values")),
+            Page::DataPage { encoding, .. } => {
+                let mut plain = Vec::with_capacity(repetition.len() + definition.len() + values.len() + 8);
+                for (max, levels) in [(max_repetition, repetition), (max_definition, definition)] {
+                    if max > 0 {
+                        plain.extend_from_slice(&(levels.len() as u32).to_le_bytes());
+                        plain.extend_from_slice(&levels);
+                    }
+                }
+                plain.extend_from_slice(&values);
+                let page = Page::DataPage {
+                    buf: compressed(codec, &plain)?,
+                    num_values,
+                    encoding: *encoding,
+                    def_level_encoding: Encoding::RLE,
+                    rep_level_encoding: Encoding::RLE,
+                    statistics: None,
+                };
+                serialized(CompressedPage::new(page, plain.len()))
+            }
+            Page::DataPageV2 { encoding, .. } => {
+                let plain_bytes = repetition.len() + definition.len() + values.len();
+                let packed = compressed(codec, &values)?;
+                let is_compressed = codec != Compression::UNCOMPRESSED && packed.len() < values.len();
+                let (repetition_bytes, definition_bytes) = (repetition.len() as u32, definition.len() as u32);
+                let values = if is_compressed { packed } else { values.into() };
+                let page = Page::DataPageV2 {
+                    buf: [repetition, definition, values.to_vec()].concat().into(),
+                    num_values,
+                    encoding: *encoding,
+                    num_nulls: tally.nulls() as u32,
+                    num_rows: tally.rows as u32,
+                    def_levels_byte_len: definition_bytes,
+                    rep_levels_byte_len: repetition_bytes,
+                    is_compressed,
+                    statistics: None,
+                };
+                serialized(CompressedPage::new(page, plain_bytes))
+            }
+        }
+    }
+}
+
+/// The width of the indexes of a page, and the indexes.
+pub fn coded_values(page: &Page, max_repetition: u16, max_definition: u16) -> Result<(u8, Hybrid<'_>)> {
+    let [_, _, values] = parts(page, max_repetition, max_definition)?;
+    // A page of nulls alone may have no byte here.
+    let (width, packed) = values.split_first().map_or((0, values), |(width, packed)| (*width, packed));
+    Ok((width, Hybrid::new(packed, width.into())?))
+}
+
+/// The page with its header, and its size before compression, header included.
+pub fn serialized(page: CompressedPage) -> Result<(Vec<u8>, u64)> {
+    let mut sink = TrackedWrite::new(Vec::new());
+    let uncompressed_bytes = SerializedPageWriter::new(&mut sink).write_page(page)?.uncompressed_size;
+    Ok((sink.into_inner()?, uncompressed_bytes as u64))
+}
