@@ -82,16 +82,33 @@ pub struct ColumnDigest {
     definition: Xxh3,
     repetition: Xxh3,
     values: Xxh3,
+    /// Small pieces are put together here: a hasher takes its time over each that it is given.
+    pieces: Vec<u8>,
 }
 
-impl ColumnDigest {
-    fn level(hasher: &mut Xxh3, levels: &[i16]) {
-        levels.iter().for_each(|level| hasher.update(&level.to_le_bytes()));
-    }
+const PIECES_BYTES: usize = 32 << 10;
 
-    fn value(&mut self, bytes: &[u8]) {
-        self.values.update(&(bytes.len() as u32).to_le_bytes());
-        self.values.update(bytes);
+impl ColumnDigest {
+    fn add<T: DataType>(&mut self, batch: &Batch<T>) {
+        let ColumnDigest { definition, repetition, values, pieces } = self;
+        for (hasher, levels) in [(definition, &batch.definition), (repetition, &batch.repetition)] {
+            for levels in levels.chunks(PIECES_BYTES / 2) {
+                pieces.clear();
+                pieces.extend(levels.iter().flat_map(|level| level.to_le_bytes()));
+                hasher.update(pieces);
+            }
+        }
+        pieces.clear();
+        for value in &batch.values {
+            let bytes = value.as_bytes();
+            pieces.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+            pieces.extend_from_slice(bytes);
+            if pieces.len() >= PIECES_BYTES {
+                values.update(pieces);
+                pieces.clear();
+            }
+        }
+        values.update(pieces);
     }
 
     pub fn finish(&self) -> u128 {
@@ -487,10 +504,43 @@ impl<T: DataType> Batch<T> {
         (self.records, self.levels) = (0, 0);
     }
 
+    /// The level at which so many rows have ended, counted from the row that begins at `level`.
+    fn after_rows(&self, level: usize, rows: u64) -> usize {
+        if self.max_repetition == 0 {
+            return level + rows as usize;
+        }
+        let begins = |level: &usize| self.repetition[*level] == 0;
+        let mut starts = (level + 1..self.levels).filter(begins);
+        if rows == 0 { level } else { starts.nth(rows as usize - 1).unwrap_or(self.levels) }
+    }
+
+    /// Moves a span of `levels` from `batch` to the end of this one, with what `values` and `indexes` have for it.
+    fn append(
+        &mut self,
+        batch: &Batch<T>,
+        levels: Range<usize>,
+        values: &mut impl Iterator<Item = T::T>,
+        indexes: &mut impl Iterator<Item = u32>,
+    ) -> Result<()> {
+        let count = match batch.max_definition {
+            0 => levels.len(),
+            max => batch.definition[levels.clone()].iter().filter(|level| **level == max).count(),
+        };
+        let wanted = self.values.len() + count;
+        self.values.extend(values.take(count));
+        self.indexes.extend(indexes.take(count));
+        if batch.max_definition > 0 {
+            self.definition.extend_from_slice(&batch.definition[levels.clone()]);
+        }
+        if batch.max_repetition > 0 {
+            self.repetition.extend_from_slice(&batch.repetition[levels.clone()]);
+        }
+        self.levels += levels.len();
+        if self.values.len() == wanted { Ok(()) } else { Err(general("fewer values than levels")) }
+    }
+
     pub fn add_to(&self, digest: &mut ColumnDigest) {
-        ColumnDigest::level(&mut digest.definition, &self.definition);
-        ColumnDigest::level(&mut digest.repetition, &self.repetition);
-        self.values.iter().for_each(|value| digest.value(value.as_bytes()));
+        digest.add(self);
     }
 
     pub fn write_to(&self, writer: &mut ColumnWriterImpl<'_, T>) -> Result<()> {
@@ -554,51 +604,53 @@ pub fn edit<T: DataType>(
     kept.clear();
     gone.clear();
     let last = first + batch.records as u64;
-    if rows.range_cardinality(first..last) == 0 {
+    let mut changing = rows.iter();
+    changing.advance_to(first);
+    let mut changing = changing.take_while(|row| *row < last).peekable();
+    if changing.peek().is_none() {
         std::mem::swap(batch, kept);
         return Ok(());
     }
     let mut values = std::mem::take(&mut batch.values).into_iter();
     let mut indexes = std::mem::take(&mut batch.indexes).into_iter();
-    let mut row = first;
-    for level in 0..batch.levels {
-        let repetition = batch.repetition.get(level).copied();
-        let mut definition = batch.definition.get(level).copied();
-        if level > 0 && repetition.unwrap_or(0) == 0 {
-            row += 1;
+    let (mut row, mut level) = (first, 0);
+    for changed in changing {
+        let start = batch.after_rows(level, changed - row);
+        kept.append(batch, level..start, &mut values, &mut indexes)?;
+        (row, level) = (changed + 1, batch.after_rows(start, 1));
+        let (gone_levels, gone_values) = (gone.levels, gone.values.len());
+        gone.append(batch, start..level, &mut values, &mut indexes)?;
+        if !replace.remove {
+            replace_row(kept, gone, gone_levels, gone_values, replace)?;
         }
-        let (mut value, mut index) = (None, None);
-        if definition.is_none_or(|definition| definition == batch.max_definition) {
-            value = Some(values.next().ok_or_else(|| general("fewer values than levels"))?);
-            index = indexes.next();
-        }
-        if rows.contains(row) {
-            gone.repetition.extend(repetition);
-            gone.definition.extend(definition);
-            gone.values.extend(value.clone());
-            gone.indexes.extend(index.take());
-            gone.levels += 1;
-            if replace.remove {
-                continue;
+    }
+    kept.append(batch, level..batch.levels, &mut values, &mut indexes)
+}
+
+/// Puts what comes in place of a row into `kept`; the row is what stands in `gone` from these levels and values on.
+fn replace_row<T: DataType>(
+    kept: &mut Batch<T>,
+    gone: &Batch<T>,
+    first_level: usize,
+    first_value: usize,
+    replace: &Replace<'_, T::T>,
+) -> Result<()> {
+    debug_assert!(replace.null || replace.constant.is_some() || replace.tag.is_some());
+    let mut values = gone.values[first_value..].iter();
+    for level in first_level..gone.levels {
+        let mut definition = gone.definition.get(level).copied();
+        if definition.is_none_or(|definition| definition == gone.max_definition) {
+            let old = values.next().ok_or_else(|| general("fewer values than levels"))?;
+            match (&replace.constant, &replace.tag) {
+                (Some(constant), _) => kept.values.push(constant.clone()),
+                (None, Some(tag)) => kept.values.push(tag(old.as_bytes())?),
+                (None, None) => definition = definition.map(|_| gone.max_definition - 1),
             }
-            if let Some(old) = &value {
-                value = match (&replace.constant, &replace.tag) {
-                    (Some(constant), _) => Some(constant.clone()),
-                    (None, Some(tag)) => Some(tag(old.as_bytes())?),
-                    (None, None) => {
-                        definition = definition.map(|_| batch.max_definition - 1);
-                        None
-                    }
-                };
-            }
         }
-        kept.repetition.extend(repetition);
         kept.definition.extend(definition);
-        kept.values.extend(value);
-        kept.indexes.extend(index);
+        kept.repetition.extend(gone.repetition.get(level));
         kept.levels += 1;
     }
-    debug_assert!(replace.remove || replace.null || replace.constant.is_some() || replace.tag.is_some());
     Ok(())
 }
 
@@ -616,7 +668,7 @@ pub struct Window<R> {
 }
 
 const WINDOW_BYTES: u64 = 8 << 20;
-const WHOLE_BYTES: u64 = 32 << 20;
+const WHOLE_BYTES: u64 = 64 << 20;
 
 impl<R: ChunkReader> Window<R> {
     pub fn new(source: R, column: &ColumnChunkMetaData) -> Self {

@@ -101,7 +101,7 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
         }
         let page = DictionaryPage::read(&self.window, self.chunk.column)?;
         let mut entries = page.entries()?;
-        if self.edited.gone_entries.iter().chain(&self.edited.kept_entries).any(|entry| entry >= page.entries) {
+        if self.edited.gone_entries.max().is_some_and(|entry| entry >= page.entries) {
             return Err(general("an index past its dictionary"));
         }
         // The same value may stand in several entries, of which an earlier rewrite made some: they go together or not at all.
@@ -113,7 +113,8 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
             }
         }
         let mut used = self.edited.kept_entries.clone();
-        suspects.retain(|_, numbers| numbers.is_disjoint(&used));
+        used.resize(entries.len(), false);
+        suspects.retain(|_, numbers| !numbers.iter().any(|number| used[number as usize]));
         if !suspects.is_empty() {
             self.find_used(touched, &mut used, &mut suspects)?;
         }
@@ -122,8 +123,7 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
         if unused.is_empty() {
             return unchanged(gone);
         }
-        let Some(spare) = used.min() else { return Ok(None) };
-        let spare = *entries.get(spare as usize).ok_or_else(|| general("an index past its dictionary"))?;
+        let Some(spare) = used.iter().position(|used| *used).map(|number| entries[number]) else { return Ok(None) };
         unused.iter().for_each(|number| entries[number as usize] = spare);
         let (bytes, uncompressed_bytes) = page.page_of(&entries, self.chunk.column.compression())?;
         Ok(Some(NewDictionary { page: Some((bytes, uncompressed_bytes, digest_of(&entries))), gone }))
@@ -133,7 +133,7 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
     fn find_used(
         &self,
         touched: &[bool],
-        used: &mut RoaringBitmap,
+        used: &mut [bool],
         suspects: &mut HashMap<&[u8], RoaringBitmap>,
     ) -> Result<()> {
         let picks: Vec<bool> =
@@ -153,17 +153,11 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
                 max => definition.iter().filter(|level| **level == max).count(),
             };
             let (_, mut indexes) = coded_values(&page, max_repetition, max_definition)?;
-            let mut of_page = RoaringBitmap::new();
-            let mut last = None;
             for _ in 0..values {
-                let index = indexes.read()?;
-                if last != Some(index) {
-                    of_page.insert(index);
-                    last = Some(index);
-                }
+                let index = indexes.read()? as usize;
+                *used.get_mut(index).ok_or_else(|| general("an index past its dictionary"))? = true;
             }
-            *used |= of_page;
-            suspects.retain(|_, numbers| numbers.is_disjoint(used));
+            suspects.retain(|_, numbers| !numbers.iter().any(|number| used[number as usize]));
             if suspects.is_empty() {
                 break;
             }

@@ -81,8 +81,9 @@ pub struct Edited {
     /// Values that went from pages, by entry of the dictionary where it has them.
     pub gone_values: BTreeSet<Vec<u8>>,
     pub gone_entries: RoaringBitmap,
-    /// Entries that kept values of these pages use.
-    pub kept_entries: RoaringBitmap,
+    /// By entry: whether kept values of these pages use it.
+    pub kept_entries: Vec<bool>,
+    /// Of the parts in which something changed, before and after.
     pub before: Tally,
     pub after: Tally,
 }
@@ -90,6 +91,8 @@ pub struct Edited {
 /// Decodes pages, does a change to their rows and encodes them again.
 pub struct EditPages<'a, R> {
     pub chunk: &'a Chunk<'a, R>,
+    /// How many the dictionary has.
+    pub entries: usize,
     pub places: Vec<(usize, &'a Place)>,
     pub rows: &'a RoaringTreemap,
     pub given: Given,
@@ -100,6 +103,7 @@ impl<R> Work for EditPages<'_, R> {
     type Done = ();
 
     fn run<T: DataType>(mut self, mut reader: ColumnReaderImpl<T>, replace: &Replace<'_, T::T>) -> Result<()> {
+        self.edited.kept_entries.resize(self.entries, false);
         for (number, place) in std::mem::take(&mut self.places) {
             let page = self.page(place, &mut reader, replace)?;
             self.edited.pages.insert(number, page);
@@ -124,7 +128,7 @@ impl<R> EditPages<'_, R> {
         let page = self.given_page()?;
         let (max_repetition, max_definition) = max_levels(self.chunk.column);
         let mut coded = match place.is_coded() {
-            true => Some(Coded::<T>::new(&page, max_repetition, max_definition)?),
+            true => Some(Coded::<T>::new(&page, self.entries, max_repetition, max_definition)?),
             false => None,
         };
         let mut sink = TrackedWrite::new(Vec::new());
@@ -133,13 +137,18 @@ impl<R> EditPages<'_, R> {
             if let Some(coded) = &mut coded {
                 coded.unpack(&mut batch)?;
             }
-            self.edited.before.add(&batch);
             let records = batch.records as u64;
+            let is_changing = self.rows.range_cardinality(row..row + records) > 0;
+            if is_changing {
+                self.edited.before.add(&batch);
+            }
             edit(&mut batch, &mut kept, &mut gone, row, self.rows, replace)?;
             row += records;
             kept.add_to(&mut digest);
             tally.add(&kept);
-            self.edited.after.add(&kept);
+            if is_changing {
+                self.edited.after.add(&kept);
+            }
             match &mut coded {
                 Some(coded) => {
                     self.edited.gone_entries.extend(&gone.indexes);
@@ -166,7 +175,8 @@ impl<R> EditPages<'_, R> {
         let bounds = bounds.and_then(|index| index_bounds(index, 0));
         let (bytes, uncompressed_bytes) = match coded {
             Some(coded) => {
-                self.edited.kept_entries |= &coded.used;
+                let used = coded.used.iter().enumerate().filter(|(_, used)| **used);
+                used.for_each(|(entry, _)| self.edited.kept_entries[entry] = true);
                 coded.page(&page, self.chunk.column, &tally)?
             }
             None => {
@@ -229,12 +239,13 @@ struct Coded<'a, T: DataType> {
     kept: Vec<u32>,
     definition: Vec<u32>,
     repetition: Vec<u32>,
-    used: RoaringBitmap,
+    /// By entry of the dictionary.
+    used: Vec<bool>,
     value: std::marker::PhantomData<T>,
 }
 
 impl<'a, T: DataType> Coded<'a, T> {
-    fn new(page: &'a Page, max_repetition: u16, max_definition: u16) -> Result<Self> {
+    fn new(page: &'a Page, entries: usize, max_repetition: u16, max_definition: u16) -> Result<Self> {
         let (width, indexes) = coded_values(page, max_repetition, max_definition)?;
         let (kept, definition, repetition) = (Vec::new(), Vec::new(), Vec::new());
         Ok(Coded {
@@ -243,7 +254,7 @@ impl<'a, T: DataType> Coded<'a, T> {
             kept,
             definition,
             repetition,
-            used: RoaringBitmap::new(),
+            used: vec![false; entries],
             value: Default::default(),
         })
     }
@@ -262,7 +273,8 @@ impl<'a, T: DataType> Coded<'a, T> {
         self.repetition.extend(kept.repetition.iter().map(|level| u32::from(level.unsigned_abs())));
         let mut new = Vec::new();
         for (value, index) in kept.values.iter().zip(&kept.indexes) {
-            if self.used.insert(*index) {
+            let used = self.used.get_mut(*index as usize).ok_or_else(|| general("an index past its dictionary"))?;
+            if !std::mem::replace(used, true) {
                 new.push(value.clone());
             }
         }
@@ -270,8 +282,8 @@ impl<'a, T: DataType> Coded<'a, T> {
         let descr = bounds.get_descriptor();
         let definition = vec![descr.max_def_level(); if descr.max_def_level() > 0 { new.len() } else { 0 }];
         let repetition = vec![0; if descr.max_rep_level() > 0 { new.len() } else { 0 }];
-        let level = |levels: &[i16]| (!levels.is_empty()).then(|| levels.to_vec());
-        bounds.write_batch(&new, level(&definition).as_deref(), level(&repetition).as_deref()).map(drop)
+        let there = |levels: Vec<i16>| Some(levels).filter(|levels| !levels.is_empty());
+        bounds.write_batch(&new, there(definition).as_deref(), there(repetition).as_deref()).map(drop)
     }
 
     /// The page with its header, and its size before compression.

@@ -182,6 +182,7 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
         }
         let work = EditPages {
             chunk: self.chunk,
+            entries: self.layout.dictionary.as_ref().map_or(0, |dictionary| dictionary.values as usize),
             places: self.layout.pages.iter().enumerate().filter(|(number, _)| picks[*number]).collect(),
             rows: self.rows,
             given,

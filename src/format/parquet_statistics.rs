@@ -80,11 +80,13 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
         let value_bytes = or_unfit!(column.unencoded_byte_array_data_bytes(), |old: i64| {
             Some(old - before.value_bytes as i64 + after.value_bytes as i64).filter(|bytes| *bytes >= 0)
         });
-        let has_filter = column.bloom_filter_offset().is_some();
-        let (surveyed, bloom_filter) = if has_filter || self.must_survey(dictionary) {
-            self.chunk.survey(self.rows, self.change)?
-        } else {
-            (None, None)
+        let (surveyed, bloom_filter) = match (column.bloom_filter_offset(), self.must_survey(dictionary)) {
+            (None, false) => (None, None),
+            // The same values are there as before, so the filter is the same.
+            (Some(_), false) if dictionary.gone.is_empty() && !self.adds_values() => {
+                (None, Sbbf::read_from_column_chunk(column, self.chunk.source)?)
+            }
+            (Some(_), _) | (None, true) => self.chunk.survey(self.rows, self.change)?,
         };
         let statistics = match (column.statistics(), surveyed) {
             (None, _) => None,
@@ -95,13 +97,16 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
         Ok(Some(Description { statistics, bloom_filter, column_index, definition, repetition, value_bytes }))
     }
 
+    fn adds_values(&self) -> bool {
+        match self.change {
+            Change::Remove | Change::Null => false,
+            Change::Constant(_) | Change::Tag(_) => true,
+        }
+    }
+
     /// Whether bounds of the chunk may have come from values that are gone, or others from values that are new.
     fn must_survey(&self, dictionary: &NewDictionary) -> bool {
         let Some(statistics) = self.chunk.column.statistics() else { return false };
-        let adds_values = match self.change {
-            Change::Remove | Change::Null => false,
-            Change::Constant(_) | Change::Tag(_) => true,
-        };
         let bounds = [
             (statistics.min_bytes_opt(), false, statistics.min_is_exact()),
             (statistics.max_bytes_opt(), true, statistics.max_is_exact()),
@@ -112,7 +117,7 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
             bound.is_some_and(|bound| may_show(&bound, &dictionary.gone, self.chunk.column.column_type()))
         };
         let has_bounds = bounds.iter().any(|(bytes, ..)| bytes.is_some());
-        has_bounds && (adds_values || bounds.into_iter().any(shows))
+        has_bounds && (self.adds_values() || bounds.into_iter().any(shows))
     }
 
     /// The chunk's count of nulls by difference, where the source counted them as we do.
@@ -235,6 +240,9 @@ fn with_null_count(old: &Statistics, null_count: Option<u64>) -> Statistics {
 /// Whether one of the values may have made the bound: it is the value, or what a writer that cuts leaves of it.
 fn may_show(bound: &Bound, values: &BTreeSet<Vec<u8>>, physical: PhysicalType) -> bool {
     let is_cut_at = |head: &[u8]| {
+        if head.is_empty() {
+            return values.contains(&bound.bytes);
+        }
         let next = values.range::<[u8], _>((Included(head), Unbounded)).next();
         next.is_some_and(|value| value.starts_with(head))
     };
