@@ -1,8 +1,9 @@
-//! The surgical rewrite of a Parquet file: row groups that lose nothing are copied as bytes, the others are encoded anew, and
-//! the footer is written by us, so that nothing in it is lost or invented.
+//! The surgical rewrite of a Parquet file: row groups that lose nothing are copied as bytes; of the others, the pages that lose
+//! nothing (`parquet_pages`), or where that is not certain to be right, chunks are encoded anew (`parquet_chunk`). The footer is
+//! written by us, so that nothing in it is lost or invented.
 //!
-//! Nothing of a removed row survives (invariant 11): dictionaries, statistics, bloom filters and page indexes of a re-encoded
-//! chunk are made from the kept rows alone; bytes between chunks and the key-value metadata of columns are not copied. A chunk may
+//! Nothing of a removed row survives (invariant 11): dictionaries, statistics, bloom filters and page indexes of a changed
+//! chunk show the kept rows alone; bytes between chunks and the key-value metadata of columns are not copied. A chunk may
 //! be encoded anew for that alone, without a row that changes.
 
 use std::collections::BTreeSet;
