@@ -5,6 +5,7 @@ pub mod csv;
 pub mod ndjson;
 pub mod parquet;
 pub mod parquet_chunk;
+pub mod parquet_codec;
 pub mod parquet_column;
 pub mod parquet_dictionary;
 pub mod parquet_layout;

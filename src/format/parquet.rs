@@ -593,10 +593,12 @@ impl<R: ChunkReader + Clone + 'static> Input<'_, R> {
         let clean = self.strayed.contains(&leaf).then_some(&without_strays as &Clean);
         // Without column orders bounds are not to be trusted; what is to be cleansed may stand anywhere in the chunk.
         let is_trusted = self.metadata.file_metadata().column_orders().is_some();
-        if is_trusted && clean.is_none() && !self.cleansed.contains(&(number, leaf)) {
-            if let Some(encoded) = copy_pages(&chunk, rows, &change, out).map_err(parquet_error)? {
-                return Ok(encoded);
-            }
+        if is_trusted
+            && clean.is_none()
+            && !self.cleansed.contains(&(number, leaf))
+            && let Some(encoded) = copy_pages(&chunk, rows, &change, out).map_err(parquet_error)?
+        {
+            return Ok(encoded);
         }
         chunk.encode(rows, &change, clean, out).map_err(parquet_error)
     }

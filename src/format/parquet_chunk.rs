@@ -30,6 +30,7 @@ use parquet::schema::types::ColumnDescPtr;
 use roaring::RoaringTreemap;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::parquet_codec;
 use super::parquet_pages::PagesProof;
 use super::parquet_v1::{self, FirstVersion};
 use crate::parquet_bounds::{self, Expansion, PageBounds};
@@ -333,7 +334,7 @@ impl Shape {
     fn needs_first_version<R>(&self, chunk: &Chunk<'_, R>) -> bool {
         let column = chunk.column;
         let is_fixed = column.column_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY;
-        is_fixed && self.has_dictionary && !self.second_version && parquet_v1::compresses(column.compression())
+        is_fixed && self.has_dictionary && !self.second_version && parquet_codec::compresses(column.compression())
     }
 
     /// Whether the bounds in the chunk's statistics were not cut.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::basic::{Compression, Encoding, Type as PhysicalType};
-use parquet::column::page::{CompressedPage, Page, PageReader};
+use parquet::column::page::{Page, PageReader};
 use parquet::errors::Result;
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::ChunkReader;
@@ -17,11 +17,11 @@ use roaring::RoaringBitmap;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::parquet_chunk::{Window, general};
+use super::parquet_codec::compressed;
 use super::parquet_layout::{Picked, max_levels};
 use super::parquet_packed::{Plain, decode_levels, parts};
 use super::parquet_page::{coded_values, serialized};
 use super::parquet_pages::Pass;
-use super::parquet_v1::compressed;
 
 /// The dictionary of a chunk, decompressed.
 pub struct DictionaryPage {
@@ -65,12 +65,12 @@ impl DictionaryPage {
             plain.extend_from_slice(entry);
         }
         let page = Page::DictionaryPage {
-            buf: compressed(codec, &plain)?,
+            buf: plain.into(),
             num_values: entries.len() as u32,
             encoding: self.encoding,
             is_sorted: false,
         };
-        serialized(CompressedPage::new(page, plain.len()))
+        serialized(compressed(page, codec)?)
     }
 }
 

@@ -3,10 +3,10 @@
 //! What became of the pages is counted on the way. A page of dictionary indexes keeps its dictionary: indexes go, no value is made.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use parquet::basic::{Compression, Encoding, PageType, Type as PhysicalType};
-use parquet::column::page::{CompressedPage, Page, PageWriter};
+use parquet::column::page::{CompressedPage, Page, PageWriteSpec, PageWriter};
 use parquet::column::reader::ColumnReaderImpl;
 use parquet::column::writer::{ColumnWriterImpl, get_column_writer};
 use parquet::data_type::{AsBytes, DataType};
@@ -17,10 +17,11 @@ use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use roaring::{RoaringBitmap, RoaringTreemap};
 
 use super::parquet_chunk::{Batch, Chunk, ColumnDigest, Replace, Work, edit, general};
+use super::parquet_codec::{compressed, compresses};
 use super::parquet_layout::{Given, Place, max_levels};
 use super::parquet_packed::{Hybrid, level_bits, pack, parts};
 use super::parquet_statistics::index_bounds;
-use super::parquet_v1::compressed;
+use super::parquet_v1;
 
 /// Counts of levels and values, as statistics give them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -131,8 +132,8 @@ impl<R> EditPages<'_, R> {
             true => Some(Coded::<T>::new(&page, self.entries, max_repetition, max_definition)?),
             false => None,
         };
-        let mut sink = TrackedWrite::new(Vec::new());
-        let mut writer = page_writer::<T, R>(self.chunk, place, &mut sink)?;
+        let caught = Caught::default();
+        let mut writer = page_writer::<T, R>(self.chunk, place, &caught)?;
         loop {
             if let Some(coded) = &mut coded {
                 coded.unpack(&mut batch)?;
@@ -173,20 +174,19 @@ impl<R> EditPages<'_, R> {
         }
         let bounds = close.column_index.as_ref().filter(|index| index.num_pages() == 1);
         let bounds = bounds.and_then(|index| index_bounds(index, 0));
-        let (bytes, uncompressed_bytes) = match coded {
+        let codec = self.chunk.column.compression();
+        let page = match coded {
             Some(coded) => {
                 let used = coded.used.iter().enumerate().filter(|(_, used)| **used);
                 used.for_each(|(entry, _)| self.edited.kept_entries[entry] = true);
-                coded.page(&page, self.chunk.column, &tally)?
+                compressed(coded.page(&page, self.chunk.column, &tally)?, codec)?
             }
             None => {
-                let stats = close.metadata.page_encoding_stats();
-                if stats.map(|stats| stats.iter().map(|stats| stats.count).sum()) != Some(1) {
-                    return Err(general("a page became several"));
-                }
-                (sink.into_inner()?, close.metadata.uncompressed_size() as u64)
+                let page = caught.only_page()?;
+                if compresses(codec) { compressed(page.compressed_page().clone(), codec)? } else { page }
             }
         };
+        let (bytes, uncompressed_bytes) = serialized(page)?;
         Ok(Some(NewPage { bytes, uncompressed_bytes, kept: tally, bounds, digest: digest.finish() }))
     }
 
@@ -202,33 +202,52 @@ impl<R> EditPages<'_, R> {
     }
 }
 
-/// A writer for one page as `place` is: its own encoding, whatever its size. Of a page of dictionary indexes it is to make the
-/// bounds alone.
-fn page_writer<'s, T: DataType, R>(
+/// Where a writer's pages are taken from it, before they are bytes.
+#[derive(Clone, Default)]
+struct Caught(Arc<Mutex<Vec<CompressedPage>>>);
+
+impl Caught {
+    fn only_page(&self) -> Result<CompressedPage> {
+        let mut pages = self.0.lock().map_err(|_| general("a writer panicked"))?;
+        let page = pages.pop().filter(|_| pages.is_empty());
+        page.ok_or_else(|| general("a page became none or several"))
+    }
+}
+
+impl PageWriter for Caught {
+    fn write_page(&mut self, page: CompressedPage) -> Result<PageWriteSpec> {
+        self.0.lock().map_err(|_| general("a writer panicked"))?.push(page);
+        Ok(PageWriteSpec::new())
+    }
+
+    fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A writer for one page as `place` is: in its own encoding, whatever its size, and not compressed where we can do that: a writer
+/// makes a codec of its own for each page. Of a page of dictionary indexes it is to make the bounds alone.
+fn page_writer<T: DataType, R>(
     chunk: &Chunk<'_, R>,
     place: &Place,
-    sink: &'s mut TrackedWrite<Vec<u8>>,
-) -> Result<ColumnWriterImpl<'s, T>> {
+    pages: &Caught,
+) -> Result<ColumnWriterImpl<'static, T>> {
     let statistics = if chunk.column_index.is_some() { EnabledStatistics::Page } else { EnabledStatistics::None };
     let version = match place.kind {
         PageType::DATA_PAGE_V2 => WriterVersion::PARQUET_2_0,
         _ => WriterVersion::PARQUET_1_0,
     };
-    let (codec, encoding) = match place.is_coded() {
-        true => (Compression::UNCOMPRESSED, Encoding::PLAIN),
-        false => (chunk.column.compression(), place.encoding),
-    };
+    let codec = chunk.column.compression();
     let properties = WriterProperties::builder()
         .set_writer_version(version)
-        .set_compression(codec)
+        .set_compression(if compresses(codec) { Compression::UNCOMPRESSED } else { codec })
         .set_dictionary_enabled(false)
-        .set_encoding(encoding)
+        .set_encoding(if place.is_coded() { Encoding::PLAIN } else { place.encoding })
         .set_data_page_size_limit(usize::MAX)
         .set_data_page_row_count_limit(usize::MAX)
         .set_statistics_enabled(statistics)
         .build();
-    let pages = Box::new(SerializedPageWriter::new(sink));
-    let writer = get_column_writer(chunk.column.column_descr_ptr(), Arc::new(properties), pages);
+    let writer = get_column_writer(chunk.column.column_descr_ptr(), Arc::new(properties), Box::new(pages.clone()));
     T::get_column_writer(writer).ok_or_else(|| general("a writer of another type"))
 }
 
@@ -286,57 +305,28 @@ impl<'a, T: DataType> Coded<'a, T> {
         bounds.write_batch(&new, there(definition).as_deref(), there(repetition).as_deref()).map(drop)
     }
 
-    /// The page with its header, and its size before compression.
-    fn page(self, old: &Page, column: &ColumnChunkMetaData, tally: &Tally) -> Result<(Vec<u8>, u64)> {
+    /// The page, not compressed.
+    fn page(self, old: &Page, column: &ColumnChunkMetaData, tally: &Tally) -> Result<Page> {
         let (max_repetition, max_definition) = max_levels(column);
         let (mut repetition, mut definition) = (Vec::new(), Vec::new());
         pack(&self.repetition, level_bits(max_repetition), &mut repetition);
         pack(&self.definition, level_bits(max_definition), &mut definition);
         let mut values = vec![self.width];
         pack(&self.kept, self.width.into(), &mut values);
-        let codec = column.compression();
         let num_values = u32::try_from(tally.levels).map_err(|_| general("a page of too many values"))?;
-        match old {
-            Page::DictionaryPage { .. } => Err(general("a dictionary in place of values")),
-            Page::DataPage { encoding, .. } => {
-                let mut plain = Vec::with_capacity(repetition.len() + definition.len() + values.len() + 8);
-                for (max, levels) in [(max_repetition, repetition), (max_definition, definition)] {
-                    if max > 0 {
-                        plain.extend_from_slice(&(levels.len() as u32).to_le_bytes());
-                        plain.extend_from_slice(&levels);
-                    }
-                }
-                plain.extend_from_slice(&values);
-                let page = Page::DataPage {
-                    buf: compressed(codec, &plain)?,
-                    num_values,
-                    encoding: *encoding,
-                    def_level_encoding: Encoding::RLE,
-                    rep_level_encoding: Encoding::RLE,
-                    statistics: None,
-                };
-                serialized(CompressedPage::new(page, plain.len()))
-            }
-            Page::DataPageV2 { encoding, .. } => {
-                let plain_bytes = repetition.len() + definition.len() + values.len();
-                let packed = compressed(codec, &values)?;
-                let is_compressed = codec != Compression::UNCOMPRESSED && packed.len() < values.len();
-                let (repetition_bytes, definition_bytes) = (repetition.len() as u32, definition.len() as u32);
-                let values = if is_compressed { packed } else { values.into() };
-                let page = Page::DataPageV2 {
-                    buf: [repetition, definition, values.to_vec()].concat().into(),
-                    num_values,
-                    encoding: *encoding,
-                    num_nulls: tally.nulls() as u32,
-                    num_rows: tally.rows as u32,
-                    def_levels_byte_len: definition_bytes,
-                    rep_levels_byte_len: repetition_bytes,
-                    is_compressed,
-                    statistics: None,
-                };
-                serialized(CompressedPage::new(page, plain_bytes))
-            }
-        }
+        let page = Page::DataPageV2 {
+            num_values,
+            encoding: old.encoding(),
+            num_nulls: tally.nulls() as u32,
+            num_rows: tally.rows as u32,
+            def_levels_byte_len: definition.len() as u32,
+            rep_levels_byte_len: repetition.len() as u32,
+            buf: [repetition, definition, values].concat().into(),
+            is_compressed: false,
+            statistics: None,
+        };
+        let is_first = old.page_type() == PageType::DATA_PAGE;
+        Ok(if is_first { parquet_v1::turned(&page, column.column_descr()) } else { page })
     }
 }
 

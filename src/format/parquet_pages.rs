@@ -28,11 +28,11 @@ use xxhash_rust::xxh3::Xxh3;
 use super::parquet_chunk::{
     Batch, Change, Chunk, ColumnDigest, ColumnProof, Encoded, Replace, Window, Work, general, in_type,
 };
+use super::parquet_codec::compresses;
 use super::parquet_dictionary::{DictionaryPage, NewDictionary, digest_of};
 use super::parquet_layout::{Given, Layout, Picked, Place};
 use super::parquet_page::{EditPages, Edited, Tally};
 use super::parquet_statistics::Description;
-use super::parquet_v1::compresses;
 
 /// Pages that lose rows wait in memory, for the dictionary stands before them: a chunk with more bytes in such pages is encoded
 /// anew, which streams.
