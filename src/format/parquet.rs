@@ -349,11 +349,9 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
     /// Row group `number`, whose rows are `span` of the file.
     fn row_group(&mut self, number: usize, span: Range<u64>) -> Result<(), FormatError> {
         let mut rows = RoaringTreemap::new();
-        // An iterator over a span of a treemap starts at its head: `rank` finds the place instead.
-        let before = if span.start == 0 { 0 } else { self.input.edit.rows.rank(span.start - 1) };
-        for row in self.input.edit.rows.iter().skip(before as usize).take_while(|row| *row < span.end) {
-            rows.insert(row - span.start);
-        }
+        let mut matched = self.input.edit.rows.iter();
+        matched.advance_to(span.start);
+        rows.extend(matched.take_while(|row| *row < span.end).map(|row| row - span.start));
         let group_rows = span.end - span.start;
         let kept = match self.input.edit.action {
             Action::Delete => {

@@ -669,7 +669,7 @@ pub struct Window<R> {
 }
 
 const WINDOW_BYTES: u64 = 8 << 20;
-const WHOLE_BYTES: u64 = 64 << 20;
+const WHOLE_BYTES: u64 = 32 << 20;
 
 impl<R: ChunkReader> Window<R> {
     pub fn new(source: R, column: &ColumnChunkMetaData) -> Self {

@@ -3,7 +3,7 @@
 //! Invariant: a value that only removed rows had is in none of the entries afterwards. What takes its place is a copy of an entry
 //! that is in use, which every reader can decode.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -96,19 +96,22 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
     pub fn dictionary(&self, touched: &[bool]) -> Result<Option<NewDictionary>> {
         let mut gone = self.edited.gone_values.clone();
         let unchanged = |gone| Ok(Some(NewDictionary { page: None, gone }));
-        if self.layout.dictionary.is_none() || (gone.is_empty() && self.edited.gone_entries.is_empty()) {
+        let kept = &self.edited.kept_entries;
+        let is_kept = |entry: &u32| kept.get(*entry as usize).is_some_and(|kept| *kept);
+        let gone_entries: Vec<u32> = self.edited.gone_entries.iter().filter(|entry| !is_kept(entry)).collect();
+        if self.layout.dictionary.is_none() || (gone.is_empty() && gone_entries.is_empty()) {
             return unchanged(gone);
         }
         let page = DictionaryPage::read(&self.window, self.chunk.column)?;
         let mut entries = page.entries()?;
-        if self.edited.gone_entries.max().is_some_and(|entry| entry >= page.entries) {
-            return Err(general("an index past its dictionary"));
-        }
+        let entry = |number: u32| entries.get(number as usize).copied();
+        let of_gone: Option<HashSet<&[u8]>> = gone_entries.into_iter().map(entry).collect();
+        let mut of_gone = of_gone.ok_or_else(|| general("an index past its dictionary"))?;
+        of_gone.extend(self.edited.gone_values.iter().map(Vec::as_slice));
         // The same value may stand in several entries, of which an earlier rewrite made some: they go together or not at all.
-        let of_gone: BTreeSet<&[u8]> = self.edited.gone_entries.iter().map(|entry| entries[entry as usize]).collect();
         let mut suspects: HashMap<&[u8], RoaringBitmap> = HashMap::new();
         for (number, entry) in (0u32..).zip(&entries) {
-            if of_gone.contains(entry) || gone.contains(*entry) {
+            if of_gone.contains(entry) {
                 suspects.entry(entry).or_default().insert(number);
             }
         }
