@@ -129,7 +129,7 @@ impl<R> EditPages<'_, R> {
         let page = self.given_page()?;
         let (max_repetition, max_definition) = max_levels(self.chunk.column);
         let mut coded = match place.is_coded() {
-            true => Some(Coded::<T>::new(&page, self.entries, max_repetition, max_definition)?),
+            true => Some(Coded::new(&page, self.entries, max_repetition, max_definition)?),
             false => None,
         };
         let caught = Caught::default();
@@ -252,7 +252,7 @@ fn page_writer<T: DataType, R>(
 }
 
 /// A page of dictionary indexes: they are unpacked and packed again, and no value is made.
-struct Coded<'a, T: DataType> {
+struct Coded<'a> {
     width: u8,
     indexes: Hybrid<'a>,
     kept: Vec<u32>,
@@ -260,26 +260,17 @@ struct Coded<'a, T: DataType> {
     repetition: Vec<u32>,
     /// By entry of the dictionary.
     used: Vec<bool>,
-    value: std::marker::PhantomData<T>,
 }
 
-impl<'a, T: DataType> Coded<'a, T> {
+impl<'a> Coded<'a> {
     fn new(page: &'a Page, entries: usize, max_repetition: u16, max_definition: u16) -> Result<Self> {
         let (width, indexes) = coded_values(page, max_repetition, max_definition)?;
         let (kept, definition, repetition) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Coded {
-            width,
-            indexes,
-            kept,
-            definition,
-            repetition,
-            used: vec![false; entries],
-            value: Default::default(),
-        })
+        Ok(Coded { width, indexes, kept, definition, repetition, used: vec![false; entries] })
     }
 
     /// Reads the indexes of the batch's values.
-    fn unpack(&mut self, batch: &mut Batch<T>) -> Result<()> {
+    fn unpack<T: DataType>(&mut self, batch: &mut Batch<T>) -> Result<()> {
         for _ in 0..batch.values.len() {
             batch.indexes.push(self.indexes.read()?);
         }
@@ -287,7 +278,7 @@ impl<'a, T: DataType> Coded<'a, T> {
     }
 
     /// Takes what is kept; `bounds` sees each value once.
-    fn keep(&mut self, kept: &Batch<T>, bounds: &mut ColumnWriterImpl<'_, T>) -> Result<()> {
+    fn keep<T: DataType>(&mut self, kept: &Batch<T>, bounds: &mut ColumnWriterImpl<'_, T>) -> Result<()> {
         self.definition.extend(kept.definition.iter().map(|level| u32::from(level.unsigned_abs())));
         self.repetition.extend(kept.repetition.iter().map(|level| u32::from(level.unsigned_abs())));
         let mut new = Vec::new();

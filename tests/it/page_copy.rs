@@ -470,6 +470,51 @@ fn pages_that_do_not_begin_with_a_row_are_not_copied() {
     assert_eq!(whole(&out), twin(&source, &[1].into_iter().collect()));
 }
 
+#[test]
+fn a_large_row_group_is_written_straight_through_and_its_chunks_are_seen_through_a_window() {
+    // Two chunks of 80 MB: more than a row group that is held in memory, and each more than a window and than what may wait.
+    let rows = 8000u64;
+    let value = |row: u64, seed: u64| -> Vec<u8> {
+        let mut state = (row << 8 | seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        };
+        (0..1250).flat_map(|_| next()).collect()
+    };
+    let column = |seed: u64| Arc::new(BinaryArray::from_iter_values((0..rows).map(|row| value(row, seed)))) as ArrayRef;
+    let batch = RecordBatch::try_from_iter([("a", column(1)), ("b", column(2))]).unwrap();
+    let properties = WriterProperties::builder()
+        .set_dictionary_enabled(false)
+        .set_data_page_row_count_limit(100)
+        .set_write_batch_size(100)
+        .set_statistics_truncate_length(Some(8))
+        .set_column_index_truncate_length(Some(8))
+        .build();
+    let source = written(&batch, properties);
+    drop(batch);
+    let before = footer(&source);
+    assert!(before.row_group(0).compressed_size() > 128 << 20 && before.num_row_groups() == 1);
+    // Few pages change, and then all of them.
+    for (removed, copied) in [(vec![5u64, 4000, 7999], 77), ((0..rows).step_by(100).collect(), 0)] {
+        let removed: RoaringTreemap = removed.into_iter().collect();
+        let out = scrubbed(&source, removed.iter());
+        let after = footer(&out);
+        let all = whole(&out);
+        let kept: Vec<u64> = (0..rows).filter(|row| !removed.contains(*row)).collect();
+        assert_eq!(all.num_rows(), kept.len());
+        for (leaf, seed) in [(0, 1), (1, 2)] {
+            let cells = all.column(leaf).as_binary::<i32>();
+            assert!(kept.iter().enumerate().all(|(at, row)| cells.value(at) == value(*row, seed)));
+            let (old, new) = (raw_pages(&source, &before, 0, leaf), raw_pages(&out, &after, 0, leaf));
+            let new: Vec<&Bytes> = new.iter().map(|(bytes, _)| bytes).collect();
+            assert_eq!(old.iter().filter(|(bytes, _)| new.contains(&bytes)).count(), copied);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
