@@ -64,7 +64,9 @@
 //! 10. The verifying scan never prunes by statistics, bloom filter or page index.
 //!     Test: `verify::wrong_statistics_hide_no_row`.
 //! 11. Erased means gone from the bytes: dictionaries, bounds, page index, bloom filters, temporary files.
-//!     Tests: `rewrite_parquet::nothing_of_a_removed_row_is_left_in_any_byte`, and for what others left there: all of `verify_catches`.
+//!     Tests: `rewrite_parquet::nothing_of_a_removed_row_is_left_in_any_byte`, for copied pages
+//!     `page_copy::no_byte_of_copied_pages_and_of_what_tells_of_them_shows_a_removed_row`, and for what others left there: all of
+//!     `verify_catches`.
 //!
 //! # Where a new thing goes
 //!

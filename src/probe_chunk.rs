@@ -4,7 +4,6 @@
 //! that this does not know go through the crate's own column reader. Statistics are never looked at: every value of the chunk is
 //! asked, and the rows are counted.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,13 +11,14 @@ use parquet::basic::{Encoding, Type as PhysicalType};
 use parquet::column::page::{Page, PageReader};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
 use parquet::data_type::{AsBytes, DataType};
-use parquet::errors::{ParquetError, Result};
+use parquet::errors::Result;
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::ChunkReader;
 use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescPtr;
 
 use crate::format::parquet_chunk::{CheckedPages, Window};
+use crate::format::parquet_packed::{Hybrid, Plain, corrupt, decode_levels, is_dictionary, parts};
 use crate::match_index::Check;
 
 /// What the rules that look at one column say of one value.
@@ -96,15 +96,6 @@ fn is_known(column: &ColumnChunkMetaData) -> bool {
         // Levels of encoding BIT_PACKED stand without their length; values of the others need a decoder.
         other => is_dictionary(other),
     })
-}
-
-#[allow(deprecated)]
-fn is_dictionary(encoding: Encoding) -> bool {
-    matches!(encoding, Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY)
-}
-
-fn corrupt(reason: &str) -> ParquetError {
-    ParquetError::General(reason.to_owned())
 }
 
 struct Probe<F> {
@@ -193,17 +184,9 @@ impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
         while let Some(page) = pages.get_next_page()? {
             match page {
                 Page::DictionaryPage { buf, num_values, .. } => self.take_dictionary(&buf, num_values as usize)?,
-                Page::DataPage { buf, num_values, encoding, .. } => {
-                    let mut at = 0;
-                    let repetition = length_prefixed(&buf, &mut at, self.max_repetition)?;
-                    let definition = length_prefixed(&buf, &mut at, self.max_definition)?;
-                    self.data_page(&buf, [repetition, definition, at..buf.len()], num_values as usize, encoding)?;
-                }
-                Page::DataPageV2 { buf, num_values, encoding, def_levels_byte_len, rep_levels_byte_len, .. } => {
-                    let repetition = rep_levels_byte_len as usize;
-                    let levels = repetition + def_levels_byte_len as usize;
-                    let parts = [0..repetition, repetition..levels, levels..buf.len()];
-                    self.data_page(&buf, parts, num_values as usize, encoding)?;
+                data @ (Page::DataPage { .. } | Page::DataPageV2 { .. }) => {
+                    let parts = parts(&data, self.max_repetition, self.max_definition)?;
+                    self.data_page(parts, data.num_values() as usize, data.encoding())?;
                 }
             }
         }
@@ -214,7 +197,7 @@ impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
         let mut verdicts = Vec::new();
         let mut plain = Plain::new(buf, self.fixed_bytes);
         for _ in 0..entries {
-            verdicts.push((self.ask)(plain.next()?));
+            verdicts.push((self.ask)(plain.read()?));
         }
         self.is_dictionary_remarkable = verdicts.iter().any(|verdict| verdict.is_remarkable());
         self.used = vec![false; if self.is_dictionary_remarkable { entries } else { 0 }];
@@ -230,7 +213,7 @@ impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
             if unseen.is_empty() {
                 break;
             }
-            let entry = plain.next()?;
+            let entry = plain.read()?;
             if let Ok(seen) = unseen.binary_search_by(|bound| bound.as_slice().cmp(entry)) {
                 unseen.remove(seen);
             }
@@ -240,20 +223,17 @@ impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
     }
 
     /// `parts` are the repetition levels, the definition levels and the values.
-    fn data_page(&mut self, buf: &Bytes, parts: [Range<usize>; 3], levels: usize, encoding: Encoding) -> Result<()> {
-        let part =
-            |range: &Range<usize>| buf.get(range.clone()).ok_or_else(|| corrupt("levels longer than their page"));
-        let [repetition, definition, data] = &parts;
-        decode_levels(part(repetition)?, self.max_repetition, levels, &mut self.levels.repetition)?;
-        decode_levels(part(definition)?, self.max_definition, levels, &mut self.levels.definition)?;
-        let data = part(data)?;
+    fn data_page(&mut self, parts: [&[u8]; 3], levels: usize, encoding: Encoding) -> Result<()> {
+        let [repetition, definition, data] = parts;
+        decode_levels(repetition, self.max_repetition, levels, &mut self.levels.repetition)?;
+        decode_levels(definition, self.max_definition, levels, &mut self.levels.definition)?;
         self.bounds.next_page();
         match encoding {
             Encoding::PLAIN => {
                 let mut plain = Plain::new(data, self.fixed_bytes);
                 let mut bounds = std::mem::take(&mut self.bounds);
                 let outcome = self.each_value(levels, |ask| {
-                    let value = plain.next()?;
+                    let value = plain.read()?;
                     bounds.see(value);
                     Ok(ask(value))
                 });
@@ -274,7 +254,7 @@ impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
         let mut indexes = Hybrid::new(packed, u32::from(width))?;
         let (dictionary, mut used) = (std::mem::take(&mut self.dictionary), std::mem::take(&mut self.used));
         let outcome = self.each_value(levels, |_| {
-            let index = indexes.next()? as usize;
+            let index = indexes.read()? as usize;
             let verdict = dictionary.get(index).copied().ok_or_else(|| corrupt("an index past its dictionary"))?;
             if verdict.is_listed {
                 used[index] = true;
@@ -347,190 +327,5 @@ impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
                 Ok(ask(value.as_bytes()))
             })?;
         }
-    }
-}
-
-/// Values of encoding PLAIN: a length and so many bytes, or bytes of the column's own length.
-struct Plain<'a> {
-    rest: &'a [u8],
-    fixed_bytes: Option<usize>,
-}
-
-impl<'a> Plain<'a> {
-    fn new(rest: &'a [u8], fixed_bytes: Option<usize>) -> Self {
-        Plain { rest, fixed_bytes }
-    }
-
-    #[inline]
-    fn next(&mut self) -> Result<&'a [u8]> {
-        let length = match self.fixed_bytes {
-            Some(length) => length,
-            None => {
-                let (length, rest) = self.rest.split_first_chunk::<4>().ok_or_else(|| corrupt("a value cut short"))?;
-                self.rest = rest;
-                u32::from_le_bytes(*length) as usize
-            }
-        };
-        let (value, rest) = self.rest.split_at_checked(length).ok_or_else(|| corrupt("a value cut short"))?;
-        self.rest = rest;
-        Ok(value)
-    }
-}
-
-/// The span of levels that a page of the first version puts behind their length; empty for a column without such levels.
-fn length_prefixed(buf: &Bytes, at: &mut usize, max: u16) -> Result<Range<usize>> {
-    if max == 0 {
-        return Ok(0..0);
-    }
-    let length = buf.get(*at..*at + 4).ok_or_else(|| corrupt("levels longer than their page"))?;
-    let length = u32::from_le_bytes(length.try_into().expect("four bytes")) as usize;
-    let start = *at + 4;
-    *at = start
-        .checked_add(length)
-        .filter(|end| *end <= buf.len())
-        .ok_or_else(|| corrupt("levels longer than their page"))?;
-    Ok(start..*at)
-}
-
-fn decode_levels(packed: &[u8], max: u16, levels: usize, out: &mut Vec<u16>) -> Result<()> {
-    out.clear();
-    if max == 0 {
-        return Ok(());
-    }
-    let mut hybrid = Hybrid::new(packed, 16 - max.leading_zeros())?;
-    while out.len() < levels {
-        let left = levels - out.len();
-        match hybrid.run()? {
-            Run::Repeated(value, count) => out.resize(out.len() + count.min(left), value as u16),
-            Run::Packed(count) => {
-                for _ in 0..count.min(left) {
-                    out.push(hybrid.unpack() as u16);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The RLE / bit-packing hybrid of the Parquet format's Encodings.md.
-struct Hybrid<'a> {
-    rest: &'a [u8],
-    width: u32,
-    /// Values of the present run that are still to come.
-    left: usize,
-    /// Of a repeated run; `None` in a packed one.
-    repeated: Option<u32>,
-    packed: &'a [u8],
-    bit: usize,
-}
-
-enum Run {
-    Repeated(u32, usize),
-    Packed(usize),
-}
-
-impl<'a> Hybrid<'a> {
-    fn new(rest: &'a [u8], width: u32) -> Result<Self> {
-        if width > 32 {
-            return Err(corrupt("values of more than 32 bits"));
-        }
-        Ok(Hybrid { rest, width, left: 0, repeated: None, packed: &[], bit: 0 })
-    }
-
-    /// Begins the next run.
-    fn run(&mut self) -> Result<Run> {
-        let header = self.varint()?;
-        let count = (header >> 1) as usize;
-        if header & 1 == 0 {
-            let bytes = self.width.div_ceil(8) as usize;
-            let (value, rest) = self.rest.split_at_checked(bytes).ok_or_else(|| corrupt("a run cut short"))?;
-            self.rest = rest;
-            let mut whole = [0; 4];
-            whole[..bytes].copy_from_slice(value);
-            let value = u32::from_le_bytes(whole);
-            // A run of nothing would never end.
-            if count == 0 {
-                return Err(corrupt("an empty run"));
-            }
-            (self.repeated, self.left) = (Some(value), count);
-            return Ok(Run::Repeated(value, count));
-        }
-        // Groups of eight; the last one may be cut where the page ends.
-        let bytes = count.checked_mul(self.width as usize).ok_or_else(|| corrupt("a run too long"))?;
-        let (packed, rest) = self.rest.split_at(bytes.min(self.rest.len()));
-        let whole = if self.width == 0 { count * 8 } else { packed.len() * 8 / self.width as usize };
-        if whole == 0 {
-            return Err(corrupt("an empty run"));
-        }
-        (self.rest, self.packed, self.bit) = (rest, packed, 0);
-        (self.repeated, self.left) = (None, whole.min(count.saturating_mul(8)));
-        Ok(Run::Packed(self.left))
-    }
-
-    #[inline]
-    fn next(&mut self) -> Result<u32> {
-        if self.left == 0 {
-            self.run()?;
-        }
-        self.left -= 1;
-        Ok(match self.repeated {
-            Some(value) => value,
-            None => self.unpack(),
-        })
-    }
-
-    /// The next value of a packed run, which must have one.
-    #[inline]
-    fn unpack(&mut self) -> u32 {
-        let (byte, shift) = (self.bit / 8, self.bit % 8);
-        self.bit += self.width as usize;
-        let window = match self.packed.get(byte..byte + 8) {
-            Some(window) => u64::from_le_bytes(window.try_into().expect("eight bytes")),
-            None => {
-                let mut window = [0; 8];
-                let end = self.packed.len().min(byte + 8);
-                window[..end - byte].copy_from_slice(&self.packed[byte..end]);
-                u64::from_le_bytes(window)
-            }
-        };
-        ((window >> shift) & ((1 << self.width) - 1)) as u32
-    }
-
-    fn varint(&mut self) -> Result<u64> {
-        let mut value = 0u64;
-        for shift in (0..35).step_by(7) {
-            let (byte, rest) = self.rest.split_first().ok_or_else(|| corrupt("a run cut short"))?;
-            self.rest = rest;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(corrupt("a run too long"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_and_packed_groups_are_unpacked() {
-        // The example of Encodings.md: 0 to 7 in three bits; then five times 4; then a group of eight zeros.
-        let packed = [0x03, 0x88, 0xc6, 0xfa, 0x0a, 0x04, 0x03, 0, 0, 0];
-        let mut hybrid = Hybrid::new(&packed, 3).unwrap();
-        let values: Vec<u32> = (0..21).map(|_| hybrid.next().unwrap()).collect();
-        assert_eq!(values, [0, 1, 2, 3, 4, 5, 6, 7, 4, 4, 4, 4, 4, 0, 0, 0, 0, 0, 0, 0, 0]);
-        assert!(hybrid.next().is_err());
-    }
-
-    #[test]
-    fn broken_runs_are_errors_and_never_endless() {
-        for (packed, width) in [(&[0x00, 0x01][..], 3), (&[0x01], 3), (&[0xff; 9], 3), (&[0x02], 3), (&[], 3)] {
-            assert!(Hybrid::new(packed, width).unwrap().next().is_err(), "{packed:?}");
-        }
-        assert!(Hybrid::new(&[2, 0], 40).is_err());
-        let mut levels = Vec::new();
-        assert!(decode_levels(&[0x02, 0x01], 1, 5, &mut levels).is_err(), "fewer levels than values");
     }
 }

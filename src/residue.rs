@@ -227,7 +227,7 @@ impl Residues {
     }
 
     /// What is left when the rows `matched` are dealt with: in a row group that loses a row, and of redacted rows in the redacted
-    /// columns, only what no row explains.
+    /// columns, only what no row explains. Chunks that hold more than that are still to be encoded anew.
     pub fn beside(&self, matched: &RoaringTreemap, action: &Action) -> Residues {
         let before = |row: u64| if row == 0 { 0 } else { matched.rank(row - 1) };
         let loses = |group: &usize| self.spans.get(group).is_some_and(|rows| before(rows.end) > before(rows.start));
@@ -237,8 +237,10 @@ impl Residues {
         };
         let dealt_with = |chunk: &ChunkId| goes_with_rows(chunk) && !self.apart.contains(chunk);
         let mut left = self.clone();
+        // Pages that lose no row may be copied, and with them what they show: such a chunk is encoded anew as a whole.
+        let counted = self.counts.keys().filter(|(place, _)| *place != Place::Undeclared);
+        left.anew.extend(counted.filter_map(|(_, chunk)| chunk.clone()).filter(dealt_with));
         left.counts.retain(|(place, chunk), _| *place == Place::Undeclared || !chunk.as_ref().is_some_and(dealt_with));
-        left.anew.retain(|chunk| !dealt_with(chunk));
         left
     }
 
@@ -308,7 +310,12 @@ mod tests {
         assert_eq!(Residues::default().words(true), None);
         assert_eq!(all.cleanse().chunks.len(), 2);
         let left = all.beside(&RoaringTreemap::from_iter([9]), &Action::Delete);
-        assert_eq!(left.cleanse().chunks, chunk(1, "user.email").into_iter().collect());
+        assert_eq!(
+            left.words(false).as_deref(),
+            Some("1 statistic of column user.email, 1 dictionary entry of column user.email, 1 metadata entry")
+        );
+        let both = [chunk(0, "user.email"), chunk(1, "user.email")];
+        assert_eq!(left.cleanse().chunks, both.into_iter().flatten().collect(), "no page that shows it is copied");
         let left = all.beside(&RoaringTreemap::from_iter([10, 19]), &Action::Delete);
         assert_eq!(left.words(false).as_deref(), Some("2 statistics of column user.email, 1 metadata entry"));
         let left = all.beside(&RoaringTreemap::from_iter([0, 10]), &Action::Redact(Vec::new()));

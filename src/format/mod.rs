@@ -5,7 +5,14 @@ pub mod csv;
 pub mod ndjson;
 pub mod parquet;
 pub mod parquet_chunk;
+pub mod parquet_codec;
 pub mod parquet_column;
+pub mod parquet_dictionary;
+pub mod parquet_layout;
+pub mod parquet_packed;
+pub mod parquet_page;
+pub mod parquet_pages;
+pub mod parquet_statistics;
 pub mod parquet_v1;
 pub mod records;
 

@@ -1,8 +1,9 @@
-//! The surgical rewrite of a Parquet file: row groups that lose nothing are copied as bytes, the others are encoded anew, and
-//! the footer is written by us, so that nothing in it is lost or invented.
+//! The surgical rewrite of a Parquet file: row groups that lose nothing are copied as bytes; of the others, the pages that lose
+//! nothing (`parquet_pages`), or where that is not certain to be right, chunks are encoded anew (`parquet_chunk`). The footer is
+//! written by us, so that nothing in it is lost or invented.
 //!
-//! Nothing of a removed row survives (invariant 11): dictionaries, statistics, bloom filters and page indexes of a re-encoded
-//! chunk are made from the kept rows alone; bytes between chunks and the key-value metadata of columns are not copied. A chunk may
+//! Nothing of a removed row survives (invariant 11): dictionaries, statistics, bloom filters and page indexes of a changed
+//! chunk show the kept rows alone; bytes between chunks and the key-value metadata of columns are not copied. A chunk may
 //! be encoded anew for that alone, without a row that changes.
 
 use std::collections::BTreeSet;
@@ -27,8 +28,9 @@ use rayon::prelude::*;
 use roaring::RoaringTreemap;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::parquet_chunk::{Change, Chunk, Clean, Encoded};
+use super::parquet_chunk::{Change, Chunk, Clean, ColumnProof, Encoded};
 use super::parquet_column::resolve;
+use super::parquet_pages::{self, copy_pages};
 use super::{Edit, FormatError, Receipt, scrubbed};
 use crate::action::{Action, Redact, Redaction};
 use crate::parquet_bounds;
@@ -49,15 +51,6 @@ pub struct ParquetReceipt {
 struct GroupProof {
     rows: u64,
     columns: Vec<ColumnProof>,
-}
-
-/// How a column chunk is proven on read-back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ColumnProof {
-    /// Copied: by its bytes.
-    Bytes(u128),
-    /// Encoded anew: by its levels and values in order.
-    Values(u128),
 }
 
 /// Re-encoded row groups up to this many compressed bytes are encoded column by column in parallel, in memory; larger ones one
@@ -112,7 +105,7 @@ where
                 return differs("the rows or columns of a row group");
             }
             let columns = group.columns().par_iter().zip(&proof.columns);
-            let wrong = columns.map(|(column, proof)| column_differs(new, column, *proof, group.num_rows() as u64));
+            let wrong = columns.map(|(column, proof)| column_differs(new, column, proof, group.num_rows() as u64));
             if wrong.collect::<Result<Vec<bool>, FormatError>>()?.contains(&true) {
                 return differs("the values of a column");
             }
@@ -147,16 +140,15 @@ fn redacted_leaves(schema: &SchemaDescriptor, columns: &[Redact]) -> Result<Vec<
     columns.iter().map(leaf).collect()
 }
 
-fn column_differs<R>(new: &R, column: &ColumnChunkMetaData, proof: ColumnProof, rows: u64) -> Result<bool, FormatError>
+fn column_differs<R>(new: &R, column: &ColumnChunkMetaData, proof: &ColumnProof, rows: u64) -> Result<bool, FormatError>
 where
     R: ChunkReader + Clone + 'static,
 {
+    let chunk = Chunk { source: new, column, rows, offset_index: None, column_index: None };
     Ok(match proof {
-        ColumnProof::Bytes(wanted) => digest(new, range(column))? != wanted,
-        ColumnProof::Values(wanted) => {
-            let chunk = Chunk { source: new, column, rows, offset_index: None, has_column_index: false };
-            chunk.digest().map_err(parquet_error)? != (wanted, rows)
-        }
+        ColumnProof::Bytes(wanted) => digest(new, range(column))? != *wanted,
+        ColumnProof::Values(wanted) => chunk.digest().map_err(parquet_error)? != (*wanted, rows),
+        ColumnProof::Pages(wanted) => parquet_pages::differ(&chunk, wanted).map_err(parquet_error)?,
     })
 }
 
@@ -357,11 +349,9 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
     /// Row group `number`, whose rows are `span` of the file.
     fn row_group(&mut self, number: usize, span: Range<u64>) -> Result<(), FormatError> {
         let mut rows = RoaringTreemap::new();
-        // An iterator over a span of a treemap starts at its head: `rank` finds the place instead.
-        let before = if span.start == 0 { 0 } else { self.input.edit.rows.rank(span.start - 1) };
-        for row in self.input.edit.rows.iter().skip(before as usize).take_while(|row| *row < span.end) {
-            rows.insert(row - span.start);
-        }
+        let mut matched = self.input.edit.rows.iter();
+        matched.advance_to(span.start);
+        rows.extend(matched.take_while(|row| *row < span.end).map(|row| row - span.start));
         let group_rows = span.end - span.start;
         let kept = match self.input.edit.action {
             Action::Delete => {
@@ -406,7 +396,8 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             builder = builder.set_file_offset(start);
         }
         self.groups.push(builder.build().map_err(parquet_error)?);
-        self.proofs.push(GroupProof { rows: kept, columns: placed.iter().map(|placed| placed.proof).collect() });
+        self.proofs
+            .push(GroupProof { rows: kept, columns: placed.iter().map(|placed| placed.proof.clone()).collect() });
         let (mut column_indexes, mut offset_indexes, mut bloom_filters) = (Vec::new(), Vec::new(), Vec::new());
         for placed in placed {
             column_indexes.push(placed.column_index);
@@ -580,7 +571,7 @@ impl<R: ChunkReader + Clone + 'static> Input<'_, R> {
             column: group.column(leaf),
             rows: group.num_rows() as u64,
             offset_index: self.metadata.offset_index().map(|index| &index[number][leaf]),
-            has_column_index: column_index.is_some_and(|index| !matches!(index, ColumnIndexMetaData::NONE)),
+            column_index: column_index.filter(|index| !matches!(index, ColumnIndexMetaData::NONE)),
         };
         let redact = self.redactions.iter().find(|(redacted, _)| *redacted == leaf).map(|(_, redact)| redact);
         let tag = |value: &[u8]| redact.map_or_else(String::new, |redact| self.edit.tagger.tag(&redact.column, value));
@@ -598,6 +589,15 @@ impl<R: ChunkReader + Clone + 'static> Input<'_, R> {
         };
         let without_strays = |value: &[u8]| self.edit.tagger.without_strays(value);
         let clean = self.strayed.contains(&leaf).then_some(&without_strays as &Clean);
+        // Without column orders bounds are not to be trusted; what is to be cleansed may stand anywhere in the chunk.
+        let is_trusted = self.metadata.file_metadata().column_orders().is_some();
+        if is_trusted
+            && clean.is_none()
+            && !self.cleansed.contains(&(number, leaf))
+            && let Some(encoded) = copy_pages(&chunk, rows, &change, out).map_err(parquet_error)?
+        {
+            return Ok(encoded);
+        }
         chunk.encode(rows, &change, clean, out).map_err(parquet_error)
     }
 }
@@ -630,7 +630,7 @@ fn moved(column: &ColumnChunkMetaData, shift: i64) -> ColumnChunkMetaDataBuilder
 }
 
 fn placed_anew(encoded: Encoded, shift: i64) -> Result<Placed, FormatError> {
-    let Encoded { close, bloom_filter, digest } = encoded;
+    let Encoded { close, bloom_filter, proof } = encoded;
     let offset_index = close.offset_index.map(|mut index| {
         index.page_locations.iter_mut().for_each(|page| page.offset += shift);
         index
@@ -640,6 +640,6 @@ fn placed_anew(encoded: Encoded, shift: i64) -> Result<Placed, FormatError> {
         column_index: close.column_index.unwrap_or(ColumnIndexMetaData::NONE),
         offset_index,
         bloom_filter,
-        proof: ColumnProof::Values(digest),
+        proof,
     })
 }

@@ -5,31 +5,38 @@
 //! decimals of any width, fixed-length binaries, legacy lists.
 
 use std::io::{Cursor, Read, Write};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use parquet::basic::{Compression, Encoding, PageType, Type as PhysicalType};
 use parquet::bloom_filter::Sbbf;
-use parquet::column::page::{Page, PageMetadata, PageReader, PageWriter};
+use parquet::column::page::{CompressedPage, Page, PageMetadata, PageReader, PageWriteSpec, PageWriter};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
-use parquet::column::writer::{ColumnCloseResult, ColumnWriter, ColumnWriterImpl, get_column_writer};
+use parquet::column::writer::{ColumnCloseResult, ColumnWriterImpl, get_column_writer};
 use parquet::data_type::{AsBytes, ByteArray, DataType, FixedLenByteArray};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ColumnChunkMetaData, PageEncodingStats};
+use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::page_index::offset_index::OffsetIndexMetaData;
-use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::properties::{
+    DEFAULT_STATISTICS_TRUNCATE_LENGTH, EnabledStatistics, WriterProperties, WriterVersion,
+};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
+use parquet::file::statistics::Statistics;
 use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::ColumnDescPtr;
 use roaring::RoaringTreemap;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::parquet_codec;
+use super::parquet_pages::PagesProof;
 use super::parquet_v1::{self, FirstVersion};
-use crate::parquet_bounds::{self, Expansion};
+use crate::parquet_bounds::{self, Expansion, PageBounds};
 
 /// Records decoded at a time.
-const BATCH_RECORDS: usize = 8192;
+const BATCH_RECORDS: u64 = 8192;
 
 /// What a matching row's cell becomes.
 pub enum Change<'a> {
@@ -49,40 +56,105 @@ pub struct Chunk<'a, R> {
     pub column: &'a ColumnChunkMetaData,
     pub rows: u64,
     pub offset_index: Option<&'a OffsetIndexMetaData>,
-    pub has_column_index: bool,
+    pub column_index: Option<&'a ColumnIndexMetaData>,
 }
 
-/// A re-encoded chunk: what the writer says of it, its bloom filter, and the digest of what it holds.
+/// How a column chunk is proven on read-back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ColumnProof {
+    /// Copied: by its bytes.
+    Bytes(u128),
+    /// Encoded anew: by its levels and values in order.
+    Values(u128),
+    /// Some pages copied, the others encoded anew.
+    Pages(PagesProof),
+}
+
+/// A rewritten chunk: what its writer says of it, its bloom filter, and how it is proven.
 pub struct Encoded {
     pub close: ColumnCloseResult,
     pub bloom_filter: Option<Sbbf>,
-    pub digest: u128,
+    pub proof: ColumnProof,
 }
 
 /// An order-sensitive digest of levels and values. Three streams, so that it does not depend on how a reader batches.
 #[derive(Default)]
-struct ColumnDigest {
+pub struct ColumnDigest {
     definition: Xxh3,
     repetition: Xxh3,
     values: Xxh3,
+    /// Small pieces are put together here: a hasher takes its time over each that it is given.
+    pieces: Vec<u8>,
 }
 
+const PIECES_BYTES: usize = 32 << 10;
+
 impl ColumnDigest {
-    fn level(hasher: &mut Xxh3, levels: &[i16]) {
-        levels.iter().for_each(|level| hasher.update(&level.to_le_bytes()));
+    fn add<T: DataType>(&mut self, batch: &Batch<T>) {
+        let ColumnDigest { definition, repetition, values, pieces } = self;
+        for (hasher, levels) in [(definition, &batch.definition), (repetition, &batch.repetition)] {
+            for levels in levels.chunks(PIECES_BYTES / 2) {
+                pieces.clear();
+                pieces.extend(levels.iter().flat_map(|level| level.to_le_bytes()));
+                hasher.update(pieces);
+            }
+        }
+        pieces.clear();
+        for value in &batch.values {
+            let bytes = value.as_bytes();
+            pieces.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+            pieces.extend_from_slice(bytes);
+            if pieces.len() >= PIECES_BYTES {
+                values.update(pieces);
+                pieces.clear();
+            }
+        }
+        values.update(pieces);
     }
 
-    fn value(&mut self, bytes: &[u8]) {
-        self.values.update(&(bytes.len() as u32).to_le_bytes());
-        self.values.update(bytes);
-    }
-
-    fn finish(&self) -> u128 {
+    pub fn finish(&self) -> u128 {
         let mut all = Xxh3::new();
         for part in [&self.definition, &self.repetition, &self.values] {
             all.update(&part.digest128().to_le_bytes());
         }
         all.digest128()
+    }
+}
+
+/// What is done with a column in its own type.
+pub trait Work {
+    type Done;
+    fn run<T: DataType>(self, reader: ColumnReaderImpl<T>, replace: &Replace<'_, T::T>) -> Result<Self::Done>;
+}
+
+/// Does `work` with what `reader` reads; `change` and `clean` are put into the column's type for it.
+pub fn in_type<W: Work>(
+    reader: ColumnReader,
+    descr: &ColumnDescPtr,
+    change: &Change<'_>,
+    clean: Option<&Clean<'_>>,
+    work: W,
+) -> Result<W::Done> {
+    macro_rules! run {
+        ($reader:expr, $constant:expr, $tag:expr, $clean:expr) => {
+            work.run($reader, &Replace::new(change, descr, $constant, $tag, $clean)?)
+        };
+    }
+    match reader {
+        ColumnReader::BoolColumnReader(reader) => run!(reader, parse::<bool>, no_tag, None),
+        ColumnReader::Int32ColumnReader(reader) => run!(reader, parse_integer::<i32>, no_tag, None),
+        ColumnReader::Int64ColumnReader(reader) => run!(reader, parse_integer::<i64>, no_tag, None),
+        ColumnReader::Int96ColumnReader(reader) => run!(reader, no_constant, no_tag, None),
+        ColumnReader::FloatColumnReader(reader) => run!(reader, parse::<f32>, no_tag, None),
+        ColumnReader::DoubleColumnReader(reader) => run!(reader, parse::<f64>, no_tag, None),
+        ColumnReader::ByteArrayColumnReader(reader) => {
+            let text = |_: &ColumnDescPtr, text: &str| Some(ByteArray::from(text));
+            let tag = |tag: String| Some(ByteArray::from(tag.into_bytes()));
+            let cleaned = clean
+                .map(|clean| Box::new(move |old: &[u8]| clean(old).map(ByteArray::from)) as Cleaned<'_, ByteArray>);
+            run!(reader, text, tag, cleaned)
+        }
+        ColumnReader::FixedLenByteArrayColumnReader(reader) => run!(reader, fixed_constant, no_tag, None),
     }
 }
 
@@ -107,7 +179,7 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
         fn read<T: DataType>(mut reader: ColumnReaderImpl<T>, descr: &ColumnDescPtr) -> Result<(u128, u64)> {
             let mut batch = Batch::<T>::new(descr);
             let (mut digest, mut rows) = (ColumnDigest::default(), 0);
-            while batch.fill(&mut reader)? > 0 {
+            while batch.fill(&mut reader, u64::MAX)? > 0 {
                 rows += batch.records as u64;
                 batch.add_to(&mut digest);
             }
@@ -127,59 +199,59 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
     ) -> Result<Encoded> {
         let descr = self.column.column_descr_ptr();
         let shape = Shape::of(self)?;
-        let mut bloom_filter = Sbbf::read_from_column_chunk(self.column, self.source)?
-            .map(|source| Sbbf::new_with_num_of_bytes(source.num_blocks() * 32));
+        let mut bloom_filter = self.empty_bloom_filter()?;
         let (codec, pages) = (self.column.compression(), SerializedPageWriter::new(out));
         let is_turned = shape.needs_first_version(self);
         let pages: Box<dyn PageWriter> =
             if is_turned { Box::new(FirstVersion::new(pages, codec, &descr)) } else { Box::new(pages) };
-        let mut writer = get_column_writer(descr.clone(), Arc::new(shape.properties(self, is_turned)), pages);
-        macro_rules! transcode {
-            ($reader:expr, $variant:path, $constant:expr, $tag:expr) => {{
-                let $variant(typed) = &mut writer else { return Err(general("a writer of another type")) };
-                transcode!($reader, typed, $constant, $tag, None)
-            }};
-            ($reader:expr, $typed:ident, $constant:expr, $tag:expr, $clean:expr) => {{
-                let replace = Replace::new(change, &descr, $constant, $tag, $clean)?;
-                transcode($reader, $typed, &descr, rows, &replace, bloom_filter.as_mut(), self.rows)?
-            }};
-        }
-        let digest = match get_column_reader(descr.clone(), self.pages()?) {
-            ColumnReader::BoolColumnReader(r) => transcode!(r, ColumnWriter::BoolColumnWriter, parse::<bool>, no_tag),
-            ColumnReader::Int32ColumnReader(r) => {
-                transcode!(r, ColumnWriter::Int32ColumnWriter, parse_integer::<i32>, no_tag)
-            }
-            ColumnReader::Int64ColumnReader(r) => {
-                transcode!(r, ColumnWriter::Int64ColumnWriter, parse_integer::<i64>, no_tag)
-            }
-            ColumnReader::Int96ColumnReader(r) => transcode!(r, ColumnWriter::Int96ColumnWriter, no_constant, no_tag),
-            ColumnReader::FloatColumnReader(r) => transcode!(r, ColumnWriter::FloatColumnWriter, parse::<f32>, no_tag),
-            ColumnReader::DoubleColumnReader(r) => {
-                transcode!(r, ColumnWriter::DoubleColumnWriter, parse::<f64>, no_tag)
-            }
-            ColumnReader::ByteArrayColumnReader(r) => {
-                let ColumnWriter::ByteArrayColumnWriter(typed) = &mut writer else {
-                    return Err(general("a writer of another type"));
-                };
-                let text = |_: &ColumnDescPtr, text: &str| Some(ByteArray::from(text));
-                let tag = |tag: String| Some(ByteArray::from(tag.into_bytes()));
-                let cleaned = clean
-                    .map(|clean| Box::new(move |old: &[u8]| clean(old).map(ByteArray::from)) as Cleaned<'_, ByteArray>);
-                transcode!(r, typed, text, tag, cleaned)
-            }
-            ColumnReader::FixedLenByteArrayColumnReader(r) => {
-                transcode!(r, ColumnWriter::FixedLenByteArrayColumnWriter, fixed_constant, no_tag)
-            }
-        };
-        let close = writer.close()?;
+        let properties = shape.properties(self, is_turned);
+        let work = Transcode { chunk: self, rows, properties, pages, bloom_filter: bloom_filter.as_mut() };
+        let (close, digest) = in_type(get_column_reader(descr.clone(), self.pages()?), &descr, change, clean, work)?;
         let close = if is_turned { parquet_v1::told(close, codec)? } else { close };
-        Ok(Encoded { close, bloom_filter, digest })
+        Ok(Encoded { close, bloom_filter, proof: ColumnProof::Values(digest) })
+    }
+
+    /// What the chunk would hold with `change` done to `rows`: its statistics and its bloom filter, if it has one. Nothing is
+    /// written.
+    pub fn survey(&self, rows: &RoaringTreemap, change: &Change<'_>) -> Result<(Option<Statistics>, Option<Sbbf>)> {
+        let descr = self.column.column_descr_ptr();
+        let mut bloom_filter = self.empty_bloom_filter()?;
+        let is_whole = Shape::has_whole_bounds(self.column);
+        let properties = WriterProperties::builder()
+            .set_dictionary_enabled(false)
+            .set_statistics_enabled(EnabledStatistics::Chunk)
+            .set_statistics_truncate_length(if is_whole { None } else { DEFAULT_STATISTICS_TRUNCATE_LENGTH })
+            .set_offset_index_disabled(true)
+            .build();
+        let work =
+            Transcode { chunk: self, rows, properties, pages: Box::new(Nowhere), bloom_filter: bloom_filter.as_mut() };
+        let (close, _) = in_type(get_column_reader(descr.clone(), self.pages()?), &descr, change, None, work)?;
+        Ok((close.metadata.statistics().cloned(), bloom_filter))
+    }
+
+    /// A filter of the size of the chunk's own.
+    fn empty_bloom_filter(&self) -> Result<Option<Sbbf>> {
+        let source = Sbbf::read_from_column_chunk(self.column, self.source)?;
+        Ok(source.map(|source| Sbbf::new_with_num_of_bytes(source.num_blocks() * 32)))
     }
 
     fn pages(&self) -> Result<Box<dyn PageReader>> {
         let window = Arc::new(Window::new(self.source.clone(), self.column));
         let pages = SerializedPageReader::new(window, self.column, self.rows as usize, None)?;
         Ok(Box::new(CheckedPages::new(pages, self.column)))
+    }
+}
+
+/// A place for pages that nobody needs.
+struct Nowhere;
+
+impl PageWriter for Nowhere {
+    fn write_page(&mut self, _: CompressedPage) -> Result<PageWriteSpec> {
+        Ok(PageWriteSpec::new())
+    }
+
+    fn close(&mut self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -262,14 +334,19 @@ impl Shape {
     fn needs_first_version<R>(&self, chunk: &Chunk<'_, R>) -> bool {
         let column = chunk.column;
         let is_fixed = column.column_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY;
-        is_fixed && self.has_dictionary && !self.second_version && parquet_v1::compresses(column.compression())
+        is_fixed && self.has_dictionary && !self.second_version && parquet_codec::compresses(column.compression())
+    }
+
+    /// Whether the bounds in the chunk's statistics were not cut.
+    fn has_whole_bounds(column: &ColumnChunkMetaData) -> bool {
+        column.statistics().is_some_and(|statistics| statistics.min_is_exact() && statistics.max_is_exact())
     }
 
     /// The properties that make our writer do as the source's did; `is_turned`: its pages go through [`FirstVersion`]. The level of
     /// a codec is not stored in files; ours are the codec's defaults.
     fn properties<R>(&self, chunk: &Chunk<'_, R>, is_turned: bool) -> WriterProperties {
         let column = chunk.column;
-        let statistics = match (chunk.has_column_index, column.statistics()) {
+        let statistics = match (chunk.column_index.is_some(), column.statistics()) {
             (true, _) => EnabledStatistics::Page,
             (false, Some(_)) => EnabledStatistics::Chunk,
             (false, None) => EnabledStatistics::None,
@@ -292,7 +369,7 @@ impl Shape {
             .set_statistics_enabled(statistics)
             .set_offset_index_disabled(chunk.offset_index.is_none())
             .set_bloom_filter_enabled(false);
-        if column.statistics().is_some_and(|statistics| statistics.min_is_exact() && statistics.max_is_exact()) {
+        if Shape::has_whole_bounds(column) {
             builder = builder.set_statistics_truncate_length(None);
         }
         builder.build()
@@ -309,7 +386,7 @@ fn rows_per_page(index: Option<&OffsetIndexMetaData>, rows: u64) -> usize {
 }
 
 /// What happens to the values of matching rows, in the column's own type.
-struct Replace<'a, T> {
+pub struct Replace<'a, T> {
     remove: bool,
     null: bool,
     constant: Option<T>,
@@ -376,39 +453,42 @@ fn no_tag<T>(_: String) -> Option<T> {
     None
 }
 
-fn general(message: &str) -> ParquetError {
+pub fn general(message: &str) -> ParquetError {
     ParquetError::General(message.to_owned())
 }
 
 /// Records of one column as levels and values.
-struct Batch<T: DataType> {
-    records: usize,
-    definition: Vec<i16>,
-    repetition: Vec<i16>,
-    values: Vec<T::T>,
-    levels: usize,
+pub struct Batch<T: DataType> {
+    pub records: usize,
+    pub definition: Vec<i16>,
+    pub repetition: Vec<i16>,
+    pub values: Vec<T::T>,
+    /// By value, where a dictionary has it: its entry. Empty otherwise.
+    pub indexes: Vec<u32>,
+    pub levels: usize,
     max_definition: i16,
     max_repetition: i16,
 }
 
 impl<T: DataType> Batch<T> {
-    fn new(descr: &ColumnDescPtr) -> Self {
+    pub fn new(descr: &ColumnDescPtr) -> Self {
         Batch {
             records: 0,
             definition: Vec::new(),
             repetition: Vec::new(),
             values: Vec::new(),
+            indexes: Vec::new(),
             levels: 0,
             max_definition: descr.max_def_level(),
             max_repetition: descr.max_rep_level(),
         }
     }
 
-    /// Decodes the next records; 0 at the end.
-    fn fill(&mut self, reader: &mut ColumnReaderImpl<T>) -> Result<usize> {
+    /// Decodes the next records, `most` at most; 0 at the end.
+    pub fn fill(&mut self, reader: &mut ColumnReaderImpl<T>, most: u64) -> Result<usize> {
         self.clear();
         let (records, _, levels) = reader.read_records(
-            BATCH_RECORDS,
+            most.min(BATCH_RECORDS) as usize,
             (self.max_definition > 0).then_some(&mut self.definition),
             (self.max_repetition > 0).then_some(&mut self.repetition),
             &mut self.values,
@@ -421,98 +501,157 @@ impl<T: DataType> Batch<T> {
         self.definition.clear();
         self.repetition.clear();
         self.values.clear();
+        self.indexes.clear();
         (self.records, self.levels) = (0, 0);
     }
 
-    fn add_to(&self, digest: &mut ColumnDigest) {
-        ColumnDigest::level(&mut digest.definition, &self.definition);
-        ColumnDigest::level(&mut digest.repetition, &self.repetition);
-        self.values.iter().for_each(|value| digest.value(value.as_bytes()));
+    /// The level at which so many rows have ended, counted from the row that begins at `level`.
+    fn after_rows(&self, level: usize, rows: u64) -> usize {
+        if self.max_repetition == 0 {
+            return level + rows as usize;
+        }
+        let begins = |level: &usize| self.repetition[*level] == 0;
+        let mut starts = (level + 1..self.levels).filter(begins);
+        if rows == 0 { level } else { starts.nth(rows as usize - 1).unwrap_or(self.levels) }
+    }
+
+    /// Moves a span of `levels` from `batch` to the end of this one, with what `values` and `indexes` have for it.
+    fn append(
+        &mut self,
+        batch: &Batch<T>,
+        levels: Range<usize>,
+        values: &mut impl Iterator<Item = T::T>,
+        indexes: &mut impl Iterator<Item = u32>,
+    ) -> Result<()> {
+        let count = match batch.max_definition {
+            0 => levels.len(),
+            max => batch.definition[levels.clone()].iter().filter(|level| **level == max).count(),
+        };
+        let wanted = self.values.len() + count;
+        self.values.extend(values.take(count));
+        self.indexes.extend(indexes.take(count));
+        if batch.max_definition > 0 {
+            self.definition.extend_from_slice(&batch.definition[levels.clone()]);
+        }
+        if batch.max_repetition > 0 {
+            self.repetition.extend_from_slice(&batch.repetition[levels.clone()]);
+        }
+        self.levels += levels.len();
+        if self.values.len() == wanted { Ok(()) } else { Err(general("fewer values than levels")) }
+    }
+
+    pub fn add_to(&self, digest: &mut ColumnDigest) {
+        digest.add(self);
+    }
+
+    pub fn write_to(&self, writer: &mut ColumnWriterImpl<'_, T>) -> Result<()> {
+        let definition = (self.max_definition > 0).then_some(self.definition.as_slice());
+        let repetition = (self.max_repetition > 0).then_some(self.repetition.as_slice());
+        writer.write_batch(&self.values, definition, repetition).map(drop)
     }
 }
 
-/// Moves the kept records from `reader` to `writer` and digests them on the way.
-fn transcode<T: DataType>(
-    mut reader: ColumnReaderImpl<T>,
-    writer: &mut ColumnWriterImpl<'_, T>,
-    descr: &ColumnDescPtr,
-    rows: &RoaringTreemap,
-    replace: &Replace<'_, T::T>,
-    mut bloom_filter: Option<&mut Sbbf>,
-    expected: u64,
-) -> Result<u128> {
-    let (mut batch, mut kept) = (Batch::<T>::new(descr), Batch::<T>::new(descr));
-    let (mut digest, mut row) = (ColumnDigest::default(), 0);
-    while batch.fill(&mut reader)? > 0 {
-        edit(&mut batch, &mut kept, row, rows, replace)?;
-        row += batch.records as u64;
-        if let Some(clean) = &replace.clean {
-            for value in &mut kept.values {
-                *value = clean(value.as_bytes()).unwrap_or_else(|| value.clone());
+/// Moves the kept records of a chunk to a writer, and digests them on the way.
+struct Transcode<'a, 'w, R> {
+    chunk: &'a Chunk<'a, R>,
+    rows: &'a RoaringTreemap,
+    properties: WriterProperties,
+    pages: Box<dyn PageWriter + 'w>,
+    bloom_filter: Option<&'a mut Sbbf>,
+}
+
+impl<R> Work for Transcode<'_, '_, R> {
+    type Done = (ColumnCloseResult, u128);
+
+    fn run<T: DataType>(mut self, mut reader: ColumnReaderImpl<T>, replace: &Replace<'_, T::T>) -> Result<Self::Done> {
+        let descr = self.chunk.column.column_descr_ptr();
+        let writer = get_column_writer(descr.clone(), Arc::new(self.properties), self.pages);
+        let mut writer = T::get_column_writer(writer).ok_or_else(|| general("a writer of another type"))?;
+        let (mut batch, mut kept, mut gone) =
+            (Batch::<T>::new(&descr), Batch::<T>::new(&descr), Batch::<T>::new(&descr));
+        let (mut digest, mut row) = (ColumnDigest::default(), 0);
+        while batch.fill(&mut reader, u64::MAX)? > 0 {
+            let records = batch.records as u64;
+            edit(&mut batch, &mut kept, &mut gone, row, self.rows, replace)?;
+            row += records;
+            if let Some(clean) = &replace.clean {
+                for value in &mut kept.values {
+                    *value = clean(value.as_bytes()).unwrap_or_else(|| value.clone());
+                }
             }
+            kept.add_to(&mut digest);
+            if let Some(filter) = self.bloom_filter.as_deref_mut() {
+                kept.values.iter().for_each(|value| filter.insert(value));
+            }
+            kept.write_to(&mut writer)?;
         }
-        kept.add_to(&mut digest);
-        if let Some(filter) = bloom_filter.as_deref_mut() {
-            kept.values.iter().for_each(|value| filter.insert(value));
+        if row != self.chunk.rows {
+            return Err(general("a column holds fewer or more rows than its row group"));
         }
-        let definition = (kept.max_definition > 0).then_some(kept.definition.as_slice());
-        let repetition = (kept.max_repetition > 0).then_some(kept.repetition.as_slice());
-        writer.write_batch(&kept.values, definition, repetition)?;
+        Ok((writer.close()?, digest.finish()))
     }
-    if row != expected {
-        return Err(general("a column holds fewer or more rows than its row group"));
-    }
-    Ok(digest.finish())
 }
 
-/// Fills `kept` with the records of `batch`, whose first one is row `first`, as they are to be.
-fn edit<T: DataType>(
+/// Fills `kept` with the records of `batch`, whose first one is row `first`, as they are to be, and `gone` with the levels and
+/// values that were there and are not any more.
+pub fn edit<T: DataType>(
     batch: &mut Batch<T>,
     kept: &mut Batch<T>,
+    gone: &mut Batch<T>,
     first: u64,
     rows: &RoaringTreemap,
     replace: &Replace<'_, T::T>,
 ) -> Result<()> {
     kept.clear();
+    gone.clear();
     let last = first + batch.records as u64;
-    if rows.range_cardinality(first..last) == 0 {
+    let mut changing = rows.iter();
+    changing.advance_to(first);
+    let mut changing = changing.take_while(|row| *row < last).peekable();
+    if changing.peek().is_none() {
         std::mem::swap(batch, kept);
-        (batch.records, batch.levels) = (kept.records, kept.levels);
         return Ok(());
     }
     let mut values = std::mem::take(&mut batch.values).into_iter();
-    let mut row = first;
-    for level in 0..batch.levels {
-        let repetition = batch.repetition.get(level).copied();
-        let mut definition = batch.definition.get(level).copied();
-        if level > 0 && repetition.unwrap_or(0) == 0 {
-            row += 1;
+    let mut indexes = std::mem::take(&mut batch.indexes).into_iter();
+    let (mut row, mut level) = (first, 0);
+    for changed in changing {
+        let start = batch.after_rows(level, changed - row);
+        kept.append(batch, level..start, &mut values, &mut indexes)?;
+        (row, level) = (changed + 1, batch.after_rows(start, 1));
+        let (gone_levels, gone_values) = (gone.levels, gone.values.len());
+        gone.append(batch, start..level, &mut values, &mut indexes)?;
+        if !replace.remove {
+            replace_row(kept, gone, gone_levels, gone_values, replace)?;
         }
-        let mut value = if definition.is_none_or(|definition| definition == batch.max_definition) {
-            Some(values.next().ok_or_else(|| general("fewer values than levels"))?)
-        } else {
-            None
-        };
-        if rows.contains(row) {
-            if replace.remove {
-                continue;
-            }
-            if let Some(old) = &value {
-                value = match (&replace.constant, &replace.tag) {
-                    (Some(constant), _) => Some(constant.clone()),
-                    (None, Some(tag)) => Some(tag(old.as_bytes())?),
-                    (None, None) => {
-                        definition = definition.map(|_| batch.max_definition - 1);
-                        None
-                    }
-                };
-            }
-        }
-        kept.repetition.extend(repetition);
-        kept.definition.extend(definition);
-        kept.values.extend(value);
     }
-    debug_assert!(replace.remove || replace.null || replace.constant.is_some() || replace.tag.is_some());
+    kept.append(batch, level..batch.levels, &mut values, &mut indexes)
+}
+
+/// Puts what comes in place of a row into `kept`; the row is what stands in `gone` from these levels and values on.
+fn replace_row<T: DataType>(
+    kept: &mut Batch<T>,
+    gone: &Batch<T>,
+    first_level: usize,
+    first_value: usize,
+    replace: &Replace<'_, T::T>,
+) -> Result<()> {
+    debug_assert!(replace.null || replace.constant.is_some() || replace.tag.is_some());
+    let mut values = gone.values[first_value..].iter();
+    for level in first_level..gone.levels {
+        let mut definition = gone.definition.get(level).copied();
+        if definition.is_none_or(|definition| definition == gone.max_definition) {
+            let old = values.next().ok_or_else(|| general("fewer values than levels"))?;
+            match (&replace.constant, &replace.tag) {
+                (Some(constant), _) => kept.values.push(constant.clone()),
+                (None, Some(tag)) => kept.values.push(tag(old.as_bytes())?),
+                (None, None) => definition = definition.map(|_| gone.max_definition - 1),
+            }
+        }
+        kept.definition.extend(definition);
+        kept.repetition.extend(gone.repetition.get(level));
+        kept.levels += 1;
+    }
     Ok(())
 }
 
@@ -521,6 +660,8 @@ fn edit<T: DataType>(
 pub struct Window<R> {
     source: R,
     end: u64,
+    /// What is read at a time.
+    piece_bytes: u64,
     expansion: Expansion,
     /// Where the content of the page begins whose header was read last.
     content: Mutex<Option<u64>>,
@@ -528,12 +669,34 @@ pub struct Window<R> {
 }
 
 const WINDOW_BYTES: u64 = 8 << 20;
+const WHOLE_BYTES: u64 = 32 << 20;
 
 impl<R: ChunkReader> Window<R> {
     pub fn new(source: R, column: &ColumnChunkMetaData) -> Self {
         let (start, length) = column.byte_range();
         let (end, expansion) = (start.saturating_add(length), expansion(column.compression()));
-        Window { source, end, expansion, content: Mutex::new(None), held: Mutex::new((0, Bytes::new())) }
+        let held = Mutex::new((0, Bytes::new()));
+        Window { source, end, piece_bytes: WINDOW_BYTES, expansion, content: Mutex::new(None), held }
+    }
+
+    /// A window that several passes look through: over a whole chunk that is not large, so that it is read once.
+    pub fn for_passes(source: R, column: &ColumnChunkMetaData) -> Self {
+        let length = column.byte_range().1;
+        let piece_bytes = if length <= WHOLE_BYTES { length } else { WINDOW_BYTES };
+        Window { piece_bytes, ..Window::new(source, column) }
+    }
+
+    /// The header of the page at `start`, and what it claims after it was looked over.
+    pub fn header(&self, start: u64) -> Result<(Bytes, PageBounds)> {
+        let left = self.end.saturating_sub(start);
+        let bytes = self.from(start, HEADER_BYTES.min(left))?;
+        let page = parquet_bounds::check_page(&bytes, left, self.expansion).map_err(general)?;
+        Ok((bytes.slice(..page.header_bytes as usize), page))
+    }
+
+    /// The bytes of a range of the chunk.
+    pub fn bytes(&self, range: Range<u64>) -> Result<Bytes> {
+        self.get_bytes(range.start, (range.end - range.start) as usize)
     }
 
     /// At least `least` bytes from `start` on, more when they are at hand.
@@ -541,7 +704,7 @@ impl<R: ChunkReader> Window<R> {
         let mut held = self.held.lock().map_err(|_| general("a reader panicked"))?;
         let held_end = held.0 + held.1.len() as u64;
         if start < held.0 || start + least > held_end {
-            let end = (start + least.max(WINDOW_BYTES)).min(self.end.max(start + least));
+            let end = (start + least.max(self.piece_bytes)).min(self.end.max(start + least));
             *held = (start, self.source.get_bytes(start, (end - start) as usize)?);
         }
         Ok(held.1.slice((start - held.0) as usize..))

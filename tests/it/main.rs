@@ -24,6 +24,7 @@ mod lists;
 mod manifest;
 #[path = "../support/memory_store.rs"]
 mod memory_store;
+mod page_copy;
 mod privacy;
 mod requests;
 mod rewrite_parquet;

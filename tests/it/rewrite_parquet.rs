@@ -29,7 +29,7 @@ use parquet::schema::parser::parse_message_type;
 use proptest::prelude::*;
 use roaring::RoaringTreemap;
 
-struct NoTag;
+pub struct NoTag;
 
 impl Tagger for NoTag {
     fn tag(&self, _: &ColumnPath, value: &[u8]) -> String {
@@ -37,7 +37,7 @@ impl Tagger for NoTag {
     }
 }
 
-fn edited(
+pub fn edited(
     source: &Bytes,
     rows: impl IntoIterator<Item = u64>,
     action: &Action,
@@ -51,11 +51,11 @@ fn edited(
     Ok((out, receipt))
 }
 
-fn scrubbed(source: &Bytes, rows: impl IntoIterator<Item = u64>) -> Bytes {
+pub fn scrubbed(source: &Bytes, rows: impl IntoIterator<Item = u64>) -> Bytes {
     edited(source, rows, &Action::Delete).unwrap().0
 }
 
-fn footer(file: &Bytes) -> ParquetMetaData {
+pub fn footer(file: &Bytes) -> ParquetMetaData {
     ParquetMetaDataReader::new()
         .with_metadata_options(Some(ParquetMetaDataOptions::new().with_encoding_stats_as_mask(false)))
         .with_page_index_policy(PageIndexPolicy::Optional)
@@ -68,13 +68,13 @@ fn batches(file: &Bytes) -> Vec<RecordBatch> {
     reader.unwrap().map(Result::unwrap).collect()
 }
 
-fn whole(file: &Bytes) -> RecordBatch {
+pub fn whole(file: &Bytes) -> RecordBatch {
     let schema = ParquetRecordBatchReaderBuilder::try_new(file.clone()).unwrap().schema().clone();
     arrow::compute::concat_batches(&schema, &batches(file)).unwrap()
 }
 
 /// The slow twin: decodes everything and filters.
-fn twin(source: &Bytes, removed: &RoaringTreemap) -> RecordBatch {
+pub fn twin(source: &Bytes, removed: &RoaringTreemap) -> RecordBatch {
     let all = whole(source);
     let keep: BooleanArray = (0..all.num_rows() as u64).map(|row| Some(!removed.contains(row))).collect();
     filter_record_batch(&all, &keep).unwrap()
@@ -116,12 +116,12 @@ fn data_encodings(column: &parquet::file::metadata::ColumnChunkMetaData) -> Vec<
     encodings
 }
 
-fn email(i: usize) -> String {
+pub fn email(i: usize) -> String {
     format!("person{i:05}@example.com")
 }
 
 /// Rows `0..rows`: an id, an address per row, a low-cardinality city, a struct with nulls, a list, a map, a decimal and a time.
-fn people(rows: usize, addresses: &dyn Fn(usize) -> String) -> RecordBatch {
+pub fn people(rows: usize, addresses: &dyn Fn(usize) -> String) -> RecordBatch {
     let id: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows as i64));
     let address: ArrayRef = Arc::new(StringArray::from_iter_values((0..rows).map(addresses)));
     let city: ArrayRef = Arc::new(StringArray::from_iter_values((0..rows).map(|i| ["Bern", "Oslo", "Rome"][i % 3])));
@@ -193,6 +193,23 @@ pub fn manners() -> Vec<(&'static str, WriterProperties)> {
         ),
         ("bloom filters", groups_of(300).set_bloom_filter_enabled(true).build()),
         ("tiny pages", groups_of(300).set_data_page_row_count_limit(7).set_write_batch_size(7).build()),
+        (
+            "tiny pages of version 2",
+            groups_of(300)
+                .set_data_page_row_count_limit(7)
+                .set_write_batch_size(7)
+                .set_writer_version(WriterVersion::PARQUET_2_0)
+                .set_compression(Compression::SNAPPY)
+                .build(),
+        ),
+        (
+            "a dictionary given up",
+            groups_of(300)
+                .set_dictionary_page_size_limit(1 << 10)
+                .set_data_page_row_count_limit(20)
+                .set_write_batch_size(20)
+                .build(),
+        ),
         ("one group", groups_of(1 << 20).build()),
         ("sorted", groups_of(300).set_sorting_columns(Some(sorting)).build()),
         ("key values", groups_of(300).set_key_value_metadata(Some(key_values)).build()),

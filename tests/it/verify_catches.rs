@@ -204,6 +204,41 @@ fn statistics_of_footer_page_header_and_index_are_caught() {
 }
 
 #[test]
+fn pages_that_lose_no_row_are_not_copied_with_an_identifier_beside_their_values() {
+    // The listed row is on the first page; what is planted stands with the second, which loses nothing, or in the footer.
+    let pages =
+        |properties: WriterPropertiesBuilder| properties.set_data_page_row_count_limit(4).set_write_batch_size(4);
+    let values: Vec<&str> = [ANNA].into_iter().chain(OTHERS).chain([STAND_IN]).chain(OTHERS).collect();
+    let kept: Vec<&str> = values[1..].to_vec();
+    let properties = pages(plain().set_write_page_header_statistics(true).set_dictionary_enabled(false));
+    let file = parquet_of("email", &values, properties);
+    let data_end = metadata(&file).row_group(0).column(0).byte_range();
+    let (in_data, elsewhere): (Vec<usize>, Vec<usize>) =
+        positions(&file).into_iter().partition(|at| *at < (data_end.0 + data_end.1) as usize);
+    assert_eq!((in_data.len() >= 2, elsewhere.len()), (true, 2), "{in_data:?} {elsewhere:?}");
+    // The last one in the data is the value.
+    for at in in_data[..in_data.len() - 1].iter().chain(&elsewhere) {
+        let lake = Lake::emails();
+        let mut planted = file.clone();
+        plant(&mut planted, *at);
+        lake.put("lake/a.parquet", &planted);
+        lake.cleans("beside a page that loses no row");
+        assert_eq!(lake.emails_of("lake/a.parquet"), kept);
+    }
+    // An entry that no row uses, and one whose rows go.
+    let mut file = parquet_of("email", &values, pages(plain().set_statistics_enabled(EnabledStatistics::None)));
+    let (start, _) = metadata(&file).row_group(0).column(0).byte_range();
+    let entry = positions(&file);
+    assert!(entry.len() == 1 && entry[0] > start as usize, "the dictionary alone has it: {entry:?}");
+    plant(&mut file, entry[0]);
+    let lake = Lake::emails();
+    lake.put("lake/a.parquet", &file);
+    lake.cleans("two entries of one value");
+    let without: Vec<&str> = kept.into_iter().filter(|value| *value != STAND_IN).collect();
+    assert_eq!(lake.emails_of("lake/a.parquet"), without);
+}
+
+#[test]
 fn a_dictionary_entry_that_no_row_uses_is_caught() {
     let values = [OTHERS[0]; 7].into_iter().chain([STAND_IN]).collect::<Vec<_>>();
     for codec in [parquet::basic::Compression::UNCOMPRESSED, parquet::basic::Compression::ZSTD(Default::default())] {
