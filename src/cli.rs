@@ -96,7 +96,7 @@ pub enum DropCommand {
     Answer {
         job: PathBuf,
         /// The folder for the files; made if it is not there
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = "LAKESCRUB_OUT")]
         out: PathBuf,
     },
 }
