@@ -96,7 +96,7 @@ pub enum DropCommand {
     Answer {
         job: PathBuf,
         /// The folder for the files; made if it is not there
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", env = "LAKESCRUB_OUT")]
         out: PathBuf,
     },
 }
@@ -111,10 +111,10 @@ pub enum RequestsCommand {
         #[command(flatten)]
         read_as: ReadAs,
         /// The deadline regime of these requests, such as us-ca-drop
-        #[arg(long)]
+        #[arg(long, env = "LAKESCRUB_REGIME")]
         regime: Option<String>,
         /// The tag key before a rotation: requests found under it keep their history under the present one
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", env = "LAKESCRUB_OLD_TAG_KEY")]
         old_tag_key: Option<PathBuf>,
     },
     /// Records one request
@@ -124,19 +124,19 @@ pub enum RequestsCommand {
         #[arg(required = true, value_name = "KIND=VALUE")]
         identifier: Vec<String>,
         /// The request's own id; without one it is derived from the first identifier's tag
-        #[arg(long, visible_alias = "id")]
+        #[arg(long, visible_alias = "id", env = "LAKESCRUB_REQUEST_ID")]
         request_id: Option<String>,
         /// When the person asked, in RFC 3339 or as a date; now, if left out
-        #[arg(long)]
+        #[arg(long, env = "LAKESCRUB_RECEIVED_AT")]
         received_at: Option<String>,
         /// Where the request came from
-        #[arg(long, default_value = "manual")]
+        #[arg(long, default_value = "manual", env = "LAKESCRUB_SOURCE")]
         source: String,
         /// The deadline regime, such as us-ca-drop
-        #[arg(long)]
+        #[arg(long, env = "LAKESCRUB_REGIME")]
         regime: Option<String>,
         /// The values are hashes of the canonical form: sha256-hex or sha256-base64
-        #[arg(long)]
+        #[arg(long, env = "LAKESCRUB_HASHED")]
         hashed: Option<String>,
     },
     /// The person opted in again: stops later removal and is recorded, history stays
@@ -146,12 +146,12 @@ pub enum RequestsCommand {
         #[arg(required_unless_present = "list")]
         who: Vec<String>,
         /// Withdraws every request of the people on this list: a name of the job's, or a file
-        #[arg(long)]
+        #[arg(long, env = "LAKESCRUB_LIST")]
         list: Option<String>,
         #[command(flatten)]
         read_as: ReadAs,
         /// Where the withdrawal came from
-        #[arg(long, default_value = "manual")]
+        #[arg(long, default_value = "manual", env = "LAKESCRUB_SOURCE")]
         source: String,
     },
     /// The data of these requests stay, for a reason, until a time or for good
@@ -161,23 +161,23 @@ pub enum RequestsCommand {
         #[arg(required = true)]
         who: Vec<String>,
         /// Why, such as "tax records, 6 years"
-        #[arg(long)]
+        #[arg(long, env = "LAKESCRUB_GROUND")]
         ground: String,
         /// In RFC 3339 or as a date; for good, if left out
-        #[arg(long)]
+        #[arg(long, env = "LAKESCRUB_UNTIL")]
         until: Option<String>,
     },
     /// Shows every request and where it stands
     List {
         job: PathBuf,
         /// Only requests in this state: open, planned, removed, done, not-found, re-appeared, exempted, withdrawn
-        #[arg(long)]
+        #[arg(long, env = "LAKESCRUB_REQUEST_STATE")]
         state: Option<String>,
         /// Only requests from this source
-        #[arg(long)]
+        #[arg(long, env = "LAKESCRUB_SOURCE")]
         source: Option<String>,
         /// Only this request
-        #[arg(long, visible_alias = "id")]
+        #[arg(long, visible_alias = "id", env = "LAKESCRUB_REQUEST_ID")]
         request_id: Option<String>,
     },
     /// Counts the requests by state, source and kind, and tells how they stand against their due dates
@@ -194,12 +194,12 @@ pub enum RequestsCommand {
     Export {
         job: PathBuf,
         /// By its ending .csv, .ndjson or .parquet; without it, CSV on stdout
-        #[arg(long)]
+        #[arg(long, env = "LAKESCRUB_OUT")]
         out: Option<PathBuf>,
         /// Every event instead of every request
-        #[arg(long)]
+        #[arg(long, env = "LAKESCRUB_EVENTS", value_parser = FalseyValueParser::new())]
         events: bool,
-        #[arg(long, value_enum)]
+        #[arg(long, value_enum, env = "LAKESCRUB_EXPORT_FORMAT")]
         format: Option<ExportFormat>,
     },
 }
@@ -208,13 +208,13 @@ pub enum RequestsCommand {
 #[derive(Debug, Clone, Default, Args)]
 pub struct ReadAs {
     /// A column of a file that is no list of the job: COLUMN=KIND or COLUMN=KIND:HASHED; else columns named after their kinds are taken
-    #[arg(long = "column", value_name = "COLUMN=KIND[:HASHED]")]
+    #[arg(long = "column", value_name = "COLUMN=KIND[:HASHED]", env = "LAKESCRUB_COLUMN", value_delimiter = '\n')]
     pub columns: Vec<String>,
     /// The file's column of request ids
-    #[arg(long, value_name = "COLUMN")]
+    #[arg(long, value_name = "COLUMN", env = "LAKESCRUB_ID_COLUMN")]
     pub id_column: Option<String>,
     /// The file's column of times at which people asked
-    #[arg(long, value_name = "COLUMN")]
+    #[arg(long, value_name = "COLUMN", env = "LAKESCRUB_RECEIVED_AT_COLUMN")]
     pub received_at_column: Option<String>,
 }
 

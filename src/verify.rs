@@ -17,7 +17,6 @@ use crate::format::{Compression, CsvDialect, Format};
 use crate::identifier::{ColumnPath, Kind};
 use crate::job::{DatasetSpec, Job, ListFormat, ListSpec, MissingColumn, Search, Stray};
 use crate::keys;
-use crate::ledger_event::Text;
 use crate::meter::Meter;
 use crate::residue::{ChunkId, Named, Place, Residues, SeenChunks};
 use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
@@ -136,7 +135,7 @@ pub struct LedgerEnd {
     pub sequence: u64,
     pub at: Timestamp,
     /// Requests that are left out, by id.
-    pub withheld: BTreeSet<Text>,
+    pub withheld: BTreeSet<Arc<str>>,
 }
 
 impl Lists {

@@ -12,7 +12,6 @@ use polars::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Exit, Result};
-use crate::ledger_event::Text;
 use crate::signature::{KindTags, TagKey};
 use crate::store::{self, Location, Store, StoreError};
 use crate::verify_list::Spread;
@@ -105,7 +104,7 @@ pub async fn read(
     key: Arc<TagKey>,
     last: Option<u64>,
     now: Timestamp,
-    withheld: &BTreeSet<Text>,
+    withheld: &BTreeSet<Arc<str>>,
 ) -> Result<Tagged> {
     let mut listings = 1;
     loop {
@@ -141,7 +140,7 @@ async fn read_listed(
     key: Arc<TagKey>,
     last: Option<u64>,
     now: Timestamp,
-    withheld: &BTreeSet<Text>,
+    withheld: &BTreeSet<Arc<str>>,
 ) -> Result<Tagged, Unread> {
     let mut files = Vec::new();
     for object in store::list(store.as_ref(), &state.join("ledger/")).await? {

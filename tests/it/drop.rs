@@ -456,3 +456,42 @@ fn what_cannot_be_told_is_not_deleted() {
     lake.run(&["scrub", "job.toml"]).exits(3).says(&["consumers not counted"]);
     assert!(lake.text("lake/nokey.csv").contains("nobody@example.com"));
 }
+
+#[test]
+fn the_consumer_key_may_be_a_match_column_itself() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    // By their common address the two at home are one consumer.
+    let set = "dataset.0.drop.consumer_key=email";
+    let planned = lake.run(&["plan", "job.toml", "--json", "--set", set]).exits(0).json();
+    assert_eq!(planned["datasets"][0]["rows"]["matched"], 6, "{planned:#}");
+}
+
+#[test]
+fn no_command_of_drop_says_or_keeps_whom_it_is_about() {
+    let lake = broker_lake();
+    let mut said = String::new();
+    for args in [
+        &["drop", "import", "job.toml", FIRST, "-vv"][..],
+        &["plan", "job.toml", "-vv"],
+        &["scrub", "job.toml", "-vv"],
+        &["requests", "status", "job.toml", "-vv"],
+        &["drop", "answer", "job.toml", "--out", "up", "-vv"],
+    ] {
+        let ran = lake.run(args).exits(0);
+        said += &ran.stdout;
+        said += &ran.stderr;
+    }
+    let mut places: Vec<(String, Vec<u8>)> = vec![("what was said".to_owned(), said.into_bytes())];
+    places.extend(lake.bytes(".lakescrub"));
+    places.extend(lake.bytes("up"));
+    let people = ["anna@example.com", "Anna@Example.com", "4155550002", "home@example.com", "danielle"];
+    let mut secrets: Vec<Vec<u8>> = people.iter().map(|text| text.as_bytes().to_vec()).collect();
+    secrets.extend(people.iter().flat_map(|text| [hashed(text).into_bytes(), Sha256::digest(text).to_vec()]));
+    secrets.push(NDZ.as_bytes().to_vec());
+    for (name, bytes) in &places {
+        for (number, secret) in secrets.iter().enumerate() {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret), "{name} holds secret {number}");
+        }
+    }
+}

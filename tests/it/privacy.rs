@@ -226,3 +226,45 @@ fn a_killed_run_leaves_nothing_readable() {
         loudly(&format!("killed after entry {entry}"), &lake, &[("LAKESCRUB_TEST_KILL_AFTER_ENTRY", entry)]);
     }
 }
+
+#[test]
+fn the_ledger_and_all_that_shows_it_hold_nobody() {
+    let lake = lake();
+    // Every row's id is its own e-mail address: that is what people do.
+    let job = lake.text("job.toml").replacen("uri = \"list.csv\"\n", "uri = \"list.csv\"\nrequest_id = \"email\"\n", 1);
+    let (lists, datasets) = job.split_once("[[dataset]]").unwrap();
+    let with_ledger = format!("{lists}[[list]]\nname = \"ledger\"\nuri = \"ledger\"\n[[dataset]]{datasets}");
+    lake.write("job.toml", with_ledger);
+    let [email, phone, ..] = CANARIES.map(|(kind, spelled, _)| format!("{kind}={spelled}"));
+    let id = CANARIES[0].1;
+    let name = format!("lake/deleted/email={}/x.csv", CANARIES[0].2.replace('@', "%40"));
+    lake.write("calls.csv", format!("phone\n{}\n", CANARIES[1].1));
+    let commands: [(&[&str], i32); 16] = [
+        (&["requests", "import", "job.toml"], 0),
+        (&["requests", "import", "job.toml", "calls.csv"], 0),
+        (&["requests", "import", "job.toml", "list.csv", "--column", "nothing=email"], 2),
+        (&["requests", "add", "job.toml", &phone, "--id", id], 0),
+        (&["requests", "add", "job.toml", "email=Canary.Bird at Example.com"], 2),
+        (&["requests", "list", "job.toml"], 0),
+        (&["requests", "status", "job.toml"], 0),
+        (&["requests", "export", "job.toml"], 0),
+        (&["requests", "export", "job.toml", "--events"], 0),
+        (&["gate", "job.toml", &name, "lake/deleted/a.csv", "--dataset", "deleted"], 3),
+        (&["plan", "job.toml"], 0),
+        (&["scrub", "job.toml"], 0),
+        (&["verify", "job.toml"], 0),
+        (&["requests", "export", "job.toml", "--events", "--format", "ndjson"], 0),
+        (&["requests", "withdraw", "job.toml", id], 0),
+        (&["requests", "withdraw", "job.toml", &email], 0),
+    ];
+    for (args, exit) in commands {
+        for json in [&["-vv", "--log-format", "json", "--json"][..], &["-vv"]] {
+            let ran = lake.run(&[args, json].concat());
+            assert!(ran.code == Some(exit) || args[0] == "gate" || args[0] == "scrub", "{args:?}: {ran:?}");
+            // The command line itself is the caller's.
+            assert_private(&format!("{args:?}")[..20], &lake, &ran);
+        }
+    }
+    let ran = lake.run(&["requests", "export", "job.toml", "--events"]).exits(0);
+    assert!(ran.stdout.contains("withdrawn") && ran.stdout.contains("removed"), "{}", ran.stdout);
+}
