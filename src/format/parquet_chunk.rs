@@ -200,7 +200,7 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
         let descr = self.column.column_descr_ptr();
         let shape = Shape::of(self)?;
         let mut bloom_filter = self.empty_bloom_filter()?;
-        let (codec, pages) = (self.column.compression(), SerializedPageWriter::new(out));
+        let (codec, pages) = (parquet_codec::codec_of(self.column), SerializedPageWriter::new(out));
         let is_turned = shape.needs_first_version(self);
         let pages: Box<dyn PageWriter> =
             if is_turned { Box::new(FirstVersion::new(pages, codec, &descr)) } else { Box::new(pages) };
@@ -360,7 +360,7 @@ impl Shape {
             } else {
                 WriterVersion::PARQUET_1_0
             })
-            .set_compression(if is_turned { Compression::UNCOMPRESSED } else { column.compression() })
+            .set_compression(if is_turned { Compression::UNCOMPRESSED } else { parquet_codec::codec_of(column) })
             .set_dictionary_enabled(self.has_dictionary)
             .set_encoding(self.fallback.unwrap_or(Encoding::PLAIN))
             .set_dictionary_page_size_limit(if self.dictionary_only { usize::MAX } else { 1 << 20 })

@@ -3,9 +3,19 @@
 use std::cell::RefCell;
 use std::io::{self, Write};
 
-use parquet::basic::Compression;
+use parquet::basic::{Compression, ZstdLevel};
 use parquet::column::page::{CompressedPage, Page};
 use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::ColumnChunkMetaData;
+
+/// The codec of a chunk with the level at which it is written anew. Files record none; the crate's own default for zstd is its fastest,
+/// and zstd's, DuckDB's, Polars' and Spark's is this one: a rewrite must not make a lake larger.
+pub fn codec_of(column: &ColumnChunkMetaData) -> Compression {
+    match column.compression() {
+        Compression::ZSTD(_) => Compression::ZSTD(ZstdLevel::try_new(3).expect("zstd has a level 3")),
+        other => other,
+    }
+}
 
 /// Whether pages can be compressed with the codec here.
 pub fn compresses(codec: Compression) -> bool {

@@ -17,7 +17,7 @@ use roaring::RoaringBitmap;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::parquet_chunk::{Window, general};
-use super::parquet_codec::compressed;
+use super::parquet_codec::{codec_of, compressed};
 use super::parquet_layout::{Picked, max_levels};
 use super::parquet_packed::{Plain, decode_levels, parts};
 use super::parquet_page::{coded_values, serialized};
@@ -128,7 +128,7 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
         }
         let Some(spare) = used.iter().position(|used| *used).map(|number| entries[number]) else { return Ok(None) };
         unused.iter().for_each(|number| entries[number as usize] = spare);
-        let (bytes, uncompressed_bytes) = page.page_of(&entries, self.chunk.column.compression())?;
+        let (bytes, uncompressed_bytes) = page.page_of(&entries, codec_of(self.chunk.column))?;
         Ok(Some(NewDictionary { page: Some((bytes, uncompressed_bytes, digest_of(&entries))), gone }))
     }
 

@@ -17,7 +17,7 @@ use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use roaring::{RoaringBitmap, RoaringTreemap};
 
 use super::parquet_chunk::{Batch, Chunk, ColumnDigest, Replace, Work, edit, general};
-use super::parquet_codec::{compressed, compresses};
+use super::parquet_codec::{codec_of, compressed, compresses};
 use super::parquet_layout::{Given, Place, max_levels};
 use super::parquet_packed::{Hybrid, level_bits, pack, parts};
 use super::parquet_statistics::index_bounds;
@@ -174,7 +174,7 @@ impl<R> EditPages<'_, R> {
         }
         let bounds = close.column_index.as_ref().filter(|index| index.num_pages() == 1);
         let bounds = bounds.and_then(|index| index_bounds(index, 0));
-        let codec = self.chunk.column.compression();
+        let codec = codec_of(self.chunk.column);
         let page = match coded {
             Some(coded) => {
                 let used = coded.used.iter().enumerate().filter(|(_, used)| **used);
@@ -237,7 +237,7 @@ fn page_writer<T: DataType, R>(
         PageType::DATA_PAGE_V2 => WriterVersion::PARQUET_2_0,
         _ => WriterVersion::PARQUET_1_0,
     };
-    let codec = chunk.column.compression();
+    let codec = codec_of(chunk.column);
     let properties = WriterProperties::builder()
         .set_writer_version(version)
         .set_compression(if compresses(codec) { Compression::UNCOMPRESSED } else { codec })
