@@ -94,8 +94,9 @@ impl ColumnDigest {
         let ColumnDigest { definition, repetition, values, pieces } = self;
         for (hasher, levels) in [(definition, &batch.definition), (repetition, &batch.repetition)] {
             for levels in levels.chunks(PIECES_BYTES / 2) {
-                pieces.clear();
-                pieces.extend(levels.iter().flat_map(|level| level.to_le_bytes()));
+                pieces.resize(levels.len() * 2, 0);
+                let each = pieces.chunks_exact_mut(2).zip(levels);
+                each.for_each(|(piece, level)| piece.copy_from_slice(&level.to_le_bytes()));
                 hasher.update(pieces);
             }
         }

@@ -105,8 +105,10 @@ impl<R> Work for EditPages<'_, R> {
 
     fn run<T: DataType>(mut self, mut reader: ColumnReaderImpl<T>, replace: &Replace<'_, T::T>) -> Result<()> {
         self.edited.kept_entries.resize(self.entries, false);
+        let descr = self.chunk.column.column_descr_ptr();
+        let mut batches = std::array::from_fn(|_| Batch::<T>::new(&descr));
         for (number, place) in std::mem::take(&mut self.places) {
-            let page = self.page(place, &mut reader, replace)?;
+            let page = self.page(place, &mut reader, replace, &mut batches)?;
             self.edited.pages.insert(number, page);
         }
         Ok(())
@@ -119,10 +121,8 @@ impl<R> EditPages<'_, R> {
         place: &Place,
         reader: &mut ColumnReaderImpl<T>,
         replace: &Replace<'_, T::T>,
+        [batch, kept, gone]: &mut [Batch<T>; 3],
     ) -> Result<Option<NewPage>> {
-        let descr = self.chunk.column.column_descr_ptr();
-        let (mut batch, mut kept, mut gone) =
-            (Batch::<T>::new(&descr), Batch::<T>::new(&descr), Batch::<T>::new(&descr));
         let (mut row, mut tally, mut digest) =
             (place.rows.start, Tally::new(self.chunk.column), ColumnDigest::default());
         batch.fill(reader, place.rows.end - row)?;
@@ -136,24 +136,24 @@ impl<R> EditPages<'_, R> {
         let mut writer = page_writer::<T, R>(self.chunk, place, &caught)?;
         loop {
             if let Some(coded) = &mut coded {
-                coded.unpack(&mut batch)?;
+                coded.unpack(batch)?;
             }
             let records = batch.records as u64;
             let is_changing = self.rows.range_cardinality(row..row + records) > 0;
             if is_changing {
-                self.edited.before.add(&batch);
+                self.edited.before.add(batch);
             }
-            edit(&mut batch, &mut kept, &mut gone, row, self.rows, replace)?;
+            edit(batch, kept, gone, row, self.rows, replace)?;
             row += records;
             kept.add_to(&mut digest);
-            tally.add(&kept);
+            tally.add(kept);
             if is_changing {
-                self.edited.after.add(&kept);
+                self.edited.after.add(kept);
             }
             match &mut coded {
                 Some(coded) => {
                     self.edited.gone_entries.extend(&gone.indexes);
-                    coded.keep(&kept, &mut writer)?;
+                    coded.keep(kept, &mut writer)?;
                 }
                 None => {
                     self.edited.gone_values.extend(gone.values.iter().map(|value| value.as_bytes().to_vec()));
