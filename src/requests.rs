@@ -706,6 +706,15 @@ async fn export(
         (None, None) => ExportFormat::Csv,
     };
     let batch = if events { table(&desk.ledger.segments().await?)? } else { requests_table(desk)? };
+    if common.json && out.is_none() {
+        print_json(&json!({
+            "command": "requests export",
+            "exit": exit_json(Exit::Clean),
+            "rows": records(&batch)?,
+            "ledger": desk.ledger_json(),
+        }))?;
+        return Ok(Exit::Clean);
+    }
     let bytes = match format {
         ExportFormat::Csv => csv(&batch)?,
         ExportFormat::Ndjson => ndjson(&batch)?,
@@ -808,8 +817,12 @@ fn csv(batch: &RecordBatch) -> Result<Vec<u8>> {
 }
 
 fn ndjson(batch: &RecordBatch) -> Result<Vec<u8>> {
-    let mut out = Vec::new();
-    for row in 0..batch.num_rows() {
+    let lines = records(batch)?.into_iter().map(|record| format!("{record}\n"));
+    Ok(lines.collect::<String>().into_bytes())
+}
+
+fn records(batch: &RecordBatch) -> Result<Vec<Value>> {
+    let record = |row: usize| {
         let mut record = serde_json::Map::new();
         for (column, field) in batch.schema().fields().iter().enumerate() {
             let value = match cell(batch, column, row)? {
@@ -821,10 +834,9 @@ fn ndjson(batch: &RecordBatch) -> Result<Vec<u8>> {
             };
             record.insert(field.name().clone(), value);
         }
-        out.extend_from_slice(Value::from(record).to_string().as_bytes());
-        out.push(b'\n');
-    }
-    Ok(out)
+        Ok(Value::from(record))
+    };
+    (0..batch.num_rows()).map(record).collect()
 }
 
 fn parquet(batch: &RecordBatch) -> Result<Vec<u8>> {
