@@ -4,7 +4,7 @@
 //! Invariant: a download is read to its end and found whole before anything is recorded, and kept before it is used, for later
 //! downloads hold only what is new.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use crate::cli::{Common, DropCommand};
 use crate::deadline::{Due, Received};
 use crate::drop_answer::{Answers, answers};
 use crate::drop_files::{
-    ArchiveName, Content, FileSummary, Status, WorkItem, encrypt_archive, read_download, write_upload,
+    ArchiveName, Content, FileSummary, ListType, Status, WorkItem, encrypt_archive, read_download, write_upload,
 };
 use crate::error::{Error, Exit, Result};
-use crate::job::DropSpec;
+use crate::job::{DropSpec, MatchRule};
 use crate::ledger::Appended;
 use crate::ledger_event::{DueDate, Event, Fact, Text};
 use crate::request_import::tagged;
@@ -252,6 +252,7 @@ async fn answer(common: &Common, mut desk: Desk, out: &Path) -> Result<Exit> {
         return Err(unsettled(&answers));
     }
     let not_comparable = not_comparable(&desk).await?;
+    warn_of_blind_types(&desk, &answers);
     std::fs::create_dir_all(out).map_err(|error| unwritable(out, &error))?;
     for file in &answers.files {
         let mut bytes = Vec::new();
@@ -270,6 +271,29 @@ async fn answer(common: &Common, mut desk: Desk, out: &Path) -> Result<Exit> {
         desk.record(events).await?;
     }
     told_answer(common, &desk, out, &answers, &not_comparable)
+}
+
+/// "Not found" is true of what nobody looked for as well; whoever answers must know that it was not looked for.
+fn warn_of_blind_types(desk: &Desk, answers: &Answers) {
+    let parts = desk.job.datasets.iter().flat_map(|spec| &spec.rules).flat_map(MatchRule::compared);
+    let looked_for: BTreeSet<ListType> = parts.filter_map(|part| ListType::of_kind(part.kind.name())).collect();
+    let mut blind: BTreeMap<ListType, usize> = BTreeMap::new();
+    for file in &answers.files {
+        if let Content::List(list_type) = file.name.content
+            && !looked_for.contains(&list_type)
+        {
+            *blind.entry(list_type).or_default() +=
+                file.rows.iter().filter(|(_, status)| *status == Status::NotFound).count();
+        }
+    }
+    for (list_type, items) in blind.into_iter().filter(|(_, items)| *items > 0) {
+        let list_type = list_type.name();
+        tracing::warn!(
+            list_type,
+            items,
+            "answered as not found, but no dataset names columns of this list type: nobody looked for them"
+        );
+    }
 }
 
 fn unsettled(answers: &Answers) -> Error {

@@ -202,11 +202,45 @@ pub fn received(
     events
 }
 
-/// The list's own id; else that of the request which had this row's tag under the key before; else one of its tag.
+/// The list's own id; else that of the request which had this row's tag under the key before; else one of its tag. A hidden id depends
+/// on the key: once that is another one, the request is told by its person.
 fn id_of(row: &TaggedRow, known: &Requests) -> Text {
     let before = || row.old_tags.iter().find_map(|tag| known.with_stale_tag(tag)).map(|request| request.id.clone());
-    let id = row.request_id.clone().or_else(before);
-    id.unwrap_or_else(|| row.identifiers.first().map(|first| derived_id(&first.tag)).unwrap_or_default().into())
+    let hidden_before = || {
+        let heads = row.identifiers.iter().filter_map(|tagged| tagged.tag[..16].try_into().ok());
+        let requests = heads.flat_map(|head| known.with_tag(head)).map(|number| &known.at(number).id);
+        requests.into_iter().find(|id| id.starts_with(HIDDEN)).cloned()
+    };
+    let derived = || row.identifiers.first().map(|first| derived_id(&first.tag)).unwrap_or_default().into();
+    match &row.request_id {
+        Some(id) if id.starts_with(HIDDEN) && known.get(id).is_none() => {
+            before().or_else(hidden_before).unwrap_or_else(|| id.clone())
+        }
+        Some(id) => id.clone(),
+        None => before().unwrap_or_else(derived),
+    }
+}
+
+/// Refuses what would make new requests of old ones: after a change of the tag key nothing is known by the new one until the lists were
+/// read with both, and a key that fits none of the old tags is not the one before.
+pub fn check_rotation(lists: &[TaggedList], known: &Requests, has_old_key: bool) -> Result<()> {
+    let stale = known.iter().filter(|request| request.stale_tags > 0 && known.identifiers(request).next().is_none());
+    let stale = stale.count();
+    let mut old_tags = lists.iter().flat_map(|list| &list.rows).flat_map(|row| &row.old_tags);
+    let refused = |what: &str| {
+        Err(Error::usage(format!(
+            "{stale} requests of the ledger are tagged with another tag_key, {what}; nothing was recorded"
+        ))
+        .hint("import the lists once with --old-tag-key and the key from before, so that each request is found again"))
+    };
+    match stale {
+        0 => Ok(()),
+        _ if !has_old_key && known.identifiers_by_kind().is_empty() => refused("and none with this one"),
+        _ if has_old_key && !old_tags.any(|tag| known.with_stale_tag(tag).is_some()) => {
+            refused("which is not the one of --old-tag-key, or the lists name none of them")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What a command line names: a request, or a person.
@@ -264,9 +298,12 @@ pub fn safe_id(key: &TagKey, raw: &[u8], cells: &[(&ListColumn, &[u8])]) -> Text
     text.into()
 }
 
+/// How a hidden id begins.
+const HIDDEN: &str = "id-";
+
 fn hidden_id(key: &TagKey, text: &str) -> Text {
     let tag = key.tag("request", &Sha256::digest(text.trim()).into());
-    format!("id-{}", &tag[..24]).into()
+    format!("{HIDDEN}{}", &tag[..24]).into()
 }
 
 /// A time as lists spell them; what has no zone is UTC.

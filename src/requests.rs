@@ -238,6 +238,7 @@ async fn import(
     desk.due_dates(regime.as_ref())?;
     let now = desk.now;
     let lists = request_import::read(&desk.job, &desk.stores, wanted, columns, (&desk.key, old_key), &|| now).await?;
+    request_import::check_rotation(&lists, desk.ledger.requests(), old_key.is_some())?;
     let (mut told, mut total) = (Vec::new(), Appended::default());
     for list in &lists {
         let own = desk.job.lists.iter().find(|spec| spec.name == list.report.name);
@@ -322,6 +323,7 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
             }
         }
     }
+    request_import::check_rotation(&[], desk.ledger.requests(), false)?;
     let first = identifiers.first().ok_or_else(|| Error::usage("no identifier was given; nothing was recorded"))?;
     let id: Text = match new.request_id {
         Some(id) => request_import::safe_id(&desk.key, id.as_bytes(), &[]),
@@ -388,6 +390,7 @@ fn warn_of_others(desk: &Desk, ids: &[Text]) {
 async fn exempt(common: &Common, mut desk: Desk, named: &[String], ground: &str, until: Option<&str>) -> Result<Exit> {
     let until = until.map(|text| time(text, "--until")).transpose()?;
     let ids = desk.named(named)?;
+    warn_of_others(&desk, &ids);
     let fact = || Fact::Exempted { ground: ground.into(), until };
     let events = ids.iter().map(|id| desk.event(id, fact())).collect();
     let appended = desk.record(events).await?;

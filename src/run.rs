@@ -292,6 +292,16 @@ impl Session {
         }
         let unlisted = self.job.datasets.iter().flat_map(|spec| account::unlisted_kinds(&self.job, spec));
         unlisted.for_each(|sentence| tracing::warn!("{sentence}"));
+        let is_let_go =
+            |ledger: &Ledger| ledger.requests().iter().filter(|request| !request.is_suppressed(now)).count();
+        let let_go = ledger.as_ref().map_or(0, is_let_go);
+        if let_go > 0 && !self.job.lists.is_empty() {
+            let requests = let_go;
+            tracing::warn!(
+                requests,
+                "requests are withdrawn or exempted in the ledger; the job's other lists are applied all the same, to these people, too"
+            );
+        }
         let of_ledger = ledger.as_ref().and_then(|ledger| ledger_run::report(&self.job, ledger, now));
         let standing = ledger.as_ref().map(|ledger| ledger.requests().suppressed(now).count() as u64);
         if verifier_lists.tags() != standing {

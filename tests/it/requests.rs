@@ -360,3 +360,46 @@ fn tags_of_another_key_are_an_error_until_their_lists_are_imported_again() {
     let withdrawn = states(&lake).iter().filter(|state| state.ends_with("withdrawn")).count();
     assert_eq!(withdrawn, 1);
 }
+
+/// Another tag key; the one before is `keys/old.key`.
+fn change_the_key(lake: &Lake) {
+    std::fs::rename(lake.path().join("keys/tag.key"), lake.path().join("keys/old.key")).unwrap();
+    lakescrub::keys::generate_keys(&lake.path().join("new")).unwrap();
+    std::fs::rename(lake.path().join("new/tag.key"), lake.path().join("keys/tag.key")).unwrap();
+}
+
+/// Ids that are identifiers are hidden under the key: after its change the requests are still the same ones, however often they are
+/// imported again.
+#[test]
+fn who_opted_in_again_stays_so_under_another_key() {
+    let lake = lake();
+    lake.write("crm.csv", "id,asked,email\nann@a.org,,ann@a.org\ncarol@c.org,,carol@c.org\nlegal@c.org,,legal@c.org\n");
+    import(&lake, &["crm"]);
+    lake.run(&["requests", "withdraw", "job.toml", "carol@c.org"]).exits(0);
+    lake.run(&["requests", "exempt", "job.toml", "email=legal@c.org", "--ground", "legal hold"]).exits(0);
+    let before = states(&lake);
+    change_the_key(&lake);
+    // The nightly import, a key that is none of theirs, and a request that is typed in.
+    lakescrub::keys::generate_keys(&lake.path().join("other")).unwrap();
+    let refused = [
+        &["import", "job.toml", "crm"][..],
+        &["import", "job.toml", "crm", "--old-tag-key", "other/tag.key"],
+        &["import", "job.toml", "crm", "--old-tag-key", "keys/tag.key"],
+        &["add", "job.toml", "email=zoe@z.org"],
+    ];
+    for arguments in refused {
+        let ran = lake
+            .run(&[&["requests"], arguments].concat())
+            .exits(2)
+            .says(&["3 requests of the ledger", "another tag_key"]);
+        assert!(!ran.stderr.contains("zoe@"), "{}", ran.stderr);
+    }
+    import(&lake, &["crm", "--old-tag-key", "keys/old.key"]);
+    assert_eq!(states(&lake), before);
+    for _ in 0..2 {
+        import(&lake, &["crm"]);
+        assert_eq!(states(&lake), before);
+    }
+    lake.run(&["requests", "withdraw", "job.toml", "email=carol@c.org"]).exits(0);
+    assert_eq!(states(&lake), before);
+}
