@@ -258,6 +258,18 @@ mod tests {
         let again =
             [&gone[..], &[(A, answered(3, "20260812_4821_Email_am01.csv")), (A, exempted("legal claim"))]].concat();
         check(&again, 10, &["20260812_4821_Email_am02.csv: AAAAaaaa0001=2"]);
+        // And no name a third time, although no request's last answer tells of the first amended file any more.
+        let third = [
+            &gone[..],
+            &[
+                (A, answered(3, "20260812_4821_Email_am01.csv")),
+                (A, exempted("legal claim")),
+                (A, answered(2, "20260812_4821_Email_am02.csv")),
+                (A, exempted(SEVERAL_CONSUMERS)),
+            ],
+        ]
+        .concat();
+        check(&third, 10, &["20260812_4821_Email_am03.csv: AAAAaaaa0001=4"]);
         // What comes late to a list that was answered once has a name of its own, too.
         let late = [&first[..], &[(B, received("email", 2)), (B, verified())]].concat();
         check(&late, 10, &["20260812_4821_Email_late01.csv: AAAAaaaa0002=5"]);

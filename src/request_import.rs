@@ -9,6 +9,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
+use md5::Md5;
 use sha2::{Digest, Sha256};
 
 use crate::deadline::DueDates;
@@ -418,12 +419,16 @@ mod tests {
         let phone = column(Kind::Phone);
         let cells = [(&phone, &b"4155559317"[..])];
         let hash = hex::encode(Sha256::digest("a@b.c"));
+        let (own, other) = (hex::encode(Md5::digest("4155559317")), hex::encode(Md5::digest("4155550000")));
         for (raw, is_shown) in [
             ("R-17", true),
             ("4155550000", true),
             ("+1 (415) 555-9317", false),
             ("a@b.c", false),
             (hash.as_str(), false),
+            (own.as_str(), false),
+            (&own.to_uppercase(), false),
+            (other.as_str(), true),
         ] {
             assert_eq!(&*safe_id(&key, raw.as_bytes(), &cells) == raw, is_shown, "{raw}");
         }
