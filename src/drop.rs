@@ -258,17 +258,18 @@ async fn answer(common: &Common, mut desk: Desk, out: &Path) -> Result<Exit> {
         write_upload(&mut bytes, &file.rows).map_err(|error| unwritable(out, &error))?;
         write_once(&out.join(file.name.to_string()), &bytes)?;
     }
-    // The files are there before the ledger says so: killed in between, the next answer writes them again.
+    // The files are there before the ledger says so, and it says so of all at once: killed in between, the next answer writes the
+    // same ones again. Were only some recorded, the others' rows would be answered a second time under other names.
+    let mut events = Vec::new();
     for file in &answers.files {
         let source: Text = file.name.to_string().into();
-        let event = |(id, status): &(crate::drop_files::WorkItemId, Status)| Event {
+        events.extend(file.rows.iter().map(|(id, status)| Event {
             recorded_at: desk.now,
             request_id: id.as_str().into(),
             fact: Fact::Answered { status: u64::from(status.code()), source: source.clone() },
-        };
-        let events = file.rows.iter().map(event).collect();
-        desk.record(events).await?;
+        }));
     }
+    desk.record(events).await?;
     told_answer(common, &desk, out, &answers, &not_comparable)
 }
 
