@@ -119,6 +119,7 @@ async fn import(common: &Common, mut desk: Desk, zip: &Path) -> Result<Exit> {
     let mut items = Vec::new();
     // Twelve bytes of id, a digest and a tag each: a download of millions is some hundred megabytes at most.
     download.each_item(&mut |item| items.push(item))?;
+    check_permanent(&desk, &items)?;
     let mut imported = Imported::default();
     let due_date = DueDate { at: due.date, how: due.how.as_str().into() };
     for items in items.chunks(ITEMS_A_TIME) {
@@ -127,6 +128,26 @@ async fn import(common: &Common, mut desk: Desk, zip: &Path) -> Result<Exit> {
     tracing::info!(download = %download.archive, added = imported.added, withdrawn = imported.withdrawn, "download imported");
     let access = desk.job.regimes.due(ACCESS, received).map_err(|error| Error::usage(error.to_string()))?;
     told_import(common, &desk, &download, archived.as_ref(), (&due, &access), &imported)
+}
+
+/// DROP's ids are permanent (regulation.md, 1.1): one that comes with another hash than before is not the same download's.
+fn check_permanent(desk: &Desk, items: &[WorkItem]) -> Result<()> {
+    let requests = desk.ledger.requests();
+    let differs = |item: &&WorkItem| {
+        let Some(request) = requests.get(item.id.as_str()) else { return false };
+        let wanted = tagged(&desk.key, item.list_type.kind().name(), &item.sha256);
+        // After a change of the tag key there is nothing to compare with yet.
+        let mut known = requests.identifiers(request).peekable();
+        known.peek().is_some() && !known.any(|known| *known == wanted)
+    };
+    match items.iter().find(differs) {
+        None => Ok(()),
+        Some(item) => Err(Error::usage(format!(
+            "work item {} is known with another hash or list type; nothing was recorded",
+            item.id.as_str()
+        ))
+        .hint("ids never change: was the file edited, or is it another broker's?")),
+    }
 }
 
 /// Records some work items: those of lists first, so that a removal finds its request.
@@ -259,17 +280,18 @@ async fn answer(common: &Common, mut desk: Desk, out: &Path) -> Result<Exit> {
         write_upload(&mut bytes, &file.rows).map_err(|error| unwritable(out, &error))?;
         write_once(&out.join(file.name.to_string()), &bytes)?;
     }
-    // The files are there before the ledger says so: killed in between, the next answer writes them again.
+    // The files are there before the ledger says so, and it says so of all at once: killed in between, the next answer writes the
+    // same ones again. Were only some recorded, the others' rows would be answered a second time under other names.
+    let mut events = Vec::new();
     for file in &answers.files {
         let source: Text = file.name.to_string().into();
-        let event = |(id, status): &(crate::drop_files::WorkItemId, Status)| Event {
+        events.extend(file.rows.iter().map(|(id, status)| Event {
             recorded_at: desk.now,
             request_id: id.as_str().into(),
             fact: Fact::Answered { status: u64::from(status.code()), source: source.clone() },
-        };
-        let events = file.rows.iter().map(event).collect();
-        desk.record(events).await?;
+        }));
     }
+    desk.record(events).await?;
     told_answer(common, &desk, out, &answers, &not_comparable)
 }
 

@@ -64,11 +64,11 @@ pub fn status_of(request: &Request, now: Timestamp) -> Option<Status> {
 pub fn answers(requests: &Requests, now: Timestamp, rows_per_file: u64) -> Answers {
     let mut answers = Answers::default();
     let mut groups: BTreeMap<Group, Vec<(WorkItemId, Status)>> = BTreeMap::new();
-    let mut used: BTreeSet<CsvName> = BTreeSet::new();
+    // Of every answer ever given: the last one of each work item does not tell all names that DROP has seen.
+    let used: BTreeSet<CsvName> = requests.answer_files().iter().filter_map(|name| CsvName::parse(name)).collect();
     for request in requests.iter() {
         let (Some(archive), Some(id)) = (download_of(request), WorkItemId::parse(&request.id)) else { continue };
         let answered = request.answered.as_ref();
-        used.extend(answered.and_then(|answered| CsvName::parse(&answered.source)));
         let list_type = requests.identifiers(request).find_map(|tagged| ListType::of_kind(&tagged.kind));
         match (request.state(now), status_of(request, now), list_type) {
             (State::Withdrawn, _, _) => answers.withdrawn += 1,
@@ -258,6 +258,18 @@ mod tests {
         let again =
             [&gone[..], &[(A, answered(3, "20260812_4821_Email_am01.csv")), (A, exempted("legal claim"))]].concat();
         check(&again, 10, &["20260812_4821_Email_am02.csv: AAAAaaaa0001=2"]);
+        // And no name a third time, although no request's last answer tells of the first amended file any more.
+        let third = [
+            &gone[..],
+            &[
+                (A, answered(3, "20260812_4821_Email_am01.csv")),
+                (A, exempted("legal claim")),
+                (A, answered(2, "20260812_4821_Email_am02.csv")),
+                (A, exempted(SEVERAL_CONSUMERS)),
+            ],
+        ]
+        .concat();
+        check(&third, 10, &["20260812_4821_Email_am03.csv: AAAAaaaa0001=4"]);
         // What comes late to a list that was answered once has a name of its own, too.
         let late = [&first[..], &[(B, received("email", 2)), (B, verified())]].concat();
         check(&late, 10, &["20260812_4821_Email_late01.csv: AAAAaaaa0002=5"]);

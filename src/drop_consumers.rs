@@ -4,7 +4,7 @@
 //! Wiring: asks the verifier whose rows the datasets with a `consumer_key` hold, before anything is planned. Counts within one dataset, for
 //! keys of two datasets need not mean the same. Invariant: what cannot be told is not deleted.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 
@@ -14,7 +14,8 @@ use crate::error::Result;
 use crate::job::{DatasetSpec, Job};
 use crate::ledger_event::{Event, Fact, Text};
 use crate::ledger_fold::{Request, Requests};
-use crate::store::{Object, StoreError, Stores};
+use crate::plan::{Finding, Seen};
+use crate::store::{Etag, Location, Object, StoreError, Stores};
 use crate::verify::{self, Sighting};
 
 /// Work items that a run leaves alone, by request id.
@@ -24,6 +25,8 @@ pub struct Withheld {
     pub several: BTreeSet<Text>,
     /// One does, as far as can be told: an object of a dataset that holds it could not be read.
     pub undecided: BTreeSet<Text>,
+    /// By dataset, each object that was asked, as it was then; empty when there was nothing to ask.
+    counted: BTreeMap<String, HashMap<Location, Etag>>,
 }
 
 impl Withheld {
@@ -34,6 +37,24 @@ impl Withheld {
     /// What the ledger is to know of those that are decided.
     pub fn events(&self, now: Timestamp) -> Vec<Event> {
         as_events(&self.several, now)
+    }
+
+    /// Whether consumers were counted in this dataset, so that nothing is removed from objects that were not asked.
+    pub fn is_counted(&self, dataset: &str) -> bool {
+        self.counted.contains_key(dataset)
+    }
+
+    /// How many of these objects may hold rows of consumers whom nobody counted: they match, or cannot be read, and were not there
+    /// at the count or not as they are now.
+    pub fn uncounted(&self, dataset: &str, findings: &[Finding]) -> usize {
+        let Some(counted) = self.counted.get(dataset) else { return 0 };
+        let may_match = |finding: &&Finding| match &finding.seen {
+            Seen::Rows { matched, .. } => !matched.is_empty(),
+            Seen::Skipped => false,
+            Seen::Failed { .. } => true,
+        };
+        let is_new = |finding: &&Finding| counted.get(&finding.object.location) != Some(&finding.object.etag);
+        findings.iter().filter(is_new).filter(may_match).count()
     }
 
     /// All of them.
@@ -83,10 +104,14 @@ pub async fn withheld(
     }
     for spec in &job.datasets {
         let Some(consumer_key) = &spec.consumer_key else { continue };
-        let objects = objects(spec, stores).await?;
+        let Asked { objects, linked } = asked(spec, stores).await?;
+        let as_it_is = |object: &Object| (object.location.clone(), object.etag.clone());
+        let counted = objects.iter().chain(&linked).map(as_it_is).collect();
+        withheld.counted.insert(spec.name.clone(), counted);
         let sighted = verify::attribute(lists, job, stores, spec, Some(consumer_key), objects).await;
         let mut behind: HashMap<u128, Behind> = HashMap::new();
-        let mut unread = 0;
+        // Nobody reads what a link leads to.
+        let mut unread = linked.len() as u64;
         for sighted in &sighted {
             // The run itself tells of an object that cannot be read.
             let Ok(sighted) = sighted else {
@@ -118,12 +143,18 @@ pub async fn withheld(
     Ok(withheld)
 }
 
-async fn objects(spec: &DatasetSpec, stores: &Stores) -> Result<Vec<Object>> {
+#[derive(Default)]
+struct Asked {
+    objects: Vec<Object>,
+    linked: Vec<Object>,
+}
+
+async fn asked(spec: &DatasetSpec, stores: &Stores) -> Result<Asked> {
     let belongs = |name: &str| listing::belongs(name, spec.format);
     match listing::list_dataset(&*stores.of(spec.scope.root()), &spec.scope, &belongs).await {
-        Ok(listing) => Ok(listing.in_scope),
+        Ok(listing) => Ok(Asked { objects: listing.in_scope, linked: listing.linked }),
         // The find stage tells of a dataset without objects.
-        Err(StoreError::NotFound(_)) => Ok(Vec::new()),
+        Err(StoreError::NotFound(_)) => Ok(Asked::default()),
         Err(error) => Err(error.into()),
     }
 }

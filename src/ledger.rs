@@ -53,6 +53,8 @@ pub struct Ledger {
     requests: Requests,
     files: Vec<File>,
     texts: Interner,
+    /// Taken in and not written.
+    supposed: Vec<Event>,
 }
 
 /// One file of the ledger: the segments that its name tells.
@@ -101,6 +103,7 @@ impl Ledger {
                 requests: Requests::new(key_id.clone()),
                 files: Vec::new(),
                 texts: Interner::default(),
+                supposed: Vec::new(),
             };
             match ledger.read_on().await {
                 Err(error) if error.is_gone => continue,
@@ -115,9 +118,21 @@ impl Ledger {
         &self.requests
     }
 
-    /// Takes events in without writing them, for as long as this ledger is held: what a dry run would have recorded.
+    /// Takes events in without writing them, for as long as this ledger is held: what a dry run would have recorded. One that is
+    /// appended later is news still.
     pub fn suppose(&mut self, events: &[Event]) {
-        events.iter().for_each(|event| self.requests.take_event(event, true));
+        for event in events.iter().filter(|event| self.requests.is_news(event)).cloned().collect::<Vec<Event>>() {
+            self.requests.take_event(&event, true);
+            self.supposed.push(event);
+        }
+    }
+
+    /// Reads it anew, and supposes what it supposed.
+    async fn reopen(&mut self) -> Result<()> {
+        let supposed = std::mem::take(&mut self.supposed);
+        *self = Ledger::open_as(self.store.clone(), &self.state, self.key_id.clone()).await?;
+        self.suppose(&supposed);
+        Ok(())
     }
 
     pub fn head(&self) -> Head {
@@ -179,7 +194,7 @@ impl Ledger {
             {
                 return Ok(count);
             }
-            *self = Ledger::open_as(self.store.clone(), &self.state, self.key_id.clone()).await?;
+            self.reopen().await?;
         }
         Err(Error::new(Exit::Conflict, "other writers of the ledger were faster each time; nothing was recorded")
             .hint("run again"))
@@ -190,7 +205,11 @@ impl Ledger {
     fn take_news(&mut self, events: &[Event]) -> Vec<Event> {
         let mut news = Vec::new();
         for event in events {
-            if self.requests.is_news(event) {
+            let same = |known: &Event| known.request_id == event.request_id && known.fact == event.fact;
+            if let Some(place) = self.supposed.iter().position(same) {
+                self.supposed.swap_remove(place);
+                news.push(event.clone());
+            } else if self.requests.is_news(event) {
                 self.requests.take_event(event, true);
                 news.push(event.clone());
             }
@@ -209,10 +228,8 @@ impl Ledger {
             self.files.push(ours);
             return Ok(true);
         }
-        let again = Ledger::open_as(self.store.clone(), &self.state, self.key_id.clone()).await?;
-        let is_in_chain = again.digests.get(sequence as usize - 1) == Some(&digest);
-        *self = again;
-        Ok(is_in_chain)
+        self.reopen().await?;
+        Ok(self.digests.get(sequence as usize - 1) == Some(&digest))
     }
 
     fn location(&self, first: u64, last: u64) -> Location {

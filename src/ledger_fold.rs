@@ -3,7 +3,7 @@
 //! Pure: a fold over events in their order, and nothing else decides a state. Invariants: an event is never forgotten by another
 //! (a withdrawal stops removal and erases nothing), and taking an event in twice is taking it in once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -21,6 +21,8 @@ pub struct Requests {
     /// The requests of tags under other keys.
     by_stale_tag: HashMap<[u8; 16], u32>,
     key_id: Option<Text>,
+    /// The names of all upload files that answers were ever given in.
+    answer_files: BTreeSet<Text>,
     /// How many were taken in.
     pub events: u64,
 }
@@ -408,6 +410,10 @@ impl Requests {
         }
     }
 
+    pub fn answer_files(&self) -> &BTreeSet<Text> {
+        &self.answer_files
+    }
+
     /// Takes in one event; `comparable`: its tag is made with the present key.
     pub fn take_event(&mut self, event: &Event, comparable: bool) {
         self.events += 1;
@@ -428,6 +434,9 @@ impl Requests {
         };
         if let Fact::Received { identifier, .. } = &event.fact {
             self.take_identifier(number, identifier, comparable);
+        }
+        if let Fact::Answered { source, .. } = &event.fact {
+            self.answer_files.insert(source.clone());
         }
         take_fact(&mut self.requests[number as usize], event);
     }

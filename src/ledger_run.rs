@@ -142,6 +142,11 @@ impl Book {
         .hint("restore the state's ledger/ folder from where it was lost; nothing was written"))
     }
 
+    /// Writes down what was decided, and so far only supposed, before anything was planned.
+    pub async fn record_decided(&mut self, events: Vec<Event>) -> Result<()> {
+        self.ledger.append(events).await.map(drop)
+    }
+
     /// Writes down which rows the plan is about to remove, before anything is removed, and who is back. An object of which nobody can
     /// tell whose rows it holds is refused: what is not written down is not removed.
     pub async fn announce(&mut self, looking: &Looking<'_>, plan: &mut Plan) -> Result<()> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
+use md5::Md5;
 use sha2::{Digest, Sha256};
 
 use crate::deadline::DueDates;
@@ -254,31 +255,46 @@ pub enum Who {
     Person(Vec<Tagged>),
 }
 
-/// Reads `KIND=VALUE`, or else a request id. The error never holds the value.
-pub fn who(key: &TagKey, text: &str, hashed: Option<Hashed>) -> Result<Who> {
-    match text.split_once('=').and_then(|(kind, value)| Some((Kind::parse(kind.trim(), None)?, value))) {
-        None => Ok(Who::Request { id: safe_id(key, text.as_bytes(), &[]), hidden: hidden_id(key, text) }),
-        Some((kind, value)) => {
-            let column = ListColumn { column: String::new(), kind, hashed };
-            let mut canonical = Vec::new();
-            let read = match hashed {
-                None => column.kind.canonicalise(Value::Text(value), &mut canonical),
-                Some(hashed) => hashed.read(Value::Text(value), &mut canonical),
-            };
-            match read {
-                Canonical::Text | Canonical::Number => {}
-                Canonical::Empty | Canonical::NotComparable => {
-                    return Err(Error::usage(format!("the value of {}= is none of that kind", column.kind.name())));
-                }
-            }
-            let tags = digests(&column, &canonical);
-            Ok(Who::Person(tags.into_iter().map(|(kind, sha256)| tagged(key, kind, &sha256)).collect()))
+/// An identifier as it was typed in, like a list's cell: how it is read, and its canonical form or the digest that it is.
+pub struct Typed {
+    pub column: ListColumn,
+    pub cell: Vec<u8>,
+}
+
+impl Typed {
+    pub fn tags(&self, key: &TagKey) -> Vec<Tagged> {
+        digests(&self.column, &self.cell).into_iter().map(|(kind, sha256)| tagged(key, kind, &sha256)).collect()
+    }
+}
+
+/// Reads `KIND=VALUE`; `None`: it is none. The error never holds the value.
+pub fn typed(text: &str, hashed: Option<Hashed>) -> Result<Option<Typed>> {
+    let parts = text.split_once('=').and_then(|(kind, value)| Some((Kind::parse(kind.trim(), None)?, value)));
+    let Some((kind, value)) = parts else { return Ok(None) };
+    let column = ListColumn { column: String::new(), kind, hashed };
+    let mut cell = Vec::new();
+    let read = match hashed {
+        None => column.kind.canonicalise(Value::Text(value), &mut cell),
+        Some(hashed) => hashed.read(Value::Text(value), &mut cell),
+    };
+    match read {
+        Canonical::Text | Canonical::Number => Ok(Some(Typed { column, cell })),
+        Canonical::Empty | Canonical::NotComparable => {
+            Err(Error::usage(format!("the value of {}= is none of that kind", column.kind.name())))
         }
     }
 }
 
+/// Reads `KIND=VALUE`, or else a request id. The error never holds the value.
+pub fn who(key: &TagKey, text: &str, hashed: Option<Hashed>) -> Result<Who> {
+    Ok(match typed(text, hashed)? {
+        None => Who::Request { id: safe_id(key, text.as_bytes(), &[]), hidden: hidden_id(key, text) },
+        Some(typed) => Who::Person(typed.tags(key)),
+    })
+}
+
 /// A request id that may be shown: an id that is an e-mail address, one of its row's own identifiers, or what may be an unkeyed hash
-/// of one, is replaced by its tag.
+/// of one, is replaced by its tag. 32 hexadecimal digits are as a rule a UUID: only the MD5 of an identifier of the row is hidden.
 pub fn safe_id(key: &TagKey, raw: &[u8], cells: &[(&ListColumn, &[u8])]) -> Text {
     let text = String::from_utf8_lossy(raw);
     let text = text.trim();
@@ -292,7 +308,11 @@ pub fn safe_id(key: &TagKey, raw: &[u8], cells: &[(&ListColumn, &[u8])]) -> Text
     };
     let is_hex = |length: usize| text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let may_be_a_hash = is_hex(64) || is_hex(40) || (text.len() == 44 && text.ends_with('='));
-    if text.contains('@') || may_be_a_hash || cells.iter().any(is_own) {
+    let is_md5 = |(column, cell): &(&ListColumn, &[u8])| {
+        column.hashed.is_none() && text.eq_ignore_ascii_case(&hex::encode(Md5::digest(cell)))
+    };
+    let is_own_md5 = is_hex(32) && cells.iter().any(is_md5);
+    if text.contains('@') || may_be_a_hash || is_own_md5 || cells.iter().any(is_own) {
         return hidden_id(key, text);
     }
     text.into()
@@ -455,12 +475,16 @@ mod tests {
         let phone = column(Kind::Phone);
         let cells = [(&phone, &b"4155559317"[..])];
         let hash = hex::encode(Sha256::digest("a@b.c"));
+        let (own, other) = (hex::encode(Md5::digest("4155559317")), hex::encode(Md5::digest("4155550000")));
         for (raw, is_shown) in [
             ("R-17", true),
             ("4155550000", true),
             ("+1 (415) 555-9317", false),
             ("a@b.c", false),
             (hash.as_str(), false),
+            (own.as_str(), false),
+            (&own.to_uppercase(), false),
+            (other.as_str(), true),
         ] {
             assert_eq!(&*safe_id(&key, raw.as_bytes(), &cells) == raw, is_shown, "{raw}");
         }

@@ -32,7 +32,7 @@ use crate::request_import::{self, Columns, Who, moment, who, whole_microseconds}
 use crate::run::{exit_json, honours_conditions, print_json, print_lines, self_test, uses_s3};
 use crate::show;
 use crate::signature::TagKey;
-use crate::standing::{Dates, Standing, next_run, standing};
+use crate::standing::{Dates, Standing, next_run, standing, whole_days};
 use crate::store::Stores;
 
 /// So many manifests are looked through for that of the last scrub.
@@ -113,16 +113,18 @@ impl Desk {
         Event { recorded_at: self.now, request_id: request_id.clone(), fact }
     }
 
-    /// The requests that a command line names, by id or by person. One that is not in the ledger is a usage error.
+    /// The requests that a command line names, by id or by person. One that is not in the ledger is a usage error, which tells its
+    /// place and never what was typed: it may be an identifier.
     fn named(&self, texts: &[String]) -> Result<Vec<Text>> {
         let mut ids = Vec::new();
-        for text in &lines_of(texts)? {
+        for typed_in in &lines_of(texts)? {
             let requests = self.ledger.requests();
-            match who(&self.key, text, None)? {
+            match who(&self.key, &typed_in.text, None)? {
                 Who::Request { id, hidden } => {
                     let known = requests.get(&id).or_else(|| requests.get(&hidden));
                     let request = known.ok_or_else(|| {
-                        Error::usage(format!("request {id} is not in the ledger; nothing was recorded"))
+                        let place = &typed_in.place;
+                        Error::usage(format!("the request named by {place} is not in the ledger; nothing was recorded"))
                             .hint("`requests list` shows the ids; a person is named as KIND=VALUE")
                     })?;
                     ids.push(request.id.clone());
@@ -131,9 +133,9 @@ impl Desk {
                     let before = ids.len();
                     ids.extend(requests_of(requests, &tags));
                     if ids.len() == before {
-                        let kind = &tags[0].kind;
+                        let (kind, place) = (&tags[0].kind, &typed_in.place);
                         return Err(Error::usage(format!(
-                            "no request in the ledger has this {kind}; nothing was recorded"
+                            "{place}: no request in the ledger has this {kind}; nothing was recorded"
                         )));
                     }
                 }
@@ -160,17 +162,38 @@ fn requests_of(requests: &Requests, tags: &[Tagged]) -> Vec<Text> {
     heads.flat_map(|head| requests.with_tag(head)).map(|number| requests.at(number).id.clone()).collect()
 }
 
+/// Where something was typed in, counted from 1.
+enum Place {
+    Argument(usize),
+    Line(usize),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Argument(number) => write!(f, "argument {number}"),
+            Place::Line(number) => write!(f, "line {number} of stdin"),
+        }
+    }
+}
+
+struct TypedIn {
+    text: String,
+    place: Place,
+}
+
 /// Arguments, with the lines of stdin in the place of `-`.
-fn lines_of(texts: &[String]) -> Result<Vec<String>> {
+fn lines_of(texts: &[String]) -> Result<Vec<TypedIn>> {
     let mut all = Vec::new();
-    for text in texts {
+    for (text, number) in texts.iter().zip(1..) {
         if text != "-" {
-            all.push(text.clone());
+            all.push(TypedIn { text: text.clone(), place: Place::Argument(number) });
             continue;
         }
-        for line in std::io::stdin().lock().lines() {
+        for (line, number) in std::io::stdin().lock().lines().zip(1..) {
             let line = line.map_err(|error| Error::usage(format!("stdin cannot be read: {}", error.kind())))?;
-            all.extend(Some(line.trim().to_owned()).filter(|line| !line.is_empty()));
+            let text = line.trim().to_owned();
+            all.extend(Some(TypedIn { text, place: Place::Line(number) }).filter(|typed_in| !typed_in.text.is_empty()));
         }
     }
     Ok(all)
@@ -313,20 +336,20 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         None => desk.now,
         Some(text) => time(text, "--received-at")?,
     };
-    let mut identifiers = Vec::new();
-    for text in &lines_of(new.identifiers)? {
-        match who(&desk.key, text, hashed)? {
-            Who::Person(tags) => identifiers.extend(tags),
-            Who::Request { .. } => {
-                return Err(Error::usage("an identifier is not KIND=VALUE with a known kind; nothing was recorded")
-                    .hint(format!("kinds are {}", crate::identifier::Kind::NAMES.join(", "))));
-            }
-        }
+    let mut all = Vec::new();
+    for typed_in in &lines_of(new.identifiers)? {
+        all.push(request_import::typed(&typed_in.text, hashed)?.ok_or_else(|| {
+            let place = &typed_in.place;
+            Error::usage(format!("{place} is not KIND=VALUE with a known kind; nothing was recorded"))
+                .hint(format!("kinds are {}", crate::identifier::Kind::NAMES.join(", ")))
+        })?);
     }
     request_import::check_rotation(&[], desk.ledger.requests(), false)?;
+    let identifiers: Vec<Tagged> = all.iter().flat_map(|typed| typed.tags(&desk.key)).collect();
+    let cells: Vec<_> = all.iter().map(|typed| (&typed.column, typed.cell.as_slice())).collect();
     let first = identifiers.first().ok_or_else(|| Error::usage("no identifier was given; nothing was recorded"))?;
     let id: Text = match new.request_id {
-        Some(id) => request_import::safe_id(&desk.key, id.as_bytes(), &[]),
+        Some(id) => request_import::safe_id(&desk.key, id.as_bytes(), &cells),
         None => derived_id(&first.tag).into(),
     };
     let regime = new.regime.map(Text::from);
@@ -369,13 +392,13 @@ async fn withdraw(
     told(common, &desk, "requests withdraw", &ids, appended)
 }
 
-/// A person who is named by another request as well is still removed for that one.
+/// A person who is named by another request as well is still removed for that one. `ids` are sorted.
 fn warn_of_others(desk: &Desk, ids: &[Text]) {
     let requests = desk.ledger.requests();
     let mut others = 0;
     for request in ids.iter().filter_map(|id| requests.get(id)) {
         let tags: Vec<Tagged> = requests.identifiers(request).cloned().collect();
-        let standing = requests_of(requests, &tags).into_iter().filter(|other| !ids.contains(other));
+        let standing = requests_of(requests, &tags).into_iter().filter(|other| ids.binary_search(other).is_err());
         let standing = standing.filter_map(|other| requests.get(&other).filter(|other| other.is_suppressed(desk.now)));
         others += standing.count();
     }
@@ -567,7 +590,7 @@ impl Deadlines<'_> {
         let ids = |requests: &[&Request]| requests.iter().map(|request| json!(&*request.id)).collect::<Vec<Value>>();
         let in_days = |date: Date| {
             let end = desk.job.regimes.end_of(date);
-            end.map(|end| (end.duration_since(desk.now).as_secs_f64() / 86_400.0).floor() as i64)
+            end.map(|end| whole_days(desk.now, end))
         };
         let due = self.due.iter();
         let due = due.map(|(date, count)| json!({ "due_at": date, "in_days": in_days(*date), "requests": count }));

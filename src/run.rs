@@ -18,7 +18,7 @@ use crate::canary;
 use crate::chain;
 use crate::cli::{self, Cli, Command, Common, ManifestCommand, print_result};
 use crate::drop;
-use crate::drop_consumers;
+use crate::drop_consumers::{self, Withheld};
 use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
 use crate::format::{Compression, Format};
@@ -114,8 +114,8 @@ struct Session {
     stop: Stop,
     /// As it was loaded, and when; `None` for a job without it.
     ledger: Option<(Ledger, Timestamp)>,
-    /// DROP work items that this run leaves alone, for it cannot tell how many consumers they mean.
-    undecided: u64,
+    /// DROP work items that this run leaves alone, and what it has looked into to know which.
+    withheld: Withheld,
     /// A backup was restored: what was removed since then is expected to be back.
     since_restore: Option<Timestamp>,
 }
@@ -207,7 +207,7 @@ impl Session {
             stop,
             ledger: None,
             since_restore: None,
-            undecided: 0,
+            withheld: Withheld::default(),
         })
     }
 
@@ -216,25 +216,38 @@ impl Session {
     }
 
     /// What is compared with, for a run that removes or plans to: without the DROP work items whose identifier leads to several
-    /// consumers, which `records` writes into the ledger, or to who knows how many.
-    async fn load_to_remove(&mut self, records: bool) -> Result<Loaded> {
+    /// consumers or to who knows how many.
+    async fn load_to_remove(&mut self) -> Result<Loaded> {
         let loaded = self.load(&BTreeSet::new()).await?;
         let has_key = self.job.datasets.iter().any(|spec| spec.consumer_key.is_some());
-        let Some((mut ledger, now)) = self.ledger.take_if(|_| has_key) else { return Ok(loaded) };
-        let requests = ledger.requests();
-        let looking = drop_consumers::withheld(&self.job, &self.stores, &loaded.2, requests, now);
-        let withheld = self.stop.unless(looking).await?;
+        let Some((ledger, now)) = self.ledger.as_ref().filter(|_| has_key) else { return Ok(loaded) };
+        let looking = drop_consumers::withheld(&self.job, &self.stores, &loaded.2, ledger.requests(), *now);
+        self.withheld = self.stop.unless(looking).await?;
+        let withheld = &self.withheld;
         if withheld.is_empty() {
-            self.ledger = Some((ledger, now));
             return Ok(loaded);
         }
         let (several, undecided) = (withheld.several.len(), withheld.undecided.len());
         tracing::warn!(several, undecided, "work items of several consumers, or of who knows how many, are left alone");
-        if records {
-            ledger.append(withheld.events(now)).await?;
+        let ids = withheld.ids();
+        self.load(&ids).await
+    }
+
+    /// Refuses to go on when objects with rows to remove came or changed since their consumers were counted.
+    fn check_counted(&self, found: &[Found]) -> Result<()> {
+        for (spec, found) in self.job.datasets.iter().zip(found) {
+            let (objects, name) = (self.withheld.uncounted(&spec.name, &found.findings), &spec.name);
+            if objects > 0 {
+                return Err(Error::new(
+                    Exit::Conflict,
+                    format!(
+                        "dataset {name}: {objects} objects changed while consumers were counted; nothing was written"
+                    ),
+                )
+                .hint("run again when their writer has finished"));
+            }
         }
-        self.undecided = undecided as u64;
-        self.load(&withheld.ids()).await
+        Ok(())
     }
 
     /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself. Requests of the ledger
@@ -318,12 +331,13 @@ impl Session {
         Ok((index, reports.into_iter().zip(added).collect(), verifier_lists))
     }
 
-    /// What this run writes into the ledger; `None` for a job without it.
+    /// What this run writes into the ledger, with what it has decided so far; `None` for a job without it.
     async fn book(&mut self, run: &Run) -> Result<Option<Book>> {
         let Some((ledger, now)) = self.ledger.take() else { return Ok(None) };
         let state = &self.job.state.location;
-        let book = Book::new(ledger, &run.id, now, self.since_restore);
+        let mut book = Book::new(ledger, &run.id, now, self.since_restore);
         book.check_anchor(self.stores.of(state).as_ref(), state).await?;
+        book.record_decided(self.withheld.events(now)).await?;
         Ok(Some(book))
     }
 
@@ -499,9 +513,10 @@ pub fn self_test() -> Result<()> {
 
 async fn plan(common: &Common, path: &Path) -> Result<Exit> {
     let mut session = Session::open(common, path).await?;
-    let (index, lists, verifier_lists) = session.load_to_remove(false).await?;
+    let (index, lists, verifier_lists) = session.load_to_remove().await?;
     check_constants(&session.job, &index)?;
     let mut found = session.find(&index, Vec::new()).await?;
+    session.check_counted(&found)?;
     session.inspect(&verifier_lists, &mut found).await?;
     let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
     let shown = |spec: &DatasetSpec, location: &Location| {
@@ -568,9 +583,10 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         }
         let recovered = recover(session, run, &tag_key).await?;
         let canaries = canaries(session, run, lock).await?;
-        let (index, lists, verifier_lists) = session.load_to_remove(true).await?;
+        let (index, lists, verifier_lists) = session.load_to_remove().await?;
         check_constants(&session.job, &index)?;
         let mut found = session.find(&index, Vec::new()).await?;
+        session.check_counted(&found)?;
         session.inspect(&verifier_lists, &mut found).await?;
         let shown = |spec: &DatasetSpec, location: &Location| {
             tag::shown(Some(&tag_key), &location.to_string(), &verifier_lists.named(spec, location))
@@ -599,7 +615,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
             shown: &shown,
             canaries,
             ledger: book.as_ref().map(Book::record),
-            undecided: session.undecided,
+            undecided: session.withheld.undecided.len() as u64,
         };
         let (result, digest) = publish(session, &account, &signing_key, run).await?;
         if let Some(book) = &mut book {
@@ -908,7 +924,7 @@ struct Late<'a> {
 
 /// Finds and rewrites objects that landed since the datasets were listed, until a listing shows no new one. What lands after the
 /// last round, or would be more than the guard allows, is left to the verifying scan, which tells of it; so is an object that
-/// changed under the run: its writer may not be done.
+/// changed under the run, for its writer may not be done, and one whose consumers nobody has counted.
 async fn rewrite_late(
     session: &mut Session,
     run: &Run,
@@ -925,6 +941,11 @@ async fn rewrite_late(
         for ((found, known), planned) in found.iter_mut().zip(&known).zip(&plan.datasets) {
             // A summary file is listed each time. What could not be listed at first, or whose versions could not, is left alone.
             found.findings.retain(|finding| planned.unlisted.is_none() && !known.contains(&finding.object.location));
+            if session.withheld.is_counted(&planned.name) && !found.findings.is_empty() {
+                let (dataset, objects) = (&planned.name, found.findings.len());
+                tracing::warn!(dataset, objects, "landed after consumers were counted; left to the next run");
+                found.findings.clear();
+            }
         }
         let mut late = plan::build(&session.job.datasets, found, with.shown);
         let objects: usize = late.datasets.iter().map(|dataset| dataset.steps.len()).sum();

@@ -1,16 +1,27 @@
 //! California's DROP: identifiers of several columns, names and dates, in data of every format and to both engines.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{ArrayRef, Date32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use clap::Parser;
+use lakescrub::cli::Cli;
+use lakescrub::error::{Error, Exit};
+use lakescrub::job::Job;
 use lakescrub::name_letters::plain_letters;
+use lakescrub::run::{RunResult, scrub_with};
+use lakescrub::store::local::LocalStore;
+use lakescrub::store::{ConditionalWrites, Location, Object, Precondition, Replacement, Store, StoreError, Stores};
 use lakescrub::verify_letters::name_form;
 use parquet::arrow::ArrowWriter;
 use sha2::{Digest, Sha256};
 
-use crate::lakescrub_runner::Lake;
+use crate::lakescrub_runner::{Lake, ran};
 
 /// Danielle Johnson, born on 1985-07-04, ZIP 91790 (regulation.md 1.4).
 const NDZ: &str = "PQOfn1RffEKmqMmNAzDKKaoZCwxWbQZkQzPWmQo9REA=";
@@ -350,7 +361,16 @@ fn a_bad_download_is_told_by_file_and_line_and_records_nothing() {
     lake.run(&["drop", "import", "job.toml", "download.zip"]).exits(2);
     let told = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
     assert_eq!(told["requests"], 0, "{told:#}");
+    // An id that comes again with another person's hash is no second entry of the first request.
+    lake.write(archive, zip(&[(email, format!("ID,Hash\n{DELETED},{good}\n"))]));
+    lake.run(&["drop", "import", "job.toml", archive]).exits(0);
+    let (later, email) = ("20260815_4821_DROP.zip", "20260815_4821_Email.csv");
+    lake.write(later, zip(&[(email, format!("ID,Hash\n{DELETED},{}\n", hashed("bob@example.com")))]));
+    lake.run(&["drop", "import", "job.toml", later]).exits(2).says(&[DELETED, "another hash"]);
+    let told = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
+    assert_eq!((&told["requests"], &told["ledger"]["events"]), (&1.into(), &1.into()), "{told:#}");
 }
+
 /// The statuses in the upload files of a folder, by file.
 fn uploads(lake: &Lake, folder: &str) -> std::collections::BTreeMap<String, Vec<(String, u8)>> {
     let read = |bytes: Vec<u8>| {
@@ -494,4 +514,188 @@ fn no_command_of_drop_says_or_keeps_whom_it_is_about() {
             assert!(!bytes.windows(secret.len()).any(|window| window == secret), "{name} holds secret {number}");
         }
     }
+}
+
+/// When another writer's object lands.
+#[derive(Clone, Copy)]
+enum Lands {
+    /// Before the dataset is listed for the so-maniest time.
+    BeforeListing(usize),
+    /// Before the first swap is announced.
+    BeforeSwap,
+}
+
+/// The local disk with another writer.
+struct OtherWriter {
+    lands: Lands,
+    land: Box<dyn Fn() + Send + Sync>,
+    listings: AtomicUsize,
+}
+
+impl std::fmt::Debug for OtherWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OtherWriter")
+    }
+}
+
+#[async_trait]
+impl Store for OtherWriter {
+    async fn list(&self, prefix: &Location) -> Result<Vec<Object>, StoreError> {
+        if prefix.to_string().trim_end_matches('/').ends_with("/lake") {
+            let number = self.listings.fetch_add(1, Ordering::SeqCst) + 1;
+            if matches!(self.lands, Lands::BeforeListing(wanted) if wanted == number) {
+                (self.land)();
+            }
+        }
+        LocalStore.list(prefix).await
+    }
+
+    async fn head(&self, location: &Location) -> Result<Object, StoreError> {
+        LocalStore.head(location).await
+    }
+
+    async fn get_range(&self, object: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
+        LocalStore.get_range(object, range).await
+    }
+
+    async fn get(&self, location: &Location) -> Result<(Object, Bytes), StoreError> {
+        LocalStore.get(location).await
+    }
+
+    async fn put(&self, location: &Location, bytes: Bytes, when: Precondition) -> Result<Object, StoreError> {
+        let is_of_journal = location.to_string().contains("/journal/");
+        let names_object = bytes.windows(10).any(|part| part == b"people.csv");
+        if matches!(self.lands, Lands::BeforeSwap) && is_of_journal && names_object {
+            (self.land)();
+        }
+        LocalStore.put(location, bytes, when).await
+    }
+
+    async fn delete(&self, object: &Object) -> Result<(), StoreError> {
+        LocalStore.delete(object).await
+    }
+
+    async fn replace(&self, object: &Object, write_id: &str) -> Result<Box<dyn Replacement>, StoreError> {
+        LocalStore.replace(object, write_id).await
+    }
+
+    async fn probe(&self, prefix: &Location) -> Result<ConditionalWrites, StoreError> {
+        LocalStore.probe(prefix).await
+    }
+}
+
+const HEADER: &str = "user_id,email,mobile,first,last,born,zip\n";
+
+/// The names of the ledger's segments, which are written once.
+fn segments(lake: &Lake) -> Vec<String> {
+    lake.files(".lakescrub/ledger").into_keys().collect()
+}
+
+/// A scrub of the broker's lake while another writer puts `text` there.
+fn scrub_beside(lake: &Lake, lands: Lands, name: &str, text: String) -> Result<RunResult, Error> {
+    let path = lake.path().join(name);
+    let land = Box::new(move || {
+        if !path.exists() || std::fs::read_to_string(&path).unwrap() != text {
+            std::fs::write(&path, &text).unwrap();
+        }
+    });
+    let store: Arc<dyn Store> = Arc::new(OtherWriter { lands, land, listings: AtomicUsize::new(0) });
+    let job = Job::read(&lake.path().join("job.toml"), &[]).unwrap();
+    let common = Cli::parse_from(["lakescrub", "--json", "--quiet", "scrub", "job.toml"]).common;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let stores = Stores::new(store.clone(), store);
+    let ended = runtime.block_on(scrub_with(&common, job, stores, Arc::new(jiff::Timestamp::now)));
+    runtime.shutdown_background();
+    ended
+}
+
+#[test]
+fn a_second_consumer_who_lands_late_is_left_to_the_next_run() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    let late = format!("{HEADER}77,anna@example.com,,,,,\n");
+    let ended = scrub_beside(&lake, Lands::BeforeSwap, "lake/late.csv", late.clone()).unwrap();
+    assert_eq!(ended.exit, Exit::Residue, "{}", ended.result);
+    assert_eq!(lake.text("lake/late.csv"), late, "nobody has counted the consumers of a late object");
+    assert!(!lake.text("lake/people.csv").contains("Anna"));
+}
+
+#[test]
+fn a_second_consumer_who_lands_after_the_count_stops_the_run() {
+    let mut stopped = 0;
+    let late = format!("{HEADER}77,anna@example.com,,,,,\n");
+    for (name, text) in
+        [("lake/late.csv", late.clone()), ("lake/people.csv", format!("{PEOPLE}{}", &late[HEADER.len()..]))]
+    {
+        for listing in 1..=2 {
+            let lake = broker_lake();
+            lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+            let segments = segments(&lake);
+            let ended = scrub_beside(&lake, Lands::BeforeListing(listing), name, text.clone());
+            // Either both of them were counted, so that neither is deleted, or the run stops.
+            assert!(lake.text("lake/people.csv").contains("Anna"), "{name} before listing {listing}");
+            assert_eq!(lake.text(name), text, "{name} before listing {listing}");
+            if let Err(error) = ended {
+                assert_eq!(error.exit, Exit::Conflict, "{error}");
+                assert_eq!(lake.text("lake/people.csv"), if name == "lake/people.csv" { &text } else { PEOPLE });
+                assert_eq!(self::segments(&lake), segments, "nothing is recorded");
+                lake.run(&["scrub", "job.toml"]).exits(0);
+                assert!(lake.text("lake/people.csv").contains("Anna"), "counted by now");
+                stopped += 1;
+            }
+        }
+    }
+    assert_eq!(stopped, 2, "between the count and the find");
+    // Somebody who is asked for by nobody stops nothing.
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    let other = format!("{HEADER}78,zoe@example.com,,,,,\n");
+    let ended = scrub_beside(&lake, Lands::BeforeListing(2), "lake/late.csv", other).unwrap();
+    assert_eq!(ended.exit, Exit::Clean, "{}", ended.result);
+}
+
+#[test]
+fn a_run_that_is_stopped_before_it_begins_records_no_exemption() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    let before = segments(&lake);
+    lake.run(&["scrub", "job.toml", "--set", "guard.max_rows=1"]).exits(10);
+    assert_eq!(segments(&lake), before, "the guard");
+    let (dora, others) = ("4,home@example.com,,Dora,Home,1993-01-01,90003\n", PEOPLE.replace("4,home", "3,home"));
+    lake.write("lake/people.csv", others);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let written = segments(&lake);
+    for name in &written[written.len() - 3..] {
+        std::fs::remove_file(lake.path().join(".lakescrub/ledger").join(name)).unwrap();
+    }
+    lake.write("lake/back.csv", format!("{HEADER}{dora}3,home@example.com,,,,,\n"));
+    let before = segments(&lake);
+    lake.run(&["scrub", "job.toml"]).exits(8).says(&["the ledger is not the one that run"]);
+    assert_eq!(segments(&lake), before, "a ledger without its end");
+}
+
+#[test]
+fn the_exemption_is_recorded_before_anything_is_removed() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    let mut command = lake.command(&["scrub", "job.toml"]);
+    command.env("LAKESCRUB_TEST_KILL_AFTER_ENTRY", "1");
+    assert_eq!(ran(command).code, None);
+    let listed = lake.run(&["requests", "list", "job.toml", "--json", "--state", "exempted"]).exits(0).json();
+    assert_eq!(listed["requests"][0]["request_id"], SEVERAL, "{listed:#}");
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let events = lake.run(&["requests", "export", "job.toml", "--events", "--format", "ndjson"]).exits(0).stdout;
+    assert_eq!(events.matches("\"exempted\"").count(), 1, "{events}");
+}
+
+#[test]
+fn all_answers_of_one_time_are_recorded_at_once() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    // Killed between two segments, the next answer would give the rest of a file another name.
+    let before = segments(&lake).len();
+    lake.run(&["drop", "answer", "job.toml", "--set", "drop.rows_per_file=1", "--out", "up"]).exits(0);
+    assert!(uploads(&lake, "up").len() > 3);
+    assert_eq!(segments(&lake).len(), before + 1);
 }

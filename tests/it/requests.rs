@@ -161,7 +161,9 @@ fn a_withdrawal_is_recorded_survives_the_next_import_and_erases_nothing() {
         ran.stderr.contains("no request in the ledger has this email") && !ran.stderr.contains("canary"),
         "{ran:?}"
     );
-    lake.run(&["requests", "withdraw", "job.toml", "R99"]).exits(2).says(&["request R99 is not in the ledger"]);
+    lake.run(&["requests", "withdraw", "job.toml", "R2", "R99"])
+        .exits(2)
+        .says(&["the request named by argument 2 is not in the ledger"]);
     // A later asking opens it again.
     lake.write("crm.csv", "id,asked,email\nR1,2026-10-01,ada@example.com\n");
     assert_eq!(import(&lake, &["crm"])["added"], 1);
@@ -402,4 +404,31 @@ fn who_opted_in_again_stays_so_under_another_key() {
     }
     lake.run(&["requests", "withdraw", "job.toml", "email=carol@c.org"]).exits(0);
     assert_eq!(states(&lake), before);
+}
+
+#[test]
+fn what_was_typed_is_not_said_or_kept_in_clear() {
+    let lake = lake();
+    import(&lake, &["crm"]);
+    let ran = lake.run(&["requests", "withdraw", "job.toml", "R1", "4155559317"]).exits(2);
+    assert!(!(ran.stderr + &ran.stdout).contains("4155559317"));
+    let ran = lake.run(&["requests", "exempt", "job.toml", "ada at home", "--ground", "tax", "--json"]).exits(2);
+    assert!(!(ran.stderr + &ran.stdout).contains("ada at home"));
+    // An id that is the new request's own identifier, or its MD5, is a tag; its owner still knows it.
+    let md5 = "5c9f1fd7c3b3d3e0c5f0f1f0a6c2c2a5";
+    for (identifier, id) in [
+        ("phone=+1 (415) 555-9317", "4155559317".to_owned()),
+        ("text=member 4711", "member 4711".to_owned()),
+        ("email=mia@example.com", hex::encode(<md5::Md5 as sha2::Digest>::digest("mia@example.com"))),
+    ] {
+        let add = ["requests", "add", "job.toml", identifier, "--request-id", &id];
+        let ran = lake.run(&add).exits(0);
+        assert!(!(ran.stderr + &ran.stdout).contains(&id), "{identifier}");
+        let listed = lake.run(&["requests", "list", "job.toml", "--json"]).exits(0).stdout;
+        assert!(!listed.contains(&id), "{identifier}");
+        lake.run(&["requests", "withdraw", "job.toml", &id]).exits(0);
+    }
+    // Any other 32 hex digits are somebody's request numbers.
+    lake.run(&["requests", "add", "job.toml", "email=moe@example.com", "--request-id", md5]).exits(0);
+    assert!(states(&lake).contains(&format!("{md5} open")), "{:?}", states(&lake));
 }
