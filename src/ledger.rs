@@ -8,6 +8,7 @@
 //! written only where none is, so of two writers one loses and tries again behind the other; what was gathered is removed only
 //! after the gathered file is there, and a chain that does not fit is never built upon.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -53,8 +54,8 @@ pub struct Ledger {
     requests: Requests,
     files: Vec<File>,
     texts: Interner,
-    /// Taken in and not written.
-    supposed: Vec<Event>,
+    /// Taken in and not written, by request.
+    supposed: HashMap<Text, Vec<Event>>,
 }
 
 /// One file of the ledger: the segments that its name tells.
@@ -103,7 +104,7 @@ impl Ledger {
                 requests: Requests::new(key_id.clone()),
                 files: Vec::new(),
                 texts: Interner::default(),
-                supposed: Vec::new(),
+                supposed: HashMap::new(),
             };
             match ledger.read_on().await {
                 Err(error) if error.is_gone => continue,
@@ -121,9 +122,11 @@ impl Ledger {
     /// Takes events in without writing them, for as long as this ledger is held: what a dry run would have recorded. One that is
     /// appended later is news still.
     pub fn suppose(&mut self, events: &[Event]) {
-        for event in events.iter().filter(|event| self.requests.is_news(event)).cloned().collect::<Vec<Event>>() {
-            self.requests.take_event(&event, true);
-            self.supposed.push(event);
+        for event in events {
+            if self.requests.is_news(event) {
+                self.requests.take_event(event, true);
+                self.supposed.entry(event.request_id.clone()).or_default().push(event.clone());
+            }
         }
     }
 
@@ -131,7 +134,7 @@ impl Ledger {
     async fn reopen(&mut self) -> Result<()> {
         let supposed = std::mem::take(&mut self.supposed);
         *self = Ledger::open_as(self.store.clone(), &self.state, self.key_id.clone()).await?;
-        self.suppose(&supposed);
+        supposed.into_values().for_each(|events| self.suppose(&events));
         Ok(())
     }
 
@@ -205,9 +208,10 @@ impl Ledger {
     fn take_news(&mut self, events: &[Event]) -> Vec<Event> {
         let mut news = Vec::new();
         for event in events {
-            let same = |known: &Event| known.request_id == event.request_id && known.fact == event.fact;
-            if let Some(place) = self.supposed.iter().position(same) {
-                self.supposed.swap_remove(place);
+            let of_request = self.supposed.get_mut(&event.request_id);
+            let place = of_request.as_ref().and_then(|known| known.iter().position(|known| known.fact == event.fact));
+            if let Some((known, place)) = of_request.zip(place) {
+                known.swap_remove(place);
                 news.push(event.clone());
             } else if self.requests.is_news(event) {
                 self.requests.take_event(event, true);
