@@ -63,6 +63,13 @@ struct File {
     object: Object,
 }
 
+/// The ledger's head as a run saw it and wrote it into its manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    pub run_id: String,
+    pub head: Head,
+}
+
 /// What an append did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Appended {
@@ -117,7 +124,7 @@ impl Ledger {
 
     /// Takes events in without writing them, for as long as this ledger is held: what a dry run would have recorded.
     pub fn suppose(&mut self, events: &[Event]) {
-        events.iter().for_each(|event| self.requests.take_event(event, true));
+        events.iter().for_each(|event| self.requests.take_event(event, None));
     }
 
     pub fn head(&self) -> Head {
@@ -130,6 +137,17 @@ impl Ledger {
             None => true,
             Some(last) => self.digests.get(last as usize) == Some(&head.digest),
         }
+    }
+
+    /// Refuses a ledger that lost its last segments, or was replaced: it is not the one that a run saw.
+    pub fn check_anchor(&self, anchor: Option<&Anchor>) -> Result<()> {
+        let Some(Anchor { run_id, head }) = anchor.filter(|anchor| !self.goes_on_from(&anchor.head)) else {
+            return Ok(());
+        };
+        let message = format!("the ledger is not the one that run {run_id} saw: its last segments are gone");
+        let from = "restore the state's ledger/ folder from where it was lost";
+        Err(Error::new(Exit::Untrusted, message)
+            .hint(format!("{from}, up to segment {}; nothing was written", head.sequence)))
     }
 
     /// Refuses to compare with a ledger that holds requests under another tag key: they would silently match nobody.
@@ -191,7 +209,7 @@ impl Ledger {
         let mut news = Vec::new();
         for event in events {
             if self.requests.is_news(event) {
-                self.requests.take_event(event, true);
+                self.requests.take_event(event, None);
                 news.push(event.clone());
             }
         }
@@ -321,10 +339,16 @@ impl Ledger {
     }
 }
 
-/// The segments behind `head`, where they stand in files of their own and follow it; `None`: the ledger must be read as a whole.
+/// The segments behind `head`, where they stand in files of their own and follow it; `None`: the ledger must be read as a whole, as
+/// when the head itself is gone.
 pub async fn segments_behind(store: &dyn Store, state: &Location, head: &Head) -> Result<Option<Vec<Segment>>> {
     let (mut segments, mut digest, mut next) = (Vec::new(), head.digest, head.sequence + 1);
-    for file in list(store, state).await?.into_iter().filter(|file| file.last >= head.sequence) {
+    let mut files = list(store, state).await?;
+    files.retain(|file| file.last >= head.sequence);
+    if files.is_empty() {
+        return Ok(None);
+    }
+    for file in files {
         if file.last < next {
             continue;
         }
