@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::{Error, Exit, Result};
 use crate::manifest::{self, OBJECTS_FILE, Observations, PAYLOAD_TYPE, Previous, Statement, sha256_hex};
@@ -98,6 +99,32 @@ pub async fn has_manifest(store: &dyn Store, state: &Location, run_id: &str) -> 
 /// The last manifest of the chain.
 pub async fn latest(store: &dyn Store, state: &Location) -> Result<Option<Previous>> {
     Ok(end_of_chain(store, state).await?.and_then(|(_, _, end)| end.last))
+}
+
+/// So many manifests are looked through at most.
+const RUNS_LOOKED_THROUGH: usize = 100;
+
+/// The run id and the predicate of the newest manifest whose predicate `is_wanted`, among the last [`RUNS_LOOKED_THROUGH`]. Signatures
+/// are not checked here.
+pub async fn newest(
+    store: &dyn Store,
+    state: &Location,
+    is_wanted: impl Fn(&Value) -> bool,
+) -> Result<Option<(String, Value)>> {
+    let mut next = latest(store, state).await?.map(|last| last.run_id);
+    for _ in 0..RUNS_LOOKED_THROUGH {
+        let Some(run_id) = next else { break };
+        let location = run_folder(state, &run_id).join(STATEMENT_FILE);
+        let Some((_, bytes)) = get_if_there(store, &location).await? else { break };
+        let mut statement: Value =
+            serde_json::from_slice(&bytes).map_err(|_| untrusted(&location, "it is no statement of a run"))?;
+        let predicate = statement["predicate"].take();
+        if is_wanted(&predicate) {
+            return Ok(Some((run_id, predicate)));
+        }
+        next = predicate["previous"]["run_id"].as_str().map(str::to_owned);
+    }
+    Ok(None)
 }
 
 /// Refuses a chain whose end does not check: a run would put its name under what somebody else has changed. The head and the last

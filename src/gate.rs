@@ -19,6 +19,7 @@ use crate::job::{DatasetSpec, Job, MatchRule, Scope, scope_of};
 use crate::keys;
 use crate::ledger;
 use crate::ledger_probe;
+use crate::ledger_run;
 use crate::manifest::{PAYLOAD_TYPE, STATEMENT_TYPE, sha256_hex};
 use crate::match_index::{Builder, MatchIndex, Matcher, Tags};
 use crate::meter::Meter;
@@ -171,7 +172,9 @@ async fn load(job: &Job, stores: &Stores, key: Arc<TagKey>, now: Timestamp) -> R
         None => None,
         Some(list) => {
             let state = &job.state.location;
-            let probe = ledger_probe::load(stores.of(state), state, &key, now).await?.ok_or_else(|| {
+            let anchor = ledger_run::anchor(stores.of(state).as_ref(), state).await?;
+            let probe = ledger_probe::load(stores.of(state), state, &key, now, anchor.as_ref()).await?;
+            let probe = probe.ok_or_else(|| {
                 let (name, folder) = (&list.name, ledger::folder(state));
                 Error::usage(format!("list {name} is missing: there is no ledger at {folder}"))
                     .hint("`lakescrub requests import` makes one")

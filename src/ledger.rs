@@ -66,6 +66,13 @@ struct File {
     object: Object,
 }
 
+/// The ledger's head as a run saw it and wrote it into its manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    pub run_id: String,
+    pub head: Head,
+}
+
 /// What an append did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Appended {
@@ -124,7 +131,7 @@ impl Ledger {
     pub fn suppose(&mut self, events: &[Event]) {
         for event in events {
             if self.requests.is_news(event) {
-                self.requests.take_event(event, true);
+                self.requests.take_event(event, None);
                 self.supposed.entry(event.request_id.clone()).or_default().push(event.clone());
             }
         }
@@ -148,6 +155,17 @@ impl Ledger {
             None => true,
             Some(last) => self.digests.get(last as usize) == Some(&head.digest),
         }
+    }
+
+    /// Refuses a ledger that lost its last segments, or was replaced: it is not the one that a run saw.
+    pub fn check_anchor(&self, anchor: Option<&Anchor>) -> Result<()> {
+        let Some(Anchor { run_id, head }) = anchor.filter(|anchor| !self.goes_on_from(&anchor.head)) else {
+            return Ok(());
+        };
+        let message = format!("the ledger is not the one that run {run_id} saw: its last segments are gone");
+        let from = "restore the state's ledger/ folder from where it was lost";
+        Err(Error::new(Exit::Untrusted, message)
+            .hint(format!("{from}, up to segment {}; nothing was written", head.sequence)))
     }
 
     /// Refuses to compare with a ledger that holds requests under another tag key: they would silently match nobody.
@@ -214,7 +232,7 @@ impl Ledger {
                 known.swap_remove(place);
                 news.push(event.clone());
             } else if self.requests.is_news(event) {
-                self.requests.take_event(event, true);
+                self.requests.take_event(event, None);
                 news.push(event.clone());
             }
         }
@@ -342,10 +360,16 @@ impl Ledger {
     }
 }
 
-/// The segments behind `head`, where they stand in files of their own and follow it; `None`: the ledger must be read as a whole.
+/// The segments behind `head`, where they stand in files of their own and follow it; `None`: the ledger must be read as a whole, as
+/// when the head itself is gone.
 pub async fn segments_behind(store: &dyn Store, state: &Location, head: &Head) -> Result<Option<Vec<Segment>>> {
     let (mut segments, mut digest, mut next) = (Vec::new(), head.digest, head.sequence + 1);
-    for file in list(store, state).await?.into_iter().filter(|file| file.last >= head.sequence) {
+    let mut files = list(store, state).await?;
+    files.retain(|file| file.last >= head.sequence);
+    if files.is_empty() {
+        return Ok(None);
+    }
+    for file in files {
         if file.last < next {
             continue;
         }

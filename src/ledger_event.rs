@@ -77,11 +77,11 @@ pub enum Fact {
     },
     /// A run is about to remove these rows: written before it does.
     Planned { dataset: Text, run_id: Text, rows: u64, consumers: Option<u64> },
-    /// The rows are gone and a manifest says so.
+    /// The rows are gone and a manifest says so; no rows: the run has ended, and all that it planned is still there.
     Removed { dataset: Text, run_id: Text, rows: u64, consumers: Option<u64>, manifest_digest: Text },
     /// A run scanned everything in scope and nothing of the request was left.
     VerifiedClean { run_id: Text, manifest_digest: Text },
-    /// It was removed or verified clean before, and matches again.
+    /// It was removed and verified clean before, and matches again. Written by the first run that sees it.
     Reappeared {
         dataset: Text,
         run_id: Text,
@@ -93,6 +93,8 @@ pub enum Fact {
         /// The job that wrote the object, if its metadata says so.
         written_by: Option<Text>,
     },
+    /// A run that removes nothing, or is about to, has seen the first rows of a request that nothing was found of before.
+    Found { dataset: Text, run_id: Text, object: Text, rows: u64 },
     /// Its data stay, for this reason, until then (or for good).
     Exempted { ground: Text, until: Option<Timestamp> },
     /// The person opted in again, or the request was a mistake.
@@ -109,6 +111,7 @@ impl Fact {
             Fact::Removed { .. } => "removed",
             Fact::VerifiedClean { .. } => "verified-clean",
             Fact::Reappeared { .. } => "re-appeared",
+            Fact::Found { .. } => "found",
             Fact::Exempted { .. } => "exempted",
             Fact::Withdrawn { .. } => "withdrawn",
             Fact::Answered { .. } => "answered",
@@ -201,6 +204,9 @@ impl Row {
                 row.text("dataset", dataset).text("run_id", run_id).text("object", object);
                 row.count("rows", Some(*rows)).time("since", *since).maybe("written_by", written_by);
             }
+            Fact::Found { dataset, run_id, object, rows } => {
+                row.text("dataset", dataset).text("run_id", run_id).text("object", object).count("rows", Some(*rows));
+            }
             Fact::Exempted { ground, until } => {
                 row.text("ground", ground).time("until", *until);
             }
@@ -259,6 +265,12 @@ impl Row {
                 rows: count("rows")?,
                 since: time("since"),
                 written_by: maybe("written_by"),
+            },
+            "found" => Fact::Found {
+                dataset: text("dataset")?,
+                run_id: text("run_id")?,
+                object: text("object")?,
+                rows: count("rows")?,
             },
             "exempted" => Fact::Exempted { ground: text("ground")?, until: time("until") },
             "withdrawn" => Fact::Withdrawn { source: text("source")? },

@@ -20,6 +20,8 @@ pub struct Requests {
     by_tag: HashMap<[u8; 16], u32>,
     /// The requests of tags under other keys.
     by_stale_tag: HashMap<[u8; 16], u32>,
+    /// What requests hold under other keys, each identifier and key once.
+    stale: HashMap<u32, Vec<Stale>>,
     key_id: Option<Text>,
     /// The names of all upload files that answers were ever given in.
     answer_files: BTreeSet<Text>,
@@ -39,6 +41,13 @@ pub struct Mark {
 struct Entry {
     request: u32,
     next: Option<u32>,
+    identifier: Tagged,
+}
+
+/// One identifier of one request under another key than the present one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stale {
+    key_id: Text,
     identifier: Tagged,
 }
 
@@ -64,9 +73,12 @@ pub struct Request {
     pub verified: Option<Arc<Verified>>,
     /// By dataset: what was planned and removed there.
     pub datasets: Vec<(Text, InDataset)>,
-    /// The last time it came back, until it is verified clean again.
+    /// When a run first saw that it is back, until it is verified clean again.
     pub reappeared_at: Option<Timestamp>,
+    /// How often it came back: from one clean run to the next, once.
     pub reappearances: u32,
+    /// When a run first saw rows of it after another had found nothing at all.
+    pub found_at: Option<Timestamp>,
     pub answered: Option<Arc<Answered>>,
 }
 
@@ -188,17 +200,17 @@ impl Request {
             datasets: Vec::new(),
             reappeared_at: None,
             reappearances: 0,
+            found_at: None,
             answered: None,
         }
     }
 
     pub fn state(&self, now: Timestamp) -> State {
         let exempt = self.exempted.as_ref().is_some_and(|it| it.until.is_none_or(|until| now < until));
-        let planned = self.datasets.iter().any(|(_, facts)| facts.planned.is_some());
         match (&self.withdrawn_at, &self.verified) {
             (Some(_), _) => State::Withdrawn,
             _ if exempt => State::Exempted,
-            _ if planned => State::Planned,
+            _ if self.has_plan_of(None) => State::Planned,
             _ if self.reappeared_at.is_some() => State::Reappeared,
             (None, Some(_)) if self.rows_removed() > 0 => State::Done,
             (None, Some(_)) => State::NotFound,
@@ -240,9 +252,20 @@ impl Request {
         &mut self.datasets[at].1
     }
 
-    /// Whether it has been done with once: a match from then on is a re-appearance.
+    /// Whether a match is a return: rows were removed and a run found nothing left. Once it is back it is so until the next clean run.
     pub fn was_done(&self) -> bool {
-        self.verified.is_some() || self.rows_removed() > 0
+        self.reappeared_at.is_some() || (self.verified.is_some() && self.rows_removed() > 0)
+    }
+
+    /// Whether a run has looked at everything and nothing has ever matched: then a match is its first one.
+    pub fn was_not_found(&self) -> bool {
+        self.reappeared_at.is_none() && self.verified.is_some() && self.rows_removed() == 0
+    }
+
+    /// Whether a run has announced rows and not said yet how it ended: this one, or any.
+    pub fn has_plan_of(&self, run_id: Option<&str>) -> bool {
+        let mut plans = self.datasets.iter().filter_map(|(_, facts)| facts.planned.as_ref());
+        plans.any(|planned| run_id.is_none_or(|run_id| *planned.run_id == *run_id))
     }
 
     /// The last moment at which it was known to be gone.
@@ -273,7 +296,8 @@ impl Requests {
     /// Takes in a segment's events, in their order.
     pub fn take(&mut self, segment: &Segment) {
         let comparable = self.key_id.as_ref().is_none_or(|own| *own == segment.key_id);
-        segment.events.iter().for_each(|event| self.take_event(event, comparable));
+        let stale_key = (!comparable).then_some(&segment.key_id);
+        segment.events.iter().for_each(|event| self.take_event(event, stale_key));
     }
 
     /// In the order in which they came.
@@ -358,10 +382,22 @@ impl Requests {
         kinds
     }
 
-    /// Requests that should match and have no identifier under the present key: their lists must be imported again.
+    /// Requests that should match and of which an identifier is not there under the present key: their lists must be imported again.
+    /// No tag tells which one of another key it stands for: a request must have as many of each kind as it had under any other key.
     pub fn not_comparable(&self, now: Timestamp) -> usize {
-        let lost = |request: &&Request| request.entries.is_empty() && request.is_suppressed(now);
-        self.requests.iter().filter(lost).count()
+        let lost = |(number, request): &(usize, &Request)| {
+            request.is_suppressed(now) && (request.entries.is_empty() || self.lacks_entries(*number as u32))
+        };
+        self.requests.iter().enumerate().filter(lost).count()
+    }
+
+    fn lacks_entries(&self, number: u32) -> bool {
+        let mut had: BTreeMap<(&Text, &Text), usize> = BTreeMap::new();
+        for Stale { key_id, identifier } in self.stale.get(&number).into_iter().flatten() {
+            *had.entry((key_id, &identifier.kind)).or_default() += 1;
+        }
+        let has = |kind: &Text| self.identifiers(self.at(number)).filter(|own| own.kind == *kind).count();
+        had.iter().any(|((_, kind), count)| has(kind) < *count)
     }
 
     /// When the set of [`Requests::suppressed`] changes next without an event: an exemption ends.
@@ -407,6 +443,7 @@ impl Requests {
                 request.answered.as_ref().is_none_or(|answered| answered.status != *status)
             }
             Fact::Reappeared { .. } => true,
+            Fact::Found { .. } => request.was_not_found(),
         }
     }
 
@@ -414,8 +451,8 @@ impl Requests {
         &self.answer_files
     }
 
-    /// Takes in one event; `comparable`: its tag is made with the present key.
-    pub fn take_event(&mut self, event: &Event, comparable: bool) {
+    /// Takes in one event; `stale_key`: of its tag, when that is not made with the present key.
+    pub fn take_event(&mut self, event: &Event, stale_key: Option<&Text>) {
         self.events += 1;
         let number = match self.by_id.get(&event.request_id) {
             Some(number) => *number,
@@ -433,7 +470,7 @@ impl Requests {
             }
         };
         if let Fact::Received { identifier, .. } = &event.fact {
-            self.take_identifier(number, identifier, comparable);
+            self.take_identifier(number, identifier, stale_key);
         }
         if let Fact::Answered { source, .. } = &event.fact {
             self.answer_files.insert(source.clone());
@@ -441,9 +478,14 @@ impl Requests {
         take_fact(&mut self.requests[number as usize], event);
     }
 
-    fn take_identifier(&mut self, number: u32, identifier: &Tagged, comparable: bool) {
-        if !comparable {
-            self.requests[number as usize].stale_tags += 1;
+    fn take_identifier(&mut self, number: u32, identifier: &Tagged, stale_key: Option<&Text>) {
+        if let Some(key_id) = stale_key {
+            let stale = Stale { key_id: key_id.clone(), identifier: identifier.clone() };
+            let known = self.stale.entry(number).or_default();
+            if !known.contains(&stale) {
+                known.push(stale);
+                self.requests[number as usize].stale_tags += 1;
+            }
             self.by_stale_tag.insert(head(&identifier.tag), number);
             return;
         }
@@ -469,8 +511,15 @@ fn take_fact(request: &mut Request, event: &Event) {
         Fact::Received { source, received_at, regime, due, list_digest, .. } => {
             let anew = is_asked_anew(request, *received_at);
             if anew {
+                // What was done when it was asked before is no answer to this asking. A plan stands until its run has ended.
                 request.withdrawn_at = None;
                 request.verified = None;
+                request.reappeared_at = None;
+                request.reappearances = 0;
+                request.found_at = None;
+                for (_, facts) in &mut request.datasets {
+                    *facts = InDataset { planned: facts.planned.take(), ..InDataset::default() };
+                }
             }
             if anew || request.received_at.is_none() {
                 request.received_at = *received_at;
@@ -490,6 +539,10 @@ fn take_fact(request: &mut Request, event: &Event) {
         Fact::Removed { dataset, run_id, rows, consumers, manifest_digest } => {
             let facts = request.dataset(dataset);
             facts.planned = None;
+            // The run has ended and left all of it.
+            if *rows == 0 {
+                return;
+            }
             facts.rows_removed += rows;
             facts.consumers = facts.consumers.max(*consumers);
             facts.removed_at = Some(at);
@@ -503,8 +556,14 @@ fn take_fact(request: &mut Request, event: &Event) {
             request.verified = Some(Arc::new(verified));
         }
         Fact::Reappeared { .. } => {
-            request.reappeared_at = Some(at);
-            request.reappearances += 1;
+            if request.reappeared_at.is_none() {
+                request.reappeared_at = Some(at);
+                request.reappearances += 1;
+            }
+        }
+        Fact::Found { .. } => {
+            request.found_at = Some(at);
+            request.verified = None;
         }
         Fact::Exempted { ground, until } => {
             request.exempted = Some(Arc::new(Exemption { ground: ground.clone(), until: *until }));
@@ -557,6 +616,10 @@ mod tests {
         of(id, Fact::Reappeared { dataset, run_id, object, rows: 1, since: None, written_by: None })
     }
 
+    fn found(id: &str) -> (Text, Fact) {
+        of(id, Fact::Found { dataset: text("d"), run_id: text("run2"), object: text("o"), rows: 1 })
+    }
+
     fn withdrawn(id: &str) -> (Text, Fact) {
         of(id, Fact::Withdrawn { source: text("desk") })
     }
@@ -581,7 +644,7 @@ mod tests {
     #[test]
     fn a_state_follows_from_the_facts() {
         let r = || received("r", 1, None);
-        let cases: [(&[(Text, Fact)], State); 12] = [
+        let cases: [(&[(Text, Fact)], State); 16] = [
             (&[r()], State::Open),
             (&[r(), planned("r")], State::Planned),
             (&[r(), planned("r"), removed("r", 2)], State::Removed),
@@ -594,6 +657,11 @@ mod tests {
             (&[r(), exempted("r", Some(500))], State::Open),
             (&[r(), exempted("r", None), withdrawn("r")], State::Withdrawn),
             (&[r(), withdrawn("r"), received("r", 1, Some(90))], State::Open),
+            (&[r(), removed("r", 2), clean("r"), back("r"), withdrawn("r"), received("r", 1, Some(90))], State::Open),
+            // The run ended and all that it planned is still there.
+            (&[r(), planned("r"), removed("r", 0)], State::Open),
+            (&[r(), clean("r"), found("r")], State::Open),
+            (&[r(), removed("r", 2), clean("r"), found("r")], State::Done),
         ];
         for (facts, wish) in cases {
             let requests = fold(facts);
@@ -601,6 +669,18 @@ mod tests {
             assert_eq!(state, wish, "{facts:?}");
             let suppressed = requests.suppressed(at(1000)).count();
             assert_eq!(suppressed, usize::from(!matches!(wish, State::Withdrawn | State::Exempted)), "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn a_return_is_counted_once_and_from_its_first_look() {
+        let facts = [received("r", 1, None), removed("r", 2), clean("r"), back("r"), back("r")];
+        let requests = fold(&facts);
+        let request = requests.get("r").unwrap();
+        assert_eq!((request.reappeared_at, request.reappearances), (Some(at(4)), 1));
+        assert!(request.was_done(), "until it is verified clean");
+        for (facts, wish) in [(&facts[..2], false), (&facts[..3], true), (&[facts[0].clone(), clean("r")], false)] {
+            assert_eq!(fold(facts).get("r").unwrap().was_done(), wish, "{facts:?}");
         }
     }
 
@@ -646,5 +726,11 @@ mod tests {
         assert_eq!((requests.suppressed(at(9)).count(), requests.not_comparable(at(9))), (0, 1));
         requests.take(&segment("new", received("r", 2, None)));
         assert_eq!((requests.suppressed(at(9)).count(), requests.not_comparable(at(9)), requests.len()), (1, 0, 1));
+        // Identifier by identifier, whatever the number of keys.
+        requests.take(&segment("old", received("r", 3, None)));
+        assert_eq!((requests.suppressed(at(9)).count(), requests.not_comparable(at(9))), (1, 1));
+        requests.take(&segment("older", received("r", 5, None)));
+        requests.take(&segment("new", received("r", 4, None)));
+        assert_eq!((requests.suppressed(at(9)).count(), requests.not_comparable(at(9))), (2, 0));
     }
 }

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use crate::error::Result;
-use crate::ledger::{self, Head, Ledger};
+use crate::ledger::{self, Anchor, Head, Ledger};
 use crate::ledger_event::Fact;
 use crate::request_import::NUMBER_OF_TEXT;
 use crate::signature::TagKey;
@@ -126,11 +126,18 @@ async fn open(store: &dyn Store, state: &Location, key: &TagKey) -> Option<Probe
 }
 
 /// Those whom the ledger asks for at `now`: from the probe file where it still holds, else from the ledger itself, and then the file
-/// is written anew. `None`: there is no ledger.
-pub async fn load(store: Arc<dyn Store>, state: &Location, key: &TagKey, now: Timestamp) -> Result<Option<ProbeTable>> {
+/// is written anew. `None`: there is no ledger. Refused is one that does not go on from what the last run saw.
+pub async fn load(
+    store: Arc<dyn Store>,
+    state: &Location,
+    key: &TagKey,
+    now: Timestamp,
+    anchor: Option<&Anchor>,
+) -> Result<Option<ProbeTable>> {
     if let Some(mut probe) = open(store.as_ref(), state, key).await
         && probe.valid_until.is_none_or(|until| now < until)
         && let Some(head) = unchanged_until(store.as_ref(), state, &probe.head).await?
+        && anchor.is_none_or(|anchor| anchor.head.sequence <= head)
     {
         probe.head.sequence = head;
         return Ok(Some(probe));
@@ -140,6 +147,7 @@ pub async fn load(store: Arc<dyn Store>, state: &Location, key: &TagKey, now: Ti
         return Ok(None);
     }
     ledger.check_key(now)?;
+    ledger.check_anchor(anchor)?;
     let probe = ProbeTable::of(&ledger, now);
     write(store.as_ref(), &probe, state, key).await;
     Ok(Some(probe))
@@ -154,6 +162,7 @@ async fn unchanged_until(store: &dyn Store, state: &Location, head: &Head) -> Re
         | Fact::Removed { .. }
         | Fact::VerifiedClean { .. }
         | Fact::Reappeared { .. }
+        | Fact::Found { .. }
         | Fact::Answered { .. } => false,
     };
     let last = behind.last().map_or(head.sequence, |segment| segment.sequence);

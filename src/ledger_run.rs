@@ -11,7 +11,7 @@ use crate::drop_answer::is_opted_out;
 use crate::error::{Error, Exit, Result};
 use crate::identifier::Kind;
 use crate::job::{Job, LEDGER_URI};
-use crate::ledger::{self, Head, Ledger};
+use crate::ledger::{self, Anchor, Head, Ledger};
 use crate::ledger_event::{Event, Fact, Text};
 use crate::ledger_fold::{Mark, Request};
 use crate::ledger_probe::{self, ProbeTable};
@@ -27,18 +27,35 @@ use crate::verify_read::Fault;
 
 /// Opens the ledger for a job that has it as a list; `None` for any other job.
 ///
-/// Errors: no ledger there (a list that is missing), requests under another key, a chain that does not fit.
+/// Errors: no ledger there (a list that is missing), requests under another key, a chain that does not fit or lost its end.
 pub async fn open(job: &Job, stores: &Stores, key: &TagKey, now: Timestamp) -> Result<Option<Ledger>> {
     let Some(list) = &job.ledger else { return Ok(None) };
     let state = &job.state.location;
-    let ledger = Ledger::open(stores.of(state), state, key).await?;
+    let store = stores.of(state);
+    let anchor = anchor(store.as_ref(), state).await?;
+    let ledger = Ledger::open(store, state, key).await?;
     if ledger.head().sequence == 0 {
         let name = &list.name;
         return Err(Error::usage(format!("list {name} is missing: there is no ledger at {}", ledger::folder(state)))
             .hint("`lakescrub requests import` makes one; an empty ledger is one whose requests are withdrawn"));
     }
     ledger.check_key(now)?;
+    ledger.check_anchor(anchor.as_ref())?;
     Ok(Some(ledger))
+}
+
+/// The last run that has the ledger in its manifest, and the ledger's head as it saw it. Read before the ledger is, what it names must
+/// be there.
+pub async fn anchor(store: &dyn Store, state: &Location) -> Result<Option<Anchor>> {
+    let Some((run_id, predicate)) = chain::newest(store, state, |predicate| predicate["ledger"].is_object()).await?
+    else {
+        return Ok(None);
+    };
+    let anchor = &predicate["ledger"];
+    let sequence = anchor["segments"].as_u64().unwrap_or(0);
+    let digest = anchor["digest"].as_str().and_then(|text| hex::decode(text).ok());
+    let digest = digest.and_then(|raw| raw.try_into().ok()).unwrap_or_default();
+    Ok(Some(Anchor { run_id, head: Head { sequence, digest } }))
 }
 
 /// What is asked of each value: the tags of all requests that stand at `now`.
@@ -76,6 +93,8 @@ pub struct Book {
     ledger: Ledger,
     mark: Mark,
     run_id: Text,
+    /// A run that never ended, which this one leaves to the next scrub: nobody can say yet what became of its plan.
+    left_open: Option<Text>,
     now: Timestamp,
     /// By dataset of the job, then by object.
     seen: Vec<Vec<Seen>>,
@@ -109,37 +128,24 @@ pub struct Looking<'a> {
 
 impl Book {
     /// `ledger` as it was loaded, `now` as it was then.
-    pub fn new(ledger: Ledger, run_id: &str, now: Timestamp, since_restore: Option<Timestamp>) -> Book {
+    pub fn new(
+        ledger: Ledger,
+        (run_id, left_open): (&str, Option<&str>),
+        now: Timestamp,
+        since_restore: Option<Timestamp>,
+    ) -> Book {
         let mark = ledger.requests().mark(now);
         Book {
             ledger,
             mark,
             run_id: run_id.into(),
+            left_open: left_open.map(Text::from),
             now: whole_microseconds(now),
             seen: Vec::new(),
             reappeared: BTreeSet::new(),
             reappearances: Vec::new(),
             since_restore,
         }
-    }
-
-    /// A ledger that lost its last segments, or was replaced, is not what the last manifest saw.
-    pub async fn check_anchor(&self, store: &dyn Store, state: &Location) -> Result<()> {
-        let Some(last) = chain::latest(store, state).await? else { return Ok(()) };
-        let statement = statement_of(store, state, &last.run_id).await?;
-        let anchor = &statement["predicate"]["ledger"];
-        let sequence = anchor["segments"].as_u64().unwrap_or(0);
-        let digest = anchor["digest"].as_str().and_then(|text| hex::decode(text).ok());
-        let digest = digest.and_then(|raw| raw.try_into().ok()).unwrap_or_default();
-        if self.ledger.goes_on_from(&Head { sequence, digest }) {
-            return Ok(());
-        }
-        let run = last.run_id;
-        Err(Error::new(
-            Exit::Untrusted,
-            format!("the ledger is not the one that run {run} saw: its last segments are gone"),
-        )
-        .hint("restore the state's ledger/ folder from where it was lost; nothing was written"))
     }
 
     /// Writes down what was decided, and so far only supposed, before anything was planned.
@@ -155,7 +161,9 @@ impl Book {
             let dataset = &plan.datasets[number];
             let steps = dataset.steps.iter().filter(|step| !step.is_summary && step.rows_matched > 0);
             let objects: Vec<Object> = steps.map(|step| step.object.clone()).collect();
-            let versions = dataset.versions.iter().flatten().filter(|step| step.rows_matched > 0);
+            // A version that is only reported stays: nothing of it is planned.
+            let versions = dataset.versions.iter().flatten();
+            let versions = versions.filter(|step| step.rows_matched > 0 && step.decision.changes());
             let versions: Vec<Object> = versions.map(|step| step.object.clone()).collect();
             let mut unknown = self.look(looking, number, objects, false).await;
             unknown.extend(self.look(looking, number, versions, true).await);
@@ -175,6 +183,7 @@ impl Book {
 
     /// For a run that removes nothing: who is back in the objects that the verifier found rows in.
     pub async fn look_back(&mut self, looking: &Looking<'_>, verified: &Verified) -> Result<()> {
+        self.settle_earlier_runs(looking).await?;
         for (number, dataset) in verified.datasets.iter().enumerate() {
             let objects = dataset.objects.iter().filter(|object| object.rows_matched > 0);
             let objects: Vec<Object> = objects.map(|object| object.object.clone()).collect();
@@ -268,7 +277,8 @@ impl Book {
         Event { recorded_at: self.now, request_id, fact }
     }
 
-    /// Requests that were done with and match again, object by object. What this very run has planned is no return.
+    /// Requests that were done with and match again, object by object: told by every run until they are gone, written down by the first.
+    /// What this very run has planned is no return, and neither are the first rows of whom nothing was ever found.
     async fn came_back(&mut self, looking: &Looking<'_>) -> Vec<Event> {
         let mut events = Vec::new();
         for (spec, seen) in looking.job.datasets.iter().zip(&self.seen) {
@@ -276,6 +286,11 @@ impl Book {
                 let requests = self.ledger.requests();
                 let is_told = |object: &str| self.reappearances.iter().any(|known| known.object == object);
                 let shown = (looking.shown)(spec, &seen.location);
+                let first = seen.held.iter().filter(|(number, _)| requests.at(**number).was_not_found());
+                events.extend(first.map(|(number, held)| {
+                    let (dataset, object): (Text, Text) = (spec.name.as_str().into(), shown.as_str().into());
+                    self.event(*number, Fact::Found { dataset, run_id: self.run_id.clone(), object, rows: held.rows })
+                }));
                 let back: Vec<(&u32, &Held)> =
                     seen.held.iter().filter(|(number, _)| self.was_gone(requests.at(**number))).collect();
                 if back.is_empty() || is_told(&shown) {
@@ -287,7 +302,7 @@ impl Book {
                 };
                 let since = |number: &u32| requests.at(*number).gone_at();
                 let (dataset, object): (Text, Text) = (spec.name.as_str().into(), shown.as_str().into());
-                for (number, held) in &back {
+                for (number, held) in back.iter().filter(|(number, _)| requests.at(**number).reappeared_at.is_none()) {
                     let fact = Fact::Reappeared {
                         dataset: dataset.clone(),
                         run_id: self.run_id.clone(),
@@ -337,8 +352,14 @@ impl Book {
         }
     }
 
-    /// Writes down what was removed, given the objects of each dataset that are as they were, and who is verified clean.
-    pub async fn close(&mut self, manifest_digest: &str, exit: Exit, job: &Job, left: &[Vec<Location>]) -> Result<()> {
+    /// Writes down what was removed, given the objects and versions of each dataset that are as they were, and who is verified clean.
+    pub async fn close(
+        &mut self,
+        manifest_digest: &str,
+        exit: Exit,
+        job: &Job,
+        left: &[Vec<(Location, Option<String>)>],
+    ) -> Result<()> {
         let manifest_digest: Text = manifest_digest.into();
         let mut removed = Vec::new();
         for (number, request) in self.ledger.requests().iter().enumerate() {
@@ -348,13 +369,10 @@ impl Book {
                 };
                 let place = job.datasets.iter().position(|spec| *spec.name == **dataset);
                 let kept = place.map_or(0, |place| self.rows_left(place, number as u32, left.get(place)));
-                if kept >= planned.rows && kept > 0 {
-                    continue;
-                }
                 let fact = Fact::Removed {
                     dataset: dataset.clone(),
                     run_id: self.run_id.clone(),
-                    rows: planned.rows - kept,
+                    rows: planned.rows.saturating_sub(kept),
                     consumers: planned.consumers,
                     manifest_digest: manifest_digest.clone(),
                 };
@@ -366,8 +384,12 @@ impl Book {
             return Ok(());
         }
         let requests = self.ledger.requests();
+        // Any other plan without a manifest is void: its run ended before it had changed anything.
+        let is_left_open =
+            |request: &Request| self.left_open.as_ref().is_some_and(|run| request.has_plan_of(Some(run)));
         let unsaid = requests.asked_at(&self.mark).filter(|(_, request)| {
-            request.verified.is_none() || request.reappeared_at.is_some() || self.since_restore.is_some()
+            let is_said = request.verified.is_some() && request.reappeared_at.is_none() && !request.has_plan_of(None);
+            !is_left_open(request) && (!is_said || self.since_restore.is_some())
         });
         let verified: Vec<Event> = unsaid
             .map(|(number, _)| {
@@ -384,14 +406,20 @@ impl Book {
         ledger_probe::refresh(stores.of(state).as_ref(), &self.ledger, state, key, self.now).await;
     }
 
-    fn rows_left(&self, dataset: usize, request: u32, left: Option<&Vec<Location>>) -> u64 {
-        let seen = self.seen.get(dataset).into_iter().flatten();
-        let current = seen.filter(|seen| seen.version_id.is_none());
-        let kept = current.filter(|seen| left.is_some_and(|left| left.contains(&seen.location)));
-        kept.filter_map(|seen| seen.held.get(&request)).map(|held| held.rows).sum()
+    /// Counted as [`Book::planned`] counts: the rows of old versions where no current object has any.
+    fn rows_left(&self, dataset: usize, request: u32, left: Option<&Vec<(Location, Option<String>)>>) -> u64 {
+        let seen = || self.seen.get(dataset).into_iter().flatten().filter(|seen| seen.held.contains_key(&request));
+        let is_current = seen().any(|seen| seen.version_id.is_none());
+        let counted = seen().filter(|seen| seen.version_id.is_none() == is_current);
+        let is_left = |seen: &&Seen| {
+            let mut left = left.into_iter().flatten();
+            left.any(|(location, version_id)| (location, version_id) == (&seen.location, &seen.version_id))
+        };
+        counted.filter(is_left).map(|seen| seen.held[&request].rows).sum()
     }
 
-    /// A run that was killed after its manifest and before its last word here has removed what the manifest says.
+    /// A run that was killed after its manifest and before its last word here has removed what the manifest says: all that it planned
+    /// after a clean end, else no more than was removed from current objects.
     async fn settle_earlier_runs(&mut self, looking: &Looking<'_>) -> Result<()> {
         let state = &looking.job.state.location;
         let store = looking.stores.of(state);
@@ -414,13 +442,14 @@ impl Book {
                 let records = statement["predicate"]["datasets"].as_array().into_iter().flatten();
                 let record = records.into_iter().find(|record| record["name"] == **dataset);
                 let count = |name: &str| record.map_or(0, |record| record["rows"][name].as_u64().unwrap_or(0));
-                let rows = planned.rows.min(count("removed") + count("redacted"));
-                if rows > 0 {
-                    let (dataset, run_id) = (dataset.clone(), planned.run_id.clone());
-                    let (consumers, manifest_digest) = (planned.consumers, digest.clone());
-                    let fact = Fact::Removed { dataset, run_id, rows, consumers, manifest_digest };
-                    removed.push(self.event(number as u32, fact));
-                }
+                let rows = match statement["predicate"]["run"]["exit"].as_u64() {
+                    Some(0) => planned.rows,
+                    _ => planned.rows.min(count("removed") + count("redacted")),
+                };
+                let (dataset, run_id) = (dataset.clone(), planned.run_id.clone());
+                let (consumers, manifest_digest) = (planned.consumers, digest.clone());
+                let fact = Fact::Removed { dataset, run_id, rows, consumers, manifest_digest };
+                removed.push(self.event(number as u32, fact));
             }
         }
         self.ledger.append(removed).await.map(drop)
@@ -433,10 +462,6 @@ async fn statement_and_digest(store: &dyn Store, state: &Location, run_id: &str)
     let statement = serde_json::from_slice(&bytes)
         .map_err(|_| Error::new(Exit::Untrusted, format!("{location} is no statement of a run")))?;
     Ok((statement, sha256_hex(&bytes).into()))
-}
-
-async fn statement_of(store: &dyn Store, state: &Location, run_id: &str) -> Result<Value> {
-    statement_and_digest(store, state, run_id).await.map(|(statement, _)| statement)
 }
 
 /// Names under which writers leave their own: the words that Airflow, Spark, dbt and people use.

@@ -25,7 +25,7 @@ use crate::identifier::{HashFunction, Hashed};
 use crate::job::Job;
 use crate::keys;
 use crate::ledger::{Appended, Ledger};
-use crate::ledger_event::{Event, Fact, Tagged, Text, table};
+use crate::ledger_event::{DueDate, Event, Fact, Tagged, Text, table};
 use crate::ledger_fold::{Request, Requests, State, derived_id};
 use crate::ledger_probe;
 use crate::request_import::{self, Columns, Who, moment, who, whole_microseconds};
@@ -34,9 +34,6 @@ use crate::show;
 use crate::signature::TagKey;
 use crate::standing::{Dates, Standing, next_run, standing, whole_days};
 use crate::store::Stores;
-
-/// So many manifests are looked through for that of the last scrub.
-const RUNS_LOOKED_THROUGH: usize = 100;
 
 /// The job's ledger, open, and what belongs to it.
 pub struct Desk {
@@ -91,22 +88,9 @@ impl Desk {
     /// The predicate of the last scrub's manifest, if there is one.
     pub async fn last_scrub(&self) -> Result<Option<Value>> {
         let state = &self.job.state.location;
-        let store = self.stores.of(state);
-        let mut next = chain::latest(&*store, state).await?.map(|last| last.run_id);
-        // Runs of other commands may stand between: a few are looked through.
-        for _ in 0..RUNS_LOOKED_THROUGH {
-            let Some(run_id) = next else { break };
-            let location = chain::run_folder(state, &run_id).join(chain::STATEMENT_FILE);
-            let Some((_, bytes)) = chain::get_if_there(&*store, &location).await? else { break };
-            let mut statement: Value = serde_json::from_slice(&bytes)
-                .map_err(|_| Error::new(Exit::Untrusted, format!("{location} is no manifest")))?;
-            let predicate = statement["predicate"].take();
-            if predicate["run"]["command"] == "scrub" {
-                return Ok(Some(predicate));
-            }
-            next = predicate["previous"]["run_id"].as_str().map(str::to_owned);
-        }
-        Ok(None)
+        let is_scrub = |predicate: &Value| predicate["run"]["command"] == "scrub";
+        let last = chain::newest(self.stores.of(state).as_ref(), state, is_scrub).await?;
+        Ok(last.map(|(_, predicate)| predicate))
     }
 
     fn event(&self, request_id: &Text, fact: Fact) -> Event {
@@ -525,9 +509,9 @@ fn list(
     Ok(Exit::Clean)
 }
 
-/// The dates of a request that a deadline can be measured by; `None` for those that are exempted or withdrawn. One that came back has
-/// a term of its own from that day on.
-fn dates(desk: &Desk, request: &Request) -> Option<(Dates, Option<Date>)> {
+/// The dates of a request that a deadline can be measured by, and its due date with how that was computed; `None` for those that are
+/// exempted or withdrawn. One that came back, or was found after a run had found nothing, has a term of its own from that day on.
+fn dates(desk: &Desk, request: &Request) -> Option<(Dates, Option<DueDate>)> {
     let is_open = match request.state(desk.now) {
         State::Exempted | State::Withdrawn => return None,
         // A DROP work item is done when DROP was told.
@@ -535,18 +519,19 @@ fn dates(desk: &Desk, request: &Request) -> Option<(Dates, Option<Date>)> {
     };
     let told = request.answered.as_ref().filter(|_| download_of(request).is_some()).map(|answered| answered.at);
     let done = told.or_else(|| request.done_at()).unwrap_or(desk.now);
-    let (received, due) = match (request.reappeared_at, &request.regime) {
+    let seen_again = request.reappeared_at.or(request.found_at.filter(|_| request.verified.is_none()));
+    let (received, due) = match (seen_again, &request.regime) {
         (Some(back), regime) if is_open => {
             let due = regime.as_ref().and_then(|regime| desk.job.regimes.due(regime, Received::At(back)).ok());
-            (back, due.map(|due| due.date))
+            (back, due.map(|due| DueDate { at: due.date, how: due.how.into() }))
         }
-        _ => (request.clock_from(), request.due.as_ref().map(|due| due.at)),
+        _ => (request.clock_from(), request.due.as_deref().cloned()),
     };
     let dates = Dates {
         received,
-        due: due.and_then(|due| desk.job.regimes.end_of(due)),
+        due: due.as_ref().and_then(|due| desk.job.regimes.end_of(due.at)),
         done: (!is_open).then_some(done),
-        is_return: request.reappearances > 0,
+        is_return: request.reappearances > 0 || request.found_at.is_some(),
     };
     Some((dates, due))
 }
@@ -556,18 +541,23 @@ struct Deadlines<'a> {
     standing: Standing,
     /// Open requests by due date.
     due: BTreeMap<Date, u64>,
-    overdue: Vec<&'a Request>,
+    /// With the due date that was applied.
+    overdue: Vec<(&'a Request, DueDate)>,
     next_run: Option<(Timestamp, Vec<&'a Request>)>,
 }
 
 async fn deadlines(desk: &Desk, due_within: u32) -> Result<Deadlines<'_>> {
     let requests = desk.ledger.requests();
     let all = requests.iter().filter_map(|request| Some((request, dates(desk, request)?)));
-    let (mut dated, mut due): (Vec<(&Request, Dates)>, BTreeMap<Date, u64>) = Default::default();
+    let (mut dated, mut overdue): (Vec<(&Request, Dates)>, Vec<(&Request, DueDate)>) = Default::default();
+    let mut due: BTreeMap<Date, u64> = BTreeMap::new();
     for (request, (dates, due_on)) in all {
         dated.push((request, dates));
-        if let Some(date) = due_on.filter(|_| dates.is_open()) {
-            *due.entry(date).or_default() += 1;
+        if let Some(due_on) = due_on.filter(|_| dates.is_open()) {
+            *due.entry(due_on.at).or_default() += 1;
+            if dates.is_overdue(desk.now) {
+                overdue.push((request, due_on));
+            }
         }
     }
     let next_run = match desk.job.runs_every {
@@ -580,7 +570,6 @@ async fn deadlines(desk: &Desk, due_within: u32) -> Result<Deadlines<'_>> {
             Some((at, missed.collect()))
         }
     };
-    let overdue = dated.iter().filter(|(_, dates)| dates.is_overdue(desk.now)).map(|(request, _)| *request).collect();
     let dates: Vec<Dates> = dated.iter().map(|(_, dates)| *dates).collect();
     Ok(Deadlines { standing: standing(&dates, desk.now, due_within), due, overdue, next_run })
 }
@@ -601,7 +590,7 @@ impl Deadlines<'_> {
             ("open", json!(open)),
             ("done", json!(done)),
             ("overdue", json!(overdue)),
-            ("overdue_requests", json!(ids(&self.overdue))),
+            ("overdue_requests", json!(self.overdue.iter().map(|(request, _)| &*request.id).collect::<Vec<_>>())),
             ("due_within", json!({ "days": due_within, "requests": due_soon })),
             ("due", json!(due.collect::<Vec<Value>>())),
             ("without_due_date", json!(without_due_date)),
@@ -630,12 +619,11 @@ impl Deadlines<'_> {
             ),
             format!("{overdue:>10}  overdue"),
         ];
-        let told = |request: &&Request| {
-            let due = request.due.as_ref()?;
+        let told = |(request, due): &(&Request, DueDate)| {
             let back = request.reappeared_at.map(|at| format!(", back since {at}")).unwrap_or_default();
-            Some(format!("{:>10}  {}: due on {}, {}{back}", "", request.id, due.at, due.how))
+            format!("{:>10}  {}: due on {}, {}{back}", "", request.id, due.at, due.how)
         };
-        lines.extend(self.overdue.iter().filter_map(told).take(OVERDUE_SHOWN));
+        lines.extend(self.overdue.iter().map(told).take(OVERDUE_SHOWN));
         if let Some(days) = oldest_open_days {
             lines.push(format!("{days:>10.1}  days: age of the oldest open request"));
         }

@@ -36,7 +36,7 @@ use crate::manifest_diff;
 use crate::match_index::{Added, Builder, MatchIndex};
 use crate::plan::{self, DatasetPlan, Finding, Found, Plan};
 use crate::progress::Progress;
-use crate::purge::{self, Purge, Purged, Replaced};
+use crate::purge::{self, Purge, PurgeEnded, Purged, Replaced};
 use crate::request::{self, ListReport};
 use crate::request_import::moment;
 use crate::requests;
@@ -334,9 +334,7 @@ impl Session {
     /// What this run writes into the ledger, with what it has decided so far; `None` for a job without it.
     async fn book(&mut self, run: &Run) -> Result<Option<Book>> {
         let Some((ledger, now)) = self.ledger.take() else { return Ok(None) };
-        let state = &self.job.state.location;
-        let mut book = Book::new(ledger, &run.id, now, self.since_restore);
-        book.check_anchor(self.stores.of(state).as_ref(), state).await?;
+        let mut book = Book::new(ledger, (&run.id, run.left_open.as_deref()), now, self.since_restore);
         book.record_decided(self.withheld.events(now)).await?;
         Ok(Some(book))
     }
@@ -619,7 +617,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         };
         let (result, digest) = publish(session, &account, &signing_key, run).await?;
         if let Some(book) = &mut book {
-            book.close(&digest, result.exit, &session.job, &left(&plan, &outcomes)).await?;
+            book.close(&digest, result.exit, &session.job, &left(&plan, &outcomes, &purged)).await?;
             book.refresh_probe(&session.job, &session.stores, &tag_key).await;
         }
         Ok(result)
@@ -640,17 +638,25 @@ async fn announce(
     book.announce(&looking, plan).await
 }
 
-/// The objects of each dataset that are as they were, or whose rewrite nobody can vouch for.
-fn left(plan: &Plan, outcomes: &[Vec<Option<Outcome>>]) -> Vec<Vec<Location>> {
+/// The objects of each dataset that are as they were, or whose rewrite nobody can vouch for, and its noncurrent versions that were not
+/// purged, by their ids.
+fn left(plan: &Plan, outcomes: &[Vec<Option<Outcome>>], purged: &[Purged]) -> Vec<Vec<(Location, Option<String>)>> {
     let is_done = |outcome: &Option<Outcome>| match outcome.as_ref().map(|outcome| &outcome.ended) {
         Some(Ended::Rewritten | Ended::Dropped) => true,
         Some(Ended::Failed { .. } | Ended::NotBegun) | None => false,
     };
-    let of = |(dataset, outcomes): (&DatasetPlan, &Vec<Option<Outcome>>)| {
+    let of = |((dataset, outcomes), purged): ((&DatasetPlan, &Vec<Option<Outcome>>), &Purged)| {
         let left = dataset.steps.iter().zip(outcomes).filter(|(_, outcome)| !is_done(outcome));
-        left.map(|(step, _)| step.object.location.clone()).collect()
+        let left = left.map(|(step, _)| (step.object.location.clone(), None));
+        let gone = purged.versions.iter().flat_map(|versions| &versions.outcomes);
+        let gone = gone.filter(|outcome| outcome.ended == PurgeEnded::Purged);
+        let gone: HashSet<(&Location, &Option<String>)> =
+            gone.map(|outcome| (&outcome.object.location, &outcome.object.version_id)).collect();
+        let versions = dataset.versions.iter().flatten().map(|step| &step.object);
+        let versions = versions.filter(|object| !gone.contains(&(&object.location, &object.version_id)));
+        left.chain(versions.map(|object| (object.location.clone(), object.version_id.clone()))).collect()
     };
-    plan.datasets.iter().zip(outcomes).map(of).collect()
+    plan.datasets.iter().zip(outcomes).zip(purged).map(of).collect()
 }
 
 async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {

@@ -126,5 +126,11 @@ fn a_request_that_came_back_has_a_term_of_its_own() {
     let back = status("2026-06-03T00:00:00Z").exits(0).json();
     assert_eq!((&back["open"], &back["overdue"]), (&json!(1), &json!(0)), "{back:#}");
     assert_eq!(back["due"][0]["due_at"], "2026-07-17", "{back:#}");
-    status("2026-07-18T00:00:00Z").exits(9);
+    // The term counts from the first look at the return: a later one does not put it off.
+    lake.run(&["verify", "job.toml", "--now", "2026-07-10T00:00:00Z"]).exits(4);
+    let late = status("2026-07-18T00:00:00Z").exits(9).json();
+    assert_eq!((&late["due"][0]["due_at"], &late["reappearances"]), (&json!("2026-07-17"), &json!(1)), "{late:#}");
+    let told = lake.run(&["requests", "status", "job.toml", "--now", "2026-07-18T00:00:00Z"]).exits(0).stdout;
+    assert!(told.contains("R1: due on 2026-07-17, received 2026-06-02 (UTC)"), "{told}");
+    assert!(told.contains("back since 2026-06-02T00:00:00Z"), "{told}");
 }

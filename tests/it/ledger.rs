@@ -6,13 +6,14 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use parquet::arrow::ArrowWriter;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::lakescrub_runner::{Lake, ran};
 use crate::s3::on_each_server;
-use crate::s3_scrub::{self, LISTED, check_exit, records};
+use crate::s3_scrub::{self, LISTED, check_exit, records, without_the_listed};
 use crate::s3_server::{Bucket, Kind, server};
+use crate::versions::keep_versions;
 
 const JOB: &str = r#"version = 1
 name = "nightly"
@@ -247,10 +248,10 @@ fn who_comes_back_is_told_with_object_and_since_when() {
     assert_eq!((&back["requests"], &back["rows"]), (&1.into(), &2.into()));
     assert_eq!(back["since"], "2026-11-20T00:00:00Z");
     let first = &requests(&lake)[0];
-    assert_eq!((&first["state"], &first["reappearances"]), (&"done".into(), &2.into()), "{first}");
+    assert_eq!((&first["state"], &first["reappearances"]), (&"done".into(), &1.into()), "{first}");
     assert_eq!(first["rows_removed"], 5);
     let status = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
-    assert_eq!((&status["states"]["done"], &status["reappearances"]), (&3.into(), &2.into()));
+    assert_eq!((&status["states"]["done"], &status["reappearances"]), (&3.into(), &1.into()));
     lake.run(&["manifest", "check", ".lakescrub"]).exits(0);
 }
 
@@ -345,18 +346,161 @@ fn an_object_that_failed_is_not_recorded_as_removed_and_nobody_as_clean() {
     assert_eq!(states(&lake), ["R1 done", "R2 done", "R3 done"]);
 }
 
+#[test]
+fn a_run_that_died_before_its_last_word_is_settled_by_a_verify_too() {
+    let lake = lake();
+    add_all(&lake);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let written = segments(&lake);
+    written[written.len() - 2..].iter().for_each(|segment| std::fs::remove_file(segment).unwrap());
+    lake.run(&["verify", "job.toml"]).exits(0);
+    assert_eq!(states(&lake), ["R1 done", "R2 done", "R3 done"]);
+    assert!(requests(&lake).iter().all(|request| request["rows_removed"] == 3), "{:#?}", requests(&lake));
+}
+
+#[test]
+fn a_clean_verify_leaves_the_plan_of_a_run_that_never_ended() {
+    let mut clean = 0;
+    for entry in 2..12 {
+        let lake = lake();
+        add_all(&lake);
+        let mut command = lake.command(&["scrub", "job.toml"]);
+        command.env("LAKESCRUB_TEST_KILL_AFTER_ENTRY", entry.to_string());
+        if ran(command).code.is_some() {
+            break;
+        }
+        let verify = lake.run(&["verify", "job.toml"]);
+        assert_eq!(states(&lake), ["R1 planned", "R2 planned", "R3 planned"], "killed after entry {entry}");
+        clean += usize::from(verify.code == Some(0));
+        lake.run(&["scrub", "job.toml"]).exits(0);
+        assert_eq!(states(&lake), ["R1 done", "R2 done", "R3 done"], "killed after entry {entry}");
+        assert!(requests(&lake).iter().all(|request| request["rows_removed"] == 3), "{:#?}", requests(&lake));
+    }
+    assert!(clean > 0, "no kill left a lake in which nothing is to be found");
+}
+
+#[test]
+fn whoever_was_never_done_with_does_not_come_back() {
+    let lake = lake();
+    add_all(&lake);
+    add(&lake, "R9", "email=nobody@example.com");
+    lake.write("lake/broken.parquet", "PAR1 nonsense PAR1");
+    lake.run(&["scrub", "job.toml"]).exits(3);
+    // Removed in part, and there is more: that is no return.
+    lake.write("lake/d.csv", "email,phone_hash,member\nada@example.com,,\n");
+    std::fs::remove_file(lake.path().join("lake/broken.parquet")).unwrap();
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(scrub["ledger"]["reappeared"], 0, "{}", scrub["ledger"]);
+    assert_eq!(states(&lake), ["R1 done", "R2 done", "R3 done", "R9 not-found"]);
+    // Found for the first time: it is open again, but never was away.
+    lake.write("lake/e.csv", "email,phone_hash,member\nnobody@example.com,,\n");
+    let seen = lake.run(&["verify", "job.toml", "--json"]).exits(4);
+    assert!(!seen.stderr.contains("removed before and back"), "{}", seen.stderr);
+    assert_eq!(seen.json()["ledger"]["reappeared"], 0);
+    assert_eq!(states(&lake)[3], "R9 open");
+    let count = events(&lake).len();
+    lake.run(&["verify", "job.toml"]).exits(4);
+    assert_eq!(events(&lake).len(), count, "what is known is written once");
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(scrub["ledger"]["reappeared"], 0, "{}", scrub["ledger"]);
+    let last = &requests(&lake)[3];
+    assert_eq!((&last["state"], &last["reappearances"]), (&"done".into(), &0.into()), "{last}");
+}
+
+#[test]
+fn a_ledger_that_lost_its_end_is_seen_behind_runs_of_jobs_without_it() {
+    let lake = lake();
+    add_all(&lake);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let list = "uri = \"crm.csv\"\n[[list.column]]\ncolumn = \"email\"\nkind = \"email\"\n";
+    let dataset = "uri = \"lake/\"\n[[dataset.match]]\ncolumn = \"email\"\nkind = \"email\"\n";
+    let (before, _) = JOB.split_once("[[list]]").unwrap();
+    let list = format!("[[list]]\nname = \"crm\"\n{list}");
+    lake.write("plain.toml", format!("{before}{list}[[dataset]]\nname = \"people\"\n{dataset}"));
+    lake.write("crm.csv", "email\nzoe@example.com\n");
+    let written = segments(&lake);
+    lake.run(&["verify", "plain.toml"]).exits(0);
+    lake.run(&["scrub", "plain.toml"]).exits(0);
+    lake.run(&["check", "job.toml"]).exits(0);
+    written[written.len() - 3..].iter().for_each(|segment| std::fs::remove_file(segment).unwrap());
+    write_data(&lake);
+    let data = lake.bytes("lake");
+    for command in ["scrub", "verify", "plan", "check", "gate"] {
+        let args = [&[command, "job.toml"][..], if command == "gate" { &["lake/b.csv"] } else { &[] }].concat();
+        lake.run(&args).exits(8).says(&["the ledger is not the one that run"]);
+    }
+    assert_eq!(lake.bytes("lake"), data);
+}
+
+#[test]
+fn a_request_of_which_one_identifier_is_under_another_key_is_not_compared_by_halves() {
+    let lake = lake();
+    let both = ["requests", "add", "job.toml", "email=ada@example.com", "phone=+1 415 555 9317", "--request-id", "R1"];
+    let rotate = || {
+        std::fs::remove_file(lake.path().join("keys/tag.key")).unwrap();
+        lakescrub::keys::generate_keys(&lake.path().join("new")).unwrap();
+        std::fs::rename(lake.path().join("new/tag.key"), lake.path().join("keys/tag.key")).unwrap();
+        std::fs::remove_dir_all(lake.path().join("new")).unwrap();
+    };
+    lake.run(&both).exits(0);
+    // Twice: what an earlier key tagged is made up for, too.
+    for _ in 0..2 {
+        rotate();
+        add(&lake, "R1", "email=ada@example.com");
+        for command in ["check", "plan", "scrub", "verify"] {
+            lake.run(&[command, "job.toml"])
+                .exits(2)
+                .says(&["1 requests of the ledger are tagged with another tag_key"]);
+        }
+        add(&lake, "R1", "phone=+1 415 555 9317");
+        lake.run(&["check", "job.toml"]).exits(0);
+    }
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(scrub["datasets"][0]["rows"]["removed"], 6, "{scrub}");
+}
+
+#[test]
+fn a_request_that_is_asked_anew_begins_anew() {
+    let lake = lake();
+    add_all(&lake);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.write("lake/d.csv", "email,phone_hash,member\nada@example.com,,\n");
+    lake.run(&["verify", "job.toml"]).exits(4);
+    assert_eq!(states(&lake)[..2], ["R1 re-appeared", "R2 done"]);
+    lake.run(&["requests", "withdraw", "job.toml", "R1", "R2"]).exits(0);
+    add(&lake, "R1", "email=ada@example.com");
+    add(&lake, "R2", "phone=+1 (415) 555-9317");
+    assert_eq!(states(&lake)[..2], ["R1 open", "R2 open"]);
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(scrub["ledger"]["reappeared"], 0, "{}", scrub["ledger"]);
+    assert_eq!(states(&lake)[..2], ["R1 done", "R2 not-found"]);
+}
+
+/// A job whose only list is the ledger, which holds one request.
+fn s3_job(bucket: &Bucket) -> (s3_scrub::Job, String) {
+    let job = s3_scrub::Job::new(bucket, &bucket.server.endpoint());
+    let text = std::fs::read_to_string(job.path()).unwrap();
+    let (before, rest) = text.split_once("[[list]]").unwrap();
+    let dataset = rest.split_once("[[dataset]]").unwrap().1;
+    let list = "[[list]]\nname = \"all\"\nuri = \"ledger\"\n";
+    std::fs::write(job.path(), format!("{before}{list}[[dataset]]{dataset}")).unwrap();
+    let path = job.path().to_str().unwrap().to_owned();
+    let identifier = format!("email={LISTED}");
+    check_exit(&job.run(&["requests", "add", &path, &identifier, "--id", "R1"]), 0);
+    (job, path)
+}
+
+/// State and rows removed of its request.
+fn s3_standing(job: &s3_scrub::Job, path: &str) -> (Value, Value) {
+    let output = job.run(&["requests", "list", path, "--json"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    (told["requests"][0]["state"].clone(), told["requests"][0]["rows_removed"].clone())
+}
+
 on_each_server! {
     async fn the_ledger_on_s3_tells_who_brought_somebody_back(bucket: &Bucket) {
         bucket.upload("lake/a.csv", records(0, 10)).await;
-        let job = s3_scrub::Job::new(bucket, &bucket.server.endpoint());
-        let text = std::fs::read_to_string(job.path()).unwrap();
-        let (before, rest) = text.split_once("[[list]]").unwrap();
-        let dataset = rest.split_once("[[dataset]]").unwrap().1;
-        let list = "[[list]]\nname = \"all\"\nuri = \"ledger\"\n";
-        std::fs::write(job.path(), format!("{before}{list}[[dataset]]{dataset}")).unwrap();
-        let path = job.path().to_str().unwrap().to_owned();
-        let identifier = format!("email={LISTED}");
-        check_exit(&job.run(&["requests", "add", &path, &identifier, "--id", "R1"]), 0);
+        let (job, path) = s3_job(bucket);
         assert_eq!(job.scrub(0)["datasets"][0]["rows"]["removed"], 1);
         let body = aws_sdk_s3::primitives::ByteStream::from(records(50, 10).into_bytes());
         let request = bucket.client.put_object().bucket(&bucket.name).key("lake/b.csv").body(body);
@@ -367,8 +511,25 @@ on_each_server! {
         assert_eq!((&back["object"], &back["written_by"]), (&landed.into(), &"nightly_load".into()), "{back}");
         let state = format!("s3://{}/privacy/lakescrub/", bucket.name);
         check_exit(&job.run(&["manifest", "check", &state]), 0);
-        let output = job.run(&["requests", "list", &path, "--json"]);
-        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!((&told["requests"][0]["state"], &told["requests"][0]["rows_removed"]), (&"done".into(), &2.into()));
+        assert_eq!(s3_standing(&job, &path), ("done".into(), 2.into()));
+    }
+
+    async fn an_old_version_that_stays_is_not_recorded_as_removed(bucket: &Bucket) {
+        keep_versions(bucket).await;
+        bucket.upload("lake/a.csv", records(0, 5)).await;
+        let old = bucket.client.head_object().bucket(&bucket.name).key("lake/a.csv").send().await.unwrap();
+        bucket.upload("lake/a.csv", without_the_listed(&records(0, 5))).await;
+        let (job, path) = s3_job(bucket);
+        check_exit(&job.run(&["scrub", &path, "--set", "dataset.0.versions.noncurrent=report"]), 4);
+        assert_eq!(s3_standing(&job, &path), ("open".into(), 0.into()), "only reported");
+        let location = format!("s3://{}/lake/a.csv", bucket.name);
+        let note = json!({ "location": location, "etag": old.e_tag().unwrap(), "reason": "differs" });
+        let key = "privacy/lakescrub/held/run-00000001.json";
+        bucket.upload(key, note.to_string()).await;
+        job.scrub(4);
+        assert_eq!(s3_standing(&job, &path), ("open".into(), 0.into()), "held");
+        bucket.client.delete_object().bucket(&bucket.name).key(key).send().await.unwrap();
+        job.scrub(0);
+        assert_eq!(s3_standing(&job, &path), ("done".into(), 1.into()));
     }
 }

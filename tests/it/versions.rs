@@ -16,7 +16,7 @@ use crate::s3::on_each_server;
 use crate::s3_scrub::{Job, LISTED, check_exit, records, without_the_listed};
 use crate::s3_server::{Bucket, Kind, server};
 
-async fn keep_versions(bucket: &Bucket) {
+pub async fn keep_versions(bucket: &Bucket) {
     let on = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
     bucket.client.put_bucket_versioning().bucket(&bucket.name).versioning_configuration(on).send().await.unwrap();
 }
