@@ -469,6 +469,13 @@ fn what_cannot_be_told_is_not_deleted() {
     assert_eq!(lake.text("lake/people.csv"), PEOPLE);
     lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(3).says(&["have no outcome yet"]);
     std::fs::remove_file(lake.path().join("lake/broken.csv")).unwrap();
+    // Nor is it known whose rows a link leads to.
+    lake.write("elsewhere/more.csv", format!("{HEADER}77,anna@example.com,,,,,\n"));
+    let link = lake.path().join("lake/more.csv");
+    std::os::unix::fs::symlink(lake.path().join("elsewhere/more.csv"), &link).unwrap();
+    lake.run(&["scrub", "job.toml"]).exits(3).says(&["consumers not counted"]);
+    assert_eq!(lake.text("lake/people.csv"), PEOPLE);
+    std::fs::remove_file(link).unwrap();
     lake.run(&["scrub", "job.toml"]).exits(0);
     assert!(!lake.text("lake/people.csv").contains("Anna"));
     // An object without the key is one that cannot be told, too.

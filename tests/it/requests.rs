@@ -432,3 +432,27 @@ fn what_was_typed_is_not_said_or_kept_in_clear() {
     lake.run(&["requests", "add", "job.toml", "email=moe@example.com", "--request-id", md5]).exits(0);
     assert!(states(&lake).contains(&format!("{md5} open")), "{:?}", states(&lake));
 }
+
+#[tokio::test]
+async fn what_is_supposed_is_supposed_still_behind_a_faster_writer_and_news_when_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, key) = (Location::Local(folder.path().to_owned()), TagKey::new([1; 32]));
+    let open = || Ledger::open(Arc::new(LocalStore), &state, &key);
+    let exempted = |id: &str| {
+        let fact = Fact::Exempted { ground: "several".into(), until: None };
+        Event { recorded_at: Timestamp::from_second(2).unwrap(), request_id: id.into(), fact }
+    };
+    let is_exempted = |ledger: &Ledger, id: &str| ledger.requests().get(id).unwrap().exempted.is_some();
+    let mut ledger = open().await.unwrap();
+    ledger.append(vec![received("r1", 1), received("r2", 2)]).await.unwrap();
+    ledger.suppose(&[exempted("r1"), exempted("r2")]);
+    open().await.unwrap().append(vec![received("r3", 3)]).await.unwrap();
+    // Written at another time than it was supposed.
+    let written = Event { recorded_at: Timestamp::from_second(9).unwrap(), ..exempted("r1") };
+    assert_eq!(ledger.append(vec![written.clone()]).await.unwrap().events, 1);
+    assert!(is_exempted(&ledger, "r1") && is_exempted(&ledger, "r2") && ledger.requests().get("r3").is_some());
+    assert_eq!(ledger.append(vec![written]).await.unwrap().events, 0);
+    let again = open().await.unwrap();
+    assert!(is_exempted(&again, "r1") && !is_exempted(&again, "r2"));
+    assert_eq!(again.requests().events, 4);
+}
