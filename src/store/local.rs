@@ -77,7 +77,7 @@ enum Entry {
 /// All that is below `root` and no folder, or `root` itself; symbolic links are followed. What was removed meanwhile is none.
 fn entries(root: &Path) -> impl Iterator<Item = Result<Entry, StoreError>> + '_ {
     let entries = walkdir::WalkDir::new(root).follow_links(true).into_iter();
-    let entries = entries.filter_map(move |entry| match entry {
+    entries.filter_map(move |entry| match entry {
         Ok(entry) if entry.path().to_str().is_none() => {
             // It could be told, journaled and matched under a wrong name only; the name itself may hold an identifier.
             let location = Location::Local(root.to_owned());
@@ -92,11 +92,10 @@ fn entries(root: &Path) -> impl Iterator<Item = Result<Entry, StoreError>> + '_ 
                 // A link into a loop is none of its own either: its target is walked where it stands.
                 None => None,
                 Some(io) if io.kind() != io::ErrorKind::NotFound => Some(Err(failed(&path)(io))),
-                Some(_) => (path != root && path.is_symlink()).then(|| Ok(Entry::NoFile(path))),
+                Some(_) => (path != root && path.is_symlink()).then_some(Ok(Entry::NoFile(path))),
             }
         }
-    });
-    entries
+    })
 }
 
 fn list(root: &Path) -> Result<Vec<Object>, StoreError> {

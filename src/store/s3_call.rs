@@ -238,11 +238,11 @@ mod tests {
     #[tokio::test]
     async fn a_store_that_went_away_is_asked_once_until_it_answers() {
         let line = Line { first_pause: Duration::from_micros(100), ..Line::new(1) };
-        let (silence, busy) = (|| Err(Fault::transient("timed out")), || Err(Fault::Throttled("SlowDown".into())));
-        let outcomes: [(&dyn Fn() -> Result<(), Fault>, u32); 7] = [
+        let (silence, busy) = (Err(Fault::transient("timed out")), Err(Fault::Throttled("SlowDown".into())));
+        let outcomes = [
             (&silence, ATTEMPTS),
             (&silence, 1),
-            (&|| Ok(()), 1),
+            (&Ok(()), 1),
             (&silence, ATTEMPTS),
             (&busy, ATTEMPTS),
             (&busy, ATTEMPTS),
@@ -252,9 +252,9 @@ mod tests {
             let mut sent = 0;
             let outcome = line.call(|| {
                 sent += 1;
-                async { answer() }
+                async { answer.clone() }
             });
-            assert_eq!(outcome.await, answer());
+            assert_eq!(outcome.await, *answer);
             assert_eq!(sent, wanted);
         }
     }
