@@ -549,7 +549,8 @@ struct Deadlines<'a> {
 async fn deadlines(desk: &Desk, due_within: u32) -> Result<Deadlines<'_>> {
     let requests = desk.ledger.requests();
     let all = requests.iter().filter_map(|request| Some((request, dates(desk, request)?)));
-    let (mut dated, mut overdue): (Vec<(&Request, Dates)>, Vec<(&Request, DueDate)>) = Default::default();
+    let mut dated: Vec<(&Request, Dates)> = Vec::new();
+    let mut overdue: Vec<(&Request, DueDate)> = Vec::new();
     let mut due: BTreeMap<Date, u64> = BTreeMap::new();
     for (request, (dates, due_on)) in all {
         dated.push((request, dates));
