@@ -328,7 +328,6 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
                 .hint(format!("kinds are {}", crate::identifier::Kind::NAMES.join(", ")))
         })?);
     }
-    request_import::check_rotation(&[], desk.ledger.requests(), false)?;
     let identifiers: Vec<Tagged> = all.iter().flat_map(|typed| typed.tags(&desk.key)).collect();
     let cells: Vec<_> = all.iter().map(|typed| (&typed.column, typed.cell.as_slice())).collect();
     let first = identifiers.first().ok_or_else(|| Error::usage("no identifier was given; nothing was recorded"))?;
@@ -336,6 +335,10 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         Some(id) => request_import::safe_id(&desk.key, id.as_bytes(), &cells),
         None => derived_id(&first.tag).into(),
     };
+    // Under its id a request is found again, whatever the key.
+    if desk.ledger.requests().get(&id).is_none() {
+        request_import::check_rotation(&[], desk.ledger.requests(), false)?;
+    }
     let regime = new.regime.map(Text::from);
     let due = desk.due_dates(regime.as_ref())?.and_then(|mut due| due.of(received_at));
     let fact = |identifier: &Tagged| Fact::Received {
