@@ -7,10 +7,11 @@ Below --out:
     csv/part-0.csv           the first rows of the arrival order, without the list column
     lists/NAME.txt           one address a line, shuffled
     lists/NAME_sha256.txt    SHA-256 of the same addresses, in hex
+    lists/million.txt        people who are not in the lake, for the start of the gate
     lake.json                what was made; run.py makes the lake again when these settings change
 
-Events are 20 columns wide. Users are Zipf-distributed (s = 0.7), one user to four rows. Even files are zstd 3, odd ones snappy; eight files
-of five row groups. Three addresses in a hundred are spelled in upper case or with spaces around them, so that a peer that compares bytes
+Events are 20 columns wide. Users are Zipf-distributed (s = 0.7), one user to four rows. Even files are zstd 3, odd ones snappy; sixteen
+files of five row groups. Three addresses in a hundred are spelled in upper case or with spaces around them, so that a peer that compares bytes
 finds fewer rows than the rest.
 """
 
@@ -27,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-FILES, GROUPS_PER_FILE = 8, 5
+FILES, GROUPS_PER_FILE = 16, 5
 ROWS_PER_USER = 4
 ZIPF = 0.7
 SEED = 20261124
@@ -193,6 +194,7 @@ def write_lists(folder, arrival, in_order, users):
             hashes = (hashlib.sha256(address.encode()).hexdigest() for address in addresses)
             (folder / f"{name}_sha256.txt").write_text("\n".join(hashes) + "\n")
             made[f"{name}_sha256"] = made[name]
+    (folder / "million.txt").write_text("\n".join(emails(np.arange(users + 1, users + 1_000_001)).to_pylist()) + "\n")
     return made
 
 

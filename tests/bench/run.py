@@ -39,10 +39,11 @@ class Case:
     order: str
     list: str
     peers: tuple  # of "find", "scrub"
+    by_ledger: bool = False  # the list is imported into the ledger, and the job's list is the ledger
 
     @property
     def name(self):
-        return f"{self.order}/{self.list}"
+        return f"{self.order}/{self.list}" + ("/ledger" if self.by_ledger else "")
 
 
 # What is aimed at, as ratios of times inside: by case and work, over Polars and over DuckDB.
@@ -57,11 +58,15 @@ GOALS = {
 }
 VERIFY_GOAL = 1.2  # over the semi-join of Polars
 HASHED_GOAL = 2.0  # find by hashes over find by addresses
+LEDGER_GOAL = 2.5  # find from the ledger over find from the list that it was fed from
+GATE_GOAL_S = 0.2  # wall of `gate` on an object of one row, with a million identifiers in the ledger
 CP_GOAL = 1.5  # scrub of a small part over cp and fsync of the touched files
 
 CASES = [
     Case("arrival", "random_1k", ("find", "scrub")),
+    Case("arrival", "random_1k", (), by_ledger=True),
     Case("arrival", "large", ("find",)),
+    Case("arrival", "large", (), by_ledger=True),
     Case("arrival", "five_million", ("find",)),
     Case("arrival", "five_million_sha256", ()),
     Case("sorted", "random_1k", ()),
@@ -100,11 +105,18 @@ def make_lake(rows, threads):
 
 def write_job(case, threads):
     """A job over the copy in .bench/work/lake; paths are relative to the job file."""
-    path = BENCH / "jobs" / f"{case.order}-{case.list}.toml"
+    name = case.name.replace("/", "-")
+    path = BENCH / "jobs" / f"{name}.toml"
     path.parent.mkdir(exist_ok=True)
+    columns = f"""
+[[list.column]]
+column = "email"
+kind = "email"
+{'hashed = "sha256-hex"' if case.list.endswith("sha256") else ""}
+"""
     path.write_text(f"""\
 version = 1
-name = "bench-{case.order}-{case.list}"
+name = "bench-{name}"
 
 [state]
 uri = "../work/state/"
@@ -120,13 +132,8 @@ threads = {threads}
 
 [[list]]
 name = "{case.list}"
-uri = "../lake/lists/{case.list}.txt"
-
-[[list.column]]
-column = "email"
-kind = "email"
-{'hashed = "sha256-hex"' if case.list.endswith("sha256") else ""}
-
+uri = "{"ledger" if case.by_ledger else f"../lake/lists/{case.list}.txt"}"
+{"" if case.by_ledger else columns}
 [[dataset]]
 name = "{case.order}"
 uri = "../work/lake/"
@@ -184,6 +191,27 @@ def measure(command, results_on_stdout=True):
         return sample, json.load(out) if results_on_stdout else None
 
 
+def fill_ledger(case, binary, job):
+    listed = BENCH / "lake" / "lists" / f"{case.list}.txt"
+    sample, _ = measure([binary, "requests", "import", job, listed, "--column", "email=email", "--json", "--progress", "never"])
+    return sample
+
+
+def measure_gate(binary, runs):
+    """One object of one row before a ledger of a million; the first look, which makes the probe file, is not counted."""
+    case = Case("gate", "million", (), by_ledger=True)
+    shutil.rmtree(BENCH / "work", ignore_errors=True)
+    (BENCH / "work" / "lake").mkdir(parents=True)
+    row = BENCH / "work" / "lake" / "one.csv"
+    row.write_text("email,city\nnobody.listed@example.com,Bonn\n")
+    job = write_job(dataclasses.replace(case, order="csv"), 2)
+    samples = {"lakescrub requests import": [fill_ledger(case, binary, job)]}
+    looks = [measure([binary, "gate", job, row, "--json", "--progress", "never"])[0] for _ in range(runs + 1)]
+    samples["lakescrub gate"] = looks[1:]
+    shutil.rmtree(BENCH / "work")
+    return {name: median(many) for name, many in samples.items()}
+
+
 def measure_lakescrub(binary, command, job):
     sample, result = measure([binary, command, job, "--json", "--progress", "never"])
     sample.stages = {stage["name"]: stage["seconds"] for stage in result.get("run", {}).get("stages", [])}
@@ -227,6 +255,8 @@ def run_case(case, binary, threads, runs):
     for run in range(runs):
         print(f"{case.name}: run {run + 1} of {runs}", file=sys.stderr)
         fresh_copy(case)
+        if case.by_ledger:
+            samples["lakescrub requests import"].append(fill_ledger(case, binary, job))
         warm(BENCH / "lake" / case.order)
         before = {path.name: path.stat().st_mtime_ns for path in (BENCH / "work" / "lake").iterdir()}
         for command in ("plan", "scrub", "verify"):
@@ -312,6 +342,15 @@ def compare(results, made):
     if plain and hashed:
         label = "arrival: find by 5 M hashes over find by 5 M addresses, inside"
         ratios.add(label, hashed["lakescrub plan"], plain["lakescrub plan"], "inside_s", goal=HASHED_GOAL)
+    for name in ("random_1k", "large"):
+        plain, ledger = (results.get(f"arrival/{name}{source}") for source in ("", "/ledger"))
+        if plain and ledger:
+            for figure, what in (("inside_s", "inside"), ("cpu_s", "cpu")):
+                label = f"arrival/{name}: find from the ledger over find from the list, {what}"
+                ratios.add(label, ledger["lakescrub plan"], plain["lakescrub plan"], figure, goal=LEDGER_GOAL)
+    if gate := results.get("gate/million/ledger"):
+        seconds = gate["lakescrub gate"].wall_s
+        ratios.lines.append(f"gate of one row, a million identifiers: {seconds * 1000:.0f} ms   goal {GATE_GOAL_S * 1000:.0f} ms {'met' if seconds <= GATE_GOAL_S else 'missed'}")
     few, all_groups = (results.get(f"sorted/{name}") for name in ("one_group_of_five", "random_1k"))
     if few and all_groups:
         for figure in ("wall_s", "cpu_s"):
@@ -358,6 +397,9 @@ def main():
     if not (BENCH / "keys" / "signing.key").exists():
         subprocess.run([binary, "keygen", BENCH / "keys"], check=True, stdout=subprocess.DEVNULL)
     results = {case.name: run_case(case, binary, args.threads, args.runs) for case in CASES if args.only in case.name}
+
+    if args.only in "gate/million/ledger":
+        results["gate/million/ledger"] = measure_gate(binary, args.runs)
 
     ratios = compare(results, made)
     sizes = {order: round(folder_mb(BENCH / "lake" / order)) for order in ("arrival", "sorted", "csv")}
