@@ -329,7 +329,13 @@ fn unsettled(answers: &Answers) -> Error {
             shown.join(", ")
         ),
     )
-    .hint("run `lakescrub scrub` until it ends clean: a status says what a whole run has seen")
+    .hint(match answers.held {
+        0 => "run `lakescrub scrub` until it ends clean: a status says what a whole run has seen".to_owned(),
+        held => format!(
+            "{held} of them share an identifier with a request that is exempted, so that no run looks for it: exempt them as well, or end \
+             that exemption"
+        ),
+    })
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Error {

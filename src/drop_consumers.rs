@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 
 use crate::dataset::listing;
-use crate::drop_answer::{SEVERAL_CONSUMERS, download_of};
+use crate::drop_answer::{SEVERAL_CONSUMERS, download_of, means_several};
 use crate::error::Result;
 use crate::job::{DatasetSpec, Job};
 use crate::ledger_event::{Event, Fact, Text};
@@ -99,6 +99,13 @@ pub async fn withheld(
 ) -> Result<Withheld> {
     let is_asked = |request: &Request| download_of(request).is_some() && request.is_suppressed(now);
     let mut withheld = Withheld::default();
+    let holds = requests.holds(now);
+    // Nobody is looked for any more by an identifier that was found to lead to several: whichever work item names it, it still does.
+    let is_several =
+        |request: &&Request| requests.held_by(request, &holds).iter().any(|number| means_several(requests.at(*number)));
+    withheld
+        .several
+        .extend(requests.iter().filter(|request| is_asked(request)).filter(is_several).map(|it| it.id.clone()));
     if !requests.iter().any(is_asked) {
         return Ok(withheld);
     }

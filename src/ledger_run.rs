@@ -64,6 +64,13 @@ pub fn tags(ledger: &Ledger, key: Arc<TagKey>, now: Timestamp) -> Tags {
     Tags { key, table: probe.table, numbers: probe.has_numbers.then_some(NUMBER_OF_TEXT) }
 }
 
+/// How many requests name somebody whose data stay by the exemption of another request.
+pub fn held(ledger: &Ledger, now: Timestamp) -> u64 {
+    let requests = ledger.requests();
+    let holds = requests.holds(now);
+    requests.iter().filter(|request| !requests.held_by(request, &holds).is_empty()).count() as u64
+}
+
 /// The ledger as one of the lists that were read.
 pub fn report(job: &Job, ledger: &Ledger, now: Timestamp) -> Option<(ListReport, Added)> {
     let list = job.ledger.as_ref()?;
@@ -345,6 +352,7 @@ impl Book {
             segments: head.sequence,
             digest: head.digest_hex(),
             requests: self.ledger.requests().len() as u64,
+            held: held(&self.ledger, self.now),
             opted_out: self.ledger.requests().iter().filter(|request| is_opted_out(request, self.now)).count() as u64,
             reappeared: self.reappeared.len() as u64,
             reappearances: self.reappearances.iter().take(REAPPEARANCES_TOLD).cloned().collect(),

@@ -3,7 +3,7 @@
 //! Wiring: opens the ledger, hands events to it, shows what it folds to. What is news is the ledger's to decide, so that a command
 //! that is run twice records nothing twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,8 +26,9 @@ use crate::job::Job;
 use crate::keys;
 use crate::ledger::{Appended, Ledger};
 use crate::ledger_event::{DueDate, Event, Fact, Tagged, Text, table};
-use crate::ledger_fold::{Request, Requests, State, derived_id};
+use crate::ledger_fold::{Holds, Request, Requests, State, derived_id};
 use crate::ledger_probe;
+use crate::ledger_run;
 use crate::request_import::{self, Columns, Who, moment, who, whole_microseconds};
 use crate::run::{exit_json, honours_conditions, print_json, print_lines, self_test, uses_s3};
 use crate::show;
@@ -373,34 +374,37 @@ async fn withdraw(
         ids.sort();
         ids.dedup();
     }
-    warn_of_others(&desk, &ids);
-    let events = ids.iter().map(|id| desk.event(id, Fact::Withdrawn { source: source.into() })).collect();
-    let appended = desk.record(events).await?;
-    told(common, &desk, "requests withdraw", &ids, appended)
-}
-
-/// A person who is named by another request as well is still removed for that one. `ids` are sorted.
-fn warn_of_others(desk: &Desk, ids: &[Text]) {
-    let requests = desk.ledger.requests();
-    let mut others = 0;
-    for request in ids.iter().filter_map(|id| requests.get(id)) {
-        let tags: Vec<Tagged> = requests.identifiers(request).cloned().collect();
-        let standing = requests_of(requests, &tags).into_iter().filter(|other| ids.binary_search(other).is_err());
-        let standing = standing.filter_map(|other| requests.get(&other).filter(|other| other.is_suppressed(desk.now)));
-        others += standing.count();
-    }
+    let others = others(&desk, &ids);
     if others > 0 {
         tracing::warn!(
             others,
             "other requests name the same people, who go on being removed for these; name them as KIND=VALUE"
         );
     }
+    let events = ids.iter().map(|id| desk.event(id, Fact::Withdrawn { source: source.into() })).collect();
+    let appended = desk.record(events).await?;
+    told(common, &desk, "requests withdraw", &ids, appended)
+}
+
+/// How many other requests ask for an identifier that one of these has. `ids` are sorted.
+fn others(desk: &Desk, ids: &[Text]) -> usize {
+    let requests = desk.ledger.requests();
+    let mut others = BTreeSet::new();
+    for request in ids.iter().filter_map(|id| requests.get(id)) {
+        let tags: Vec<Tagged> = requests.identifiers(request).cloned().collect();
+        let standing = requests_of(requests, &tags).into_iter().filter(|other| ids.binary_search(other).is_err());
+        others.extend(standing.filter(|other| requests.get(other).is_some_and(|other| other.is_suppressed(desk.now))));
+    }
+    others.len()
 }
 
 async fn exempt(common: &Common, mut desk: Desk, named: &[String], ground: &str, until: Option<&str>) -> Result<Exit> {
     let until = until.map(|text| time(text, "--until")).transpose()?;
     let ids = desk.named(named)?;
-    warn_of_others(&desk, &ids);
+    let others = others(&desk, &ids);
+    if others > 0 {
+        tracing::warn!(others, "other requests name the same people, and are held by this exemption as well");
+    }
     let fact = || Fact::Exempted { ground: ground.into(), until };
     let events = ids.iter().map(|id| desk.event(id, fact())).collect();
     let appended = desk.record(events).await?;
@@ -432,8 +436,13 @@ fn told(common: &Common, desk: &Desk, command: &str, ids: &[Text], appended: App
     Ok(Exit::Clean)
 }
 
+/// The ids of the exempted requests that hold an identifier of this one.
+fn holders<'a>(requests: &'a Requests, request: &Request, holds: &Holds) -> Vec<&'a str> {
+    requests.held_by(request, holds).into_iter().map(|number| &*requests.at(number).id).collect()
+}
+
 /// A request as JSON: what `requests list --json` shows of each.
-pub fn request_json(requests: &Requests, request: &Request, now: Timestamp) -> Value {
+pub fn request_json(requests: &Requests, request: &Request, holds: &Holds, now: Timestamp) -> Value {
     let identifiers: Vec<Value> = requests
         .identifiers(request)
         .map(|identifier| json!({ "kind": &*identifier.kind, "tag": hex::encode(identifier.tag) }))
@@ -475,6 +484,7 @@ pub fn request_json(requests: &Requests, request: &Request, now: Timestamp) -> V
         "reappeared_at": request.reappeared_at,
         "withdrawn_at": request.withdrawn_at,
         "exempted": request.exempted.as_ref().map(|it| json!({ "ground": &*it.ground, "until": it.until })),
+        "held_by": holders(requests, request, holds),
         "answered": request.answered.as_ref().map(|it| json!({ "status": it.status, "at": it.at, "source": &*it.source })),
     })
 }
@@ -498,8 +508,9 @@ fn list(
         .filter(|request| source.is_none_or(|source| &*request.source == source))
         .filter(|request| request_id.is_none_or(|id| &*request.id == id))
         .collect();
+    let holds = requests.holds(desk.now);
     if common.json {
-        let all: Vec<Value> = shown.iter().map(|request| request_json(requests, request, desk.now)).collect();
+        let all: Vec<Value> = shown.iter().map(|request| request_json(requests, request, &holds, desk.now)).collect();
         print_json(&json!({
             "command": "requests list",
             "exit": exit_json(Exit::Clean),
@@ -507,7 +518,7 @@ fn list(
             "ledger": desk.ledger_json(),
         }))?;
     } else {
-        print_result(&show::requests(requests, &shown, desk.now))?;
+        print_result(&show::requests(requests, &shown, &holds, desk.now))?;
     }
     Ok(Exit::Clean)
 }
@@ -522,7 +533,7 @@ fn dates(desk: &Desk, request: &Request) -> Option<(Dates, Option<DueDate>)> {
     };
     let told = request.answered.as_ref().filter(|_| download_of(request).is_some()).map(|answered| answered.at);
     let done = told.or_else(|| request.done_at()).unwrap_or(desk.now);
-    let seen_again = request.reappeared_at.or(request.found_at.filter(|_| request.verified.is_none()));
+    let seen_again = request.reappeared_at.or(request.reopened_at.filter(|_| request.verified.is_none()));
     let (received, due) = match (seen_again, &request.regime) {
         (Some(back), regime) if is_open => {
             let due = regime.as_ref().and_then(|regime| desk.job.regimes.due(regime, Received::At(back)).ok());
@@ -534,7 +545,7 @@ fn dates(desk: &Desk, request: &Request) -> Option<(Dates, Option<DueDate>)> {
         received,
         due: due.as_ref().and_then(|due| desk.job.regimes.end_of(due.at)),
         done: (!is_open).then_some(done),
-        is_return: request.reappearances > 0 || request.found_at.is_some(),
+        is_return: request.reappearances > 0 || request.reopened_at.is_some(),
     };
     Some((dates, due))
 }
@@ -667,6 +678,7 @@ async fn status(common: &Common, desk: &Desk, fail_on_overdue: bool, due_within:
             .into()
     };
     let lost = requests.not_comparable(desk.now);
+    let held = ledger_run::held(&desk.ledger, desk.now);
     if common.json {
         let by_source: serde_json::Map<String, Value> =
             sources.iter().map(|(source, counts)| ((*source).to_owned(), named(counts))).collect();
@@ -679,6 +691,7 @@ async fn status(common: &Common, desk: &Desk, fail_on_overdue: bool, due_within:
             "identifiers": requests.identifiers_by_kind(),
             "reappearances": requests.iter().map(|request| u64::from(request.reappearances)).sum::<u64>(),
             "under_another_key": lost,
+            "held": held,
             "ledger": desk.ledger_json(),
         });
         for (name, value) in deadlines.json(desk, due_within) {
@@ -695,6 +708,9 @@ async fn status(common: &Common, desk: &Desk, fail_on_overdue: bool, due_within:
     lines.extend(
         requests.identifiers_by_kind().iter().map(|(kind, count)| format!("{count:>10}  identifiers of kind {kind}")),
     );
+    if held > 0 {
+        lines.push(format!("{held:>10}  held by another's exemption: not looked for by what they share with it"));
+    }
     if lost > 0 {
         lines.push(format!("{lost:>10}  under another tag key: import their lists again"));
     }
@@ -785,6 +801,7 @@ fn requests_table(desk: &Desk) -> Result<RecordBatch> {
         Some(datasets.map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(" "))
     };
     let verified = |request: &Request| request.verified.clone();
+    let holds = requests.holds(now);
     let batch = RecordBatch::try_from_iter_with_nullable([
         ("request_id", text(&|request| Some(request.id.to_string())), false),
         ("state", text(&|request| Some(request.state(now).name().to_owned())), false),
@@ -804,6 +821,7 @@ fn requests_table(desk: &Desk) -> Result<RecordBatch> {
         ("reappearances", count(&|request| Some(u64::from(request.reappearances))), false),
         ("withdrawn_at", time(&|request| request.withdrawn_at), true),
         ("exempt_ground", text(&|request| request.exempted.as_ref().map(|it| it.ground.to_string())), true),
+        ("held_by", text(&|request| Some(holders(requests, request, &holds).join(" "))), false),
         ("exempt_until", time(&|request| request.exempted.as_ref().and_then(|it| it.until)), true),
         ("answered_status", count(&|request| request.answered.as_ref().map(|it| it.status)), true),
         ("answered_at", time(&|request| request.answered.as_ref().map(|it| it.at)), true),

@@ -161,6 +161,66 @@ fn withdrawn_and_exempted_requests_are_not_removed() {
 }
 
 #[test]
+fn what_is_exempted_stays_whoever_else_asks_for_it() {
+    let lake = lake();
+    add_all(&lake);
+    // Another request of Ada's, with Bob's phone number beside her address.
+    let both = ["requests", "add", "job.toml", "email=ADA@example.com", "phone=4155559317", "--request-id", "R7"];
+    lake.run(&[&both[..], &["--received-at", "2026-11-01", "--regime", "us-ca-ccpa-delete"]].concat()).exits(0);
+    lake.run(&["requests", "exempt", "job.toml", "R1", "--ground", "legal hold", "--until", "2040-01-01"])
+        .exits(0)
+        .says(&["are held by this exemption as well"]);
+    lake.run(&["gate", "job.toml", "lake/b.csv", "--json"]).exits(4);
+    let plan = lake.run(&["plan", "job.toml", "--json"]).exits(0).says(&["are held by it"]).json();
+    assert_eq!(plan["datasets"][0]["rows"]["matched"], 6, "{plan}");
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).says(&["are held by it"]).json();
+    assert_eq!(scrub["datasets"][0]["rows"]["removed"], 6, "{scrub}");
+    assert_eq!((&scrub["ledger"]["held"], &scrub["verdict"]), (&1.into(), &"clean".into()), "{}", scrub["ledger"]);
+    let limits = lake.manifest()["limits"].to_string();
+    assert!(limits.contains("1 requests name somebody whose data stay by the exemption of another"), "{limits}");
+    assert!(lake.text("lake/b.csv").contains("Ada@") && !lake.text("lake/b.csv").contains("bob@"));
+    // Nobody has looked for all of R7: it is not done with, and its deadline runs on.
+    assert_eq!(states(&lake), ["R1 exempted", "R2 done", "R3 done", "R7 removed"]);
+    let held = &requests(&lake)[3];
+    assert_eq!((&held["held_by"], &held["verified"]), (&json!(["R1"]), &Value::Null), "{held}");
+    let status = ["requests", "status", "job.toml", "--json", "--now", "2027-06-01T00:00:00Z", "--fail-on-overdue"];
+    let status = lake.run(&status).exits(9).json();
+    assert_eq!((&status["held"], &status["overdue_requests"]), (&1.into(), &json!(["R7"])), "{status}");
+    let table = lake.run(&["requests", "list", "job.toml"]).exits(0).stdout;
+    assert!(table.contains("removed (held)"), "{table}");
+    // The gate lets pass what stays, with its probe file and without.
+    for _ in 0..2 {
+        lake.run(&["gate", "job.toml", "lake/b.csv"]).exits(0);
+        std::fs::remove_file(lake.path().join(".lakescrub/probe/ledger.tags")).unwrap();
+    }
+    lake.run(&["verify", "job.toml"]).exits(0);
+    // A withdrawal ends no exemption: only its time does.
+    lake.run(&["requests", "withdraw", "job.toml", "R1"]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert!(lake.text("lake/b.csv").contains("Ada@"));
+    let after = ["--now", "2040-01-02T00:00:00Z"];
+    lake.run(&[&["gate", "job.toml", "lake/b.csv"], &after[..]].concat()).exits(4);
+    lake.run(&[&["scrub", "job.toml"], &after[..]].concat()).exits(0);
+    assert!(!lake.text("lake/b.csv").contains("Ada@"));
+    assert_eq!(states(&lake)[3], "R7 done");
+}
+
+#[test]
+fn an_identifier_that_is_added_to_a_request_is_looked_for_before_it_is_done() {
+    let lake = lake();
+    add_all(&lake);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.write("lake/d.csv", "email,phone_hash,member\nzoe@example.com,,\n");
+    add(&lake, "R1", "email=zoe@example.com");
+    assert_eq!(states(&lake)[..2], ["R1 removed", "R2 done"]);
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!((&scrub["ledger"]["reappeared"], &scrub["datasets"][0]["rows"]["removed"]), (&0.into(), &1.into()));
+    let first = &requests(&lake)[0];
+    assert_eq!((&first["state"], &first["reappearances"]), (&"done".into(), &0.into()), "{first}");
+    assert_eq!(first["verified"]["run_id"], scrub["run"]["id"]);
+}
+
+#[test]
 fn a_ledger_that_is_missing_or_under_another_key_is_no_empty_list() {
     let lake = lake();
     for command in ["check", "plan", "scrub", "verify"] {
