@@ -251,6 +251,11 @@ impl Request {
         self.datasets.iter().map(|(_, facts)| facts.rows_removed).sum()
     }
 
+    /// When it is due, unless nothing is: of what is exempted or withdrawn no deadline runs.
+    pub fn deadline(&self, now: Timestamp) -> Option<&DueDate> {
+        self.due.as_deref().filter(|_| self.is_suppressed(now))
+    }
+
     /// When the deadline began to run: as received, or else when the ledger learnt of it.
     pub fn clock_from(&self) -> Timestamp {
         self.received_at.unwrap_or(self.recorded_at)

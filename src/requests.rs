@@ -11,8 +11,8 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::DataType;
 use arrow::util::display::array_value_to_string;
-use jiff::Timestamp;
 use jiff::civil::Date;
+use jiff::{SignedDuration, Timestamp};
 use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 
@@ -29,7 +29,7 @@ use crate::ledger_event::{DueDate, Event, Fact, Tagged, Text, table};
 use crate::ledger_fold::{Holds, Request, Requests, State, derived_id};
 use crate::ledger_probe;
 use crate::ledger_run;
-use crate::request_import::{self, Columns, Who, moment, who, whole_microseconds};
+use crate::request_import::{self, Columns, Who, plainly_held, time_of, when, who, whole_microseconds};
 use crate::run::{exit_json, honours_conditions, print_json, print_lines, self_test, uses_s3};
 use crate::show;
 use crate::signature::TagKey;
@@ -61,7 +61,11 @@ impl Desk {
         let needs_s3 = uses_s3(&job) || lists.iter().any(|list| list.starts_with("s3://"));
         let stores = Stores::open(&job.s3, job.resources.requests_in_flight, needs_s3).await?;
         let state = &job.state.location;
+        // Read before the ledger is: what it names must be there. Of a ledger that lost its end nobody must read that nothing is left to
+        // do, and behind a lost end nothing may be written.
+        let anchor = ledger_run::anchor(stores.of(state).as_ref(), state).await?;
         let ledger = Ledger::open(stores.of(state), state, &key).await?;
+        ledger.check_anchor(anchor.as_ref())?;
         let now = whole_microseconds(common.now.unwrap_or_else(Timestamp::now));
         Ok(Desk { job, stores, key, ledger, now })
     }
@@ -212,6 +216,10 @@ pub async fn run(common: &Common, command: &RequestsCommand) -> Result<Exit> {
             };
             add(common, desk, &new).await
         }
+        RequestsCommand::Withdraw { list: Some(_), read_as: ReadAs { received_at_column: Some(_), .. }, .. } => {
+            Err(Error::usage("a withdrawal reads no times: --received-at-column does not go with withdraw --list")
+                .hint("leave it out: every request of these people is withdrawn, whenever they opted in again"))
+        }
         RequestsCommand::Withdraw { job, who, list, read_as, source } => {
             let desk = Desk::open_with(common, job, list.as_slice()).await?;
             withdraw(common, desk, who, list.as_ref(), &columns(read_as), source).await
@@ -318,9 +326,10 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         }
     };
     let received_at = match new.received_at {
-        None => desk.now,
+        None => Received::At(desk.now),
         Some(text) => time(text, "--received-at")?,
     };
+    refuse_identifier(new.source, "--source")?;
     let mut all = Vec::new();
     for typed_in in &lines_of(new.identifiers)? {
         all.push(request_import::typed(&typed_in.text, hashed)?.ok_or_else(|| {
@@ -336,6 +345,8 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         Some(id) => request_import::safe_id(&desk.key, id.as_bytes(), &cells),
         None => derived_id(&first.tag).into(),
     };
+    // Without an identifier of its row it is kept as it is.
+    refuse_identifier(&id, "--request-id")?;
     // Under its id a request is found again, whatever the key.
     if desk.ledger.requests().get(&id).is_none() {
         request_import::check_rotation(&[], desk.ledger.requests(), false)?;
@@ -345,7 +356,7 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
     let fact = |identifier: &Tagged| Fact::Received {
         identifier: identifier.clone(),
         source: new.source.into(),
-        received_at: Some(received_at),
+        received_at: Some(time_of(received_at)),
         regime: regime.clone(),
         due: due.clone(),
         list_digest: None,
@@ -363,6 +374,7 @@ async fn withdraw(
     columns: &Columns,
     source: &str,
 ) -> Result<Exit> {
+    refuse_identifier(source, "--source")?;
     let mut ids = desk.named(named)?;
     if let Some(list) = list {
         let now = desk.now;
@@ -399,7 +411,12 @@ fn others(desk: &Desk, ids: &[Text]) -> usize {
 }
 
 async fn exempt(common: &Common, mut desk: Desk, named: &[String], ground: &str, until: Option<&str>) -> Result<Exit> {
-    let until = until.map(|text| time(text, "--until")).transpose()?;
+    refuse_identifier(ground, "--ground")?;
+    let until = until.map(|text| time(text, "--until")).transpose()?.map(|until| match until {
+        Received::At(time) => time,
+        // The whole day, as a due date is.
+        Received::On(_) => time_of(until).saturating_add(SignedDuration::from_secs(86_399)).unwrap_or(Timestamp::MAX),
+    });
     let ids = desk.named(named)?;
     let others = others(&desk, &ids);
     if others > 0 {
@@ -411,8 +428,17 @@ async fn exempt(common: &Common, mut desk: Desk, named: &[String], ground: &str,
     told(common, &desk, "requests exempt", &ids, appended)
 }
 
-fn time(text: &str, option: &str) -> Result<Timestamp> {
-    moment(text).ok_or_else(|| {
+/// Refuses a text that is kept as it was typed and holds what should be kept as a tag alone.
+fn refuse_identifier(text: &str, option: &str) -> Result<()> {
+    match plainly_held(text) {
+        None => Ok(()),
+        Some(what) => Err(Error::usage(format!("the text of {option} holds {what}; nothing was recorded"))
+            .hint("it would be kept in clear: name the request's id, or a case of yours, instead of a person")),
+    }
+}
+
+fn time(text: &str, option: &str) -> Result<Received> {
+    when(text).ok_or_else(|| {
         Error::usage(format!("{option} {text} is no date or time")).hint("such as 2026-08-01 or 2026-08-01T10:00:00Z")
     })
 }
@@ -472,8 +498,8 @@ pub fn request_json(requests: &Requests, request: &Request, holds: &Holds, now: 
         "received_at": request.received_at,
         "recorded_at": request.recorded_at,
         "regime": request.regime.as_deref(),
-        "due_at": request.due.as_ref().map(|due| due.at),
-        "due_how": request.due.as_ref().map(|due| &*due.how),
+        "due_at": request.deadline(now).map(|due| due.at),
+        "due_how": request.deadline(now).map(|due| &*due.how),
         "list_digest": request.list_digest.as_deref(),
         "identifiers": identifiers,
         "identifiers_under_another_key": request.stale_tags,
@@ -811,8 +837,8 @@ fn requests_table(desk: &Desk) -> Result<RecordBatch> {
         ("received_at", time(&|request| request.received_at), true),
         ("recorded_at", time(&|request| Some(request.recorded_at)), false),
         ("regime", text(&|request| request.regime.as_ref().map(ToString::to_string)), true),
-        ("due_at", text(&|request| request.due.as_ref().map(|due| due.at.to_string())), true),
-        ("due_how", text(&|request| request.due.as_ref().map(|due| due.how.to_string())), true),
+        ("due_at", text(&|request| request.deadline(now).map(|due| due.at.to_string())), true),
+        ("due_how", text(&|request| request.deadline(now).map(|due| due.how.to_string())), true),
         ("rows_removed", count(&|request| Some(request.rows_removed())), false),
         ("removed_in", text(&removed_in), false),
         ("verified_at", time(&|request| verified(request).map(|it| it.at)), true),

@@ -83,7 +83,7 @@ pub fn requests(requests: &Requests, shown: &[&Request], holds: &Holds, now: Tim
             request.source.to_string(),
             kinds.join(" "),
             request.received_at.map_or_else(|| "-".to_owned(), day),
-            request.due.as_ref().map_or_else(|| "-".to_owned(), |due| due.at.to_string()),
+            request.deadline(now).map_or_else(|| "-".to_owned(), |due| due.at.to_string()),
             request.rows_removed().to_string(),
             request.verified.as_ref().map_or_else(|| "-".to_owned(), |verified| day(verified.at)),
         ]);

@@ -379,6 +379,32 @@ fn a_ledger_that_lost_its_end_stops_the_run_before_it_changes_anything() {
 }
 
 #[test]
+fn a_ledger_that_is_lost_is_not_shown_as_one_without_requests() {
+    let drop = "version = 1\nname = \"nightly\"\n\n[drop]\nbroker_id = \"4821\"\n";
+    for lost in [3, usize::MAX] {
+        let lake = lake();
+        lake.write("job.toml", JOB.replacen("version = 1\nname = \"nightly\"\n", drop, 1));
+        add_all(&lake);
+        lake.run(&["scrub", "job.toml"]).exits(0);
+        let written = segments(&lake);
+        written.iter().rev().take(lost).for_each(|segment| std::fs::remove_file(segment).unwrap());
+        let left = segments(&lake);
+        for args in [
+            &["requests", "status", "job.toml", "--json"][..],
+            &["requests", "list", "job.toml"],
+            &["requests", "export", "job.toml"],
+            &["requests", "add", "job.toml", "email=zoe@example.com"],
+            &["drop", "answer", "job.toml", "--out", "up"],
+        ] {
+            let ran = lake.run(args).exits(8);
+            let ran = ran.says(&["the ledger is not the one that run", "restore the state's ledger/ folder"]);
+            assert!(!ran.stdout.contains("\"requests\""), "{}", ran.stdout);
+        }
+        assert_eq!(segments(&lake), left);
+    }
+}
+
+#[test]
 fn what_is_removed_was_written_down_before_even_when_the_run_is_killed_then() {
     let lake = lake();
     add_all(&lake);
