@@ -69,7 +69,7 @@ pub struct Request {
     /// When the ledger learnt of it.
     pub recorded_at: Timestamp,
     pub regime: Option<Text>,
-    pub due: Option<Arc<DueDate>>,
+    pub due: Option<DueDate>,
     pub list_digest: Option<Text>,
     /// Positions in the entries of the tags under the present key.
     entries: Vec<u32>,
@@ -253,7 +253,7 @@ impl Request {
 
     /// When it is due, unless nothing is: of what is exempted or withdrawn no deadline runs.
     pub fn deadline(&self, now: Timestamp) -> Option<&DueDate> {
-        self.due.as_deref().filter(|_| self.is_suppressed(now))
+        self.due.as_ref().filter(|_| self.is_suppressed(now))
     }
 
     /// When the deadline began to run: as received, or else when the ledger learnt of it.
@@ -610,7 +610,7 @@ fn take_fact(request: &mut Request, event: &Event) {
             }
             if anew || request.regime.is_none() {
                 request.regime = regime.clone();
-                request.due = due.clone().map(Arc::new);
+                request.due = due.clone();
             }
             if anew || request.list_digest.is_none() {
                 (request.source, request.list_digest) = (source.clone(), list_digest.clone());

@@ -4,7 +4,7 @@
 //! past this module a person is a tag, and a request id that is an identifier or an unkeyed hash of one has become a tag as well.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
@@ -51,9 +51,14 @@ pub struct Columns {
     pub received_at: Option<String>,
 }
 
+/// The names of all kinds, each held once: millions of identifiers share them.
+static KINDS: LazyLock<Vec<Text>> =
+    LazyLock::new(|| Kind::NAMES.iter().copied().chain([NUMBER_OF_TEXT]).map(Text::from).collect());
+
 /// The tag of an identifier in canonical form, or of its SHA-256.
 pub fn tagged(key: &TagKey, kind: &str, canonical_sha256: &[u8; 32]) -> Tagged {
-    Tagged { kind: kind.into(), tag: key.raw_tag(kind, canonical_sha256) }
+    let shared = KINDS.iter().find(|known| ***known == *kind).cloned();
+    Tagged { kind: shared.unwrap_or_else(|| kind.into()), tag: key.raw_tag(kind, canonical_sha256) }
 }
 
 /// Reads lists by the names that the job gives them, or files; all lists of the job when `wanted` is empty.
@@ -174,33 +179,45 @@ fn check_functions(list: &ListSpec) -> Result<()> {
     }
 }
 
-/// The events of one list. `due`: of all its requests, with the regime they are under.
-pub fn received(
-    list: &TaggedList,
-    mut due: Option<(Text, DueDates<'_>)>,
-    known: &Requests,
-    now: Timestamp,
-) -> Vec<Event> {
-    let source: Text = list.report.name.as_str().into();
-    let list_digest: Text = list.report.digest.as_str().into();
-    let mut events = Vec::with_capacity(list.rows.len());
-    for row in &list.rows {
-        for identifier in &row.identifiers {
-            events.push(Event {
-                recorded_at: now,
-                request_id: id_of(row, known),
-                fact: Fact::Received {
-                    identifier: identifier.clone(),
-                    source: source.clone(),
-                    received_at: row.received_at.map(time_of),
-                    regime: due.as_ref().map(|(regime, _)| regime.clone()),
-                    due: due.as_mut().and_then(|(_, due)| due.of(row.received_at.unwrap_or(Received::At(now)))),
-                    list_digest: Some(list_digest.clone()),
-                },
-            });
-        }
+/// What all requests of one list have in common.
+pub struct Receipt<'a> {
+    pub source: Text,
+    pub list_digest: Text,
+    /// With the regime they are under.
+    pub due: Option<(Text, DueDates<'a>)>,
+    pub now: Timestamp,
+}
+
+impl TaggedList {
+    /// Gives every row the id of its request, before any of them is recorded: what the ledger knows decides, not their order.
+    pub fn name_requests(&mut self, known: &Requests) {
+        self.rows.iter_mut().for_each(|row| row.request_id = Some(id_of(row, known)));
     }
-    events
+}
+
+impl Receipt<'_> {
+    /// The events of rows that were given their ids; of millions so many at a time as are to be held beside the ledger.
+    pub fn events(&mut self, rows: impl Iterator<Item = TaggedRow>) -> Vec<Event> {
+        let mut events = Vec::new();
+        for row in rows {
+            let received = row.received_at.unwrap_or(Received::At(self.now));
+            let due = self.due.as_mut().and_then(|(_, due)| due.of(received));
+            let request_id = row.request_id.unwrap_or_default();
+            events.extend(row.identifiers.into_iter().map(|identifier| Event {
+                recorded_at: self.now,
+                request_id: request_id.clone(),
+                fact: Fact::Received {
+                    identifier,
+                    source: self.source.clone(),
+                    received_at: row.received_at.map(time_of),
+                    regime: self.due.as_ref().map(|(regime, _)| regime.clone()),
+                    due: due.clone(),
+                    list_digest: Some(self.list_digest.clone()),
+                },
+            }));
+        }
+        events
+    }
 }
 
 /// The list's own id; else that of the request which had this row's tag under the key before; else one of its tag. A hidden id depends

@@ -18,18 +18,20 @@ use serde_json::{Value, json};
 
 use crate::chain;
 use crate::cli::{Common, ExportFormat, ReadAs, RequestsCommand, print_result};
-use crate::deadline::{DueDates, Received};
+use crate::deadline::{DueDates, Received, Regimes};
 use crate::drop_answer::download_of;
 use crate::error::{Error, Exit, Result};
 use crate::identifier::{HashFunction, Hashed};
 use crate::job::Job;
 use crate::keys;
-use crate::ledger::{Appended, Ledger};
+use crate::ledger::{Appended, EVENTS_A_SEGMENT, Ledger};
 use crate::ledger_event::{DueDate, Event, Fact, Tagged, Text, table};
 use crate::ledger_fold::{Holds, Request, Requests, State, derived_id};
 use crate::ledger_probe;
 use crate::ledger_run;
-use crate::request_import::{self, Columns, Who, plainly_held, time_of, when, who, whole_microseconds};
+use crate::request_import::{
+    self, Columns, Receipt, TaggedList, Who, plainly_held, time_of, when, who, whole_microseconds,
+};
 use crate::run::{exit_json, honours_conditions, print_json, print_lines, self_test, uses_s3};
 use crate::show;
 use crate::signature::TagKey;
@@ -70,24 +72,25 @@ impl Desk {
         Ok(Desk { job, stores, key, ledger, now })
     }
 
-    /// Records events; on a store that ignores conditional writes only if the job allows that.
+    /// Records events, see [`Desk::append`], and lets the gate know.
     pub async fn record(&mut self, events: Vec<Event>) -> Result<Appended> {
+        let appended = self.append(events).await?;
+        self.refresh_probe(appended).await;
+        Ok(appended)
+    }
+
+    /// Records events; on a store that ignores conditional writes only if the job allows that.
+    pub async fn append(&mut self, events: Vec<Event>) -> Result<Appended> {
         honours_conditions(&self.stores, &self.job, &self.job.state.location.join("")).await?;
-        let appended = self.ledger.append(events).await?;
+        self.ledger.append(events).await
+    }
+
+    /// Once behind all appends of a command: the file is made of the whole ledger.
+    pub async fn refresh_probe(&self, appended: Appended) {
         if appended.events > 0 {
             let (state, now) = (&self.job.state.location, self.now);
             ledger_probe::refresh(self.stores.of(state).as_ref(), &self.ledger, state, &self.key, now).await;
         }
-        Ok(appended)
-    }
-
-    /// The due dates of requests under a regime. Errors: one that neither the presets nor the job has.
-    fn due_dates(&self, regime: Option<&Text>) -> Result<Option<DueDates<'_>>> {
-        let Some(regime) = regime else { return Ok(None) };
-        DueDates::new(&self.job.regimes, regime).map(Some).map_err(|error| {
-            Error::usage(format!("{error}; nothing was recorded"))
-                .hint(format!("known are {}", self.job.regimes.ids().join(", ")))
-        })
     }
 
     /// The predicate of the last scrub's manifest, if there is one.
@@ -144,6 +147,14 @@ impl Desk {
             "requests": requests.len(),
         })
     }
+}
+
+/// The due dates of requests under a regime. Errors: one that neither the presets nor the job has.
+fn due_dates<'a>(regimes: &'a Regimes, regime: Option<&Text>) -> Result<Option<DueDates<'a>>> {
+    let Some(regime) = regime else { return Ok(None) };
+    DueDates::new(regimes, regime).map(Some).map_err(|error| {
+        Error::usage(format!("{error}; nothing was recorded")).hint(format!("known are {}", regimes.ids().join(", ")))
+    })
 }
 
 fn requests_of(requests: &Requests, tags: &[Tagged]) -> Vec<Text> {
@@ -251,32 +262,45 @@ async fn import(
     old_key: Option<&TagKey>,
 ) -> Result<Exit> {
     let regime: Option<Text> = regime.map(Text::from);
-    desk.due_dates(regime.as_ref())?;
-    let now = desk.now;
+    let (now, regimes) = (desk.now, desk.job.regimes.clone());
+    due_dates(&regimes, regime.as_ref())?;
     let lists = request_import::read(&desk.job, &desk.stores, wanted, columns, (&desk.key, old_key), &|| now).await?;
     request_import::check_rotation(&lists, desk.ledger.requests(), old_key.is_some())?;
-    let (mut told, mut total) = (Vec::new(), Appended::default());
-    for list in &lists {
+    let (mut told, mut lines, mut total) = (Vec::new(), Vec::new(), Appended::default());
+    for mut list in lists {
         let own = desk.job.lists.iter().find(|spec| spec.name == list.report.name);
         let regime = regime.clone().or_else(|| own?.regime.as_deref().map(Text::from));
-        let due = regime.clone().zip(desk.due_dates(regime.as_ref())?);
-        let events = request_import::received(list, due, desk.ledger.requests(), now);
-        let rows = list.rows.len();
-        let appended = desk.record(events).await?;
+        list.name_requests(desk.ledger.requests());
+        let TaggedList { report, rows } = list;
+        let mut receipt = Receipt {
+            source: report.name.as_str().into(),
+            list_digest: report.digest.as_str().into(),
+            due: regime.clone().zip(due_dates(&regimes, regime.as_ref())?),
+            now,
+        };
+        let (count, mut rows, mut appended) = (rows.len(), rows.into_iter(), Appended::default());
+        while rows.len() > 0 {
+            let events = receipt.events(rows.by_ref().take(EVENTS_A_SEGMENT));
+            let of_these = desk.append(events).await?;
+            (appended.events, appended.known) = (appended.events + of_these.events, appended.known + of_these.known);
+        }
         (total.events, total.known) = (total.events + appended.events, total.known + appended.known);
-        let report = &list.report;
         tracing::info!(list = report.name, added = appended.events, known = appended.known, "list imported");
         told.push(json!({
             "name": report.name,
             "uri": report.uri,
             "digest": report.digest,
             "rows": report.rows,
-            "rows_with_identifier": rows,
+            "rows_with_identifier": count,
             "malformed": report.malformed,
             "added": appended.events,
             "known": appended.known,
         }));
+        let (name, rows) = (&report.name, report.rows);
+        lines
+            .push(format!("list {name}: {rows} rows, {} identifiers added, {} known", appended.events, appended.known));
     }
+    desk.refresh_probe(total).await;
     if common.json {
         print_json(&json!({
             "command": "requests import",
@@ -287,14 +311,6 @@ async fn import(
             "ledger": desk.ledger_json(),
         }))?;
     } else {
-        let mut lines: Vec<String> = lists
-            .iter()
-            .zip(&told)
-            .map(|(list, told)| {
-                let (name, rows) = (&list.report.name, list.report.rows);
-                format!("list {name}: {rows} rows, {} identifiers added, {} known", told["added"], told["known"])
-            })
-            .collect();
         lines.push(totals(&desk));
         print_lines(&lines)?;
     }
@@ -352,7 +368,7 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         request_import::check_rotation(&[], desk.ledger.requests(), false)?;
     }
     let regime = new.regime.map(Text::from);
-    let due = desk.due_dates(regime.as_ref())?.and_then(|mut due| due.of(received_at));
+    let due = due_dates(&desk.job.regimes, regime.as_ref())?.and_then(|mut due| due.of(received_at));
     let fact = |identifier: &Tagged| Fact::Received {
         identifier: identifier.clone(),
         source: new.source.into(),
@@ -565,7 +581,7 @@ fn dates(desk: &Desk, request: &Request) -> Option<(Dates, Option<DueDate>)> {
             let due = regime.as_ref().and_then(|regime| desk.job.regimes.due(regime, Received::At(back)).ok());
             (back, due.map(|due| DueDate { at: due.date, how: due.how.into() }))
         }
-        _ => (request.clock_from(), request.due.as_deref().cloned()),
+        _ => (request.clock_from(), request.due.clone()),
     };
     let dates = Dates {
         received,
