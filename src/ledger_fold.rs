@@ -804,7 +804,8 @@ mod tests {
     fn what_an_exempted_request_has_is_asked_for_by_nobody() {
         let both = [received("r", 1, None), received("q", 1, None), received("q", 2, None), received("p", 2, None)];
         let with = |more: &[(Text, Fact)]| fold(&[&both[..], more].concat());
-        let cases: [(&[(Text, Fact)], usize, &[&str]); 6] = [
+        type Case<'a> = (&'a [(Text, Fact)], usize, &'a [&'a str]);
+        let cases: [Case<'_>; 6] = [
             (&[], 2, &[]),
             (&[exempted("r", None)], 1, &["q"]),
             (&[exempted("r", Some(1000))], 1, &["q"]),
