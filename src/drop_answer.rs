@@ -286,6 +286,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_asked_anew_is_answered_again_with_the_same_status_even() {
+        let later = Some("2026-10-12T00:00:00Z".parse().unwrap());
+        let mut anew = received("email", 1);
+        let Fact::Received { received_at, source, .. } = &mut anew else { panic!("received") };
+        (*received_at, *source) = (later, "20261012_4821_DROP.zip".into());
+        let facts = [
+            (A, received("email", 1)),
+            (A, verified()),
+            (A, answered(5, "20260812_4821_Email.csv")),
+            (A, Fact::Withdrawn { source: "s".into() }),
+            (A, anew),
+        ];
+        assert_eq!(check(&facts, 10, &[]).unsettled, [Text::from(A)]);
+        let facts = [&facts[..], &[(A, verified())]].concat();
+        let answers = check(&facts, 10, &["20261012_4821_Email.csv: AAAAaaaa0001=5"]);
+        assert!(!answers.files[0].is_amended);
+    }
+
+    #[test]
     fn files_are_split_and_their_names_stay_drops() {
         let facts: Vec<(&str, Fact)> = [A, B, C]
             .into_iter()

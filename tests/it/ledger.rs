@@ -5,6 +5,11 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use lakescrub::identifier::ColumnPath;
+use lakescrub::job::Job;
+use lakescrub::store::local::LocalStore;
+use lakescrub::store::{Location, Object, Store, Stores};
+use lakescrub::verify;
 use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -560,6 +565,35 @@ fn a_request_that_is_asked_anew_begins_anew() {
     let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
     assert_eq!(scrub["ledger"]["reappeared"], 0, "{}", scrub["ledger"]);
     assert_eq!(states(&lake)[..2], ["R1 done", "R2 not-found"]);
+}
+
+/// What is held of a dataset grows with the people in it, not with their rows, whether a column or the object's name tells them.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_the_same_people_are_counted_and_not_kept() {
+    let lake = lake();
+    std::fs::remove_dir_all(lake.path().join("lake")).unwrap();
+    add_all(&lake);
+    let rows = |row: &str| format!("email,phone_hash,member\n{}", row.repeat(30_000));
+    let bob = sha256("4155559317");
+    lake.write("lake/a.csv", rows(&format!("ada@example.com,{bob},1\nada@example.com,,2\nzoe@example.com,,3\n")));
+    lake.write("lake/ada@example.com/b.csv", rows("zoe@example.com,,4\n"));
+    let job = Job::read(&lake.path().join("job.toml"), &[]).unwrap();
+    let store: Arc<dyn Store> = Arc::new(LocalStore);
+    let stores = Stores::new(store.clone(), store.clone());
+    let lists = verify::read_lists(&job, &stores, &jiff::Timestamp::now).await.unwrap();
+    let objects = store.list(&Location::Local(lake.path().join("lake/"))).await.unwrap();
+    let mut counted = Vec::new();
+    let mut each = |object: Object, sighted: Result<verify::Sighted, _>| {
+        let sighted: Vec<_> = sighted.unwrap().sightings.into_iter().collect();
+        let mut told: Vec<_> = sighted.iter().map(|(tags, it)| (tags.len(), it.rows, it.consumers.len())).collect();
+        told.sort_unstable();
+        counted.push((object.location.file_name().to_owned(), told));
+    };
+    let key = ColumnPath(vec!["member".to_owned()]);
+    verify::attribute(&lists, &job, &stores, &job.datasets[0], Some(&key), objects, &mut each).await;
+    counted.sort();
+    let wish = [("a.csv".to_owned(), vec![(1, 30_000, 1), (2, 30_000, 1)]), ("b.csv".to_owned(), vec![(1, 30_000, 1)])];
+    assert_eq!(counted, wish);
 }
 
 /// A job whose only list is the ledger, which holds one request.
