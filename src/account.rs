@@ -258,6 +258,11 @@ impl Account<'_> {
                 "{opted_out} DROP work items lead to several consumers each: their rows were kept, for these are to be opted out instead."
             ));
         }
+        if let Some(held) = self.ledger.as_ref().map(|ledger| ledger.held).filter(|count| *count > 0) {
+            limits.push(format!(
+                "{held} requests name somebody whose data stay by the exemption of another request: what they share was not looked for."
+            ));
+        }
         if self.undecided > 0 {
             limits.push(format!(
                 "{} DROP work items were left alone: an object that could not be read, or lacks its consumer key, hides how many consumers they mean.",

@@ -99,14 +99,6 @@ pub enum Received {
     On(Date),
 }
 
-impl Received {
-    /// Midnight UTC is what a date alone is read as.
-    pub fn of(at: Timestamp) -> Received {
-        let utc = at.to_zoned(TimeZone::UTC);
-        if utc.time() == jiff::civil::Time::midnight() { Received::On(utc.date()) } else { Received::At(at) }
-    }
-}
-
 /// The due dates of many requests under one regime, each day's computed once.
 pub struct DueDates<'a> {
     regimes: &'a Regimes,
@@ -123,9 +115,9 @@ impl<'a> DueDates<'a> {
     }
 
     /// `None`: the date lies outside the calendar.
-    pub fn of(&mut self, received: Timestamp) -> Option<DueDate> {
+    pub fn of(&mut self, received: Received) -> Option<DueDate> {
         let DueDates { regimes, regime, known } = self;
-        let day = regimes.day_received(Received::of(received));
+        let day = regimes.day_received(received);
         let due = || {
             let due = regimes.due(regime, Received::On(day)).ok()?;
             Some(DueDate { at: due.date, how: due.how.into() })

@@ -121,10 +121,16 @@ async fn import(common: &Common, mut desk: Desk, zip: &Path) -> Result<Exit> {
     download.each_item(&mut |item| items.push(item))?;
     check_permanent(&desk, &items)?;
     let mut imported = Imported::default();
-    let due_date = DueDate { at: due.date, how: due.how.as_str().into() };
+    let receipt = Receipt {
+        source: download.archive.to_string().into(),
+        list_digest: download.sha256.as_str().into(),
+        regime: REGIME.into(),
+        due: DueDate { at: due.date, how: due.how.as_str().into() },
+    };
     for items in items.chunks(ITEMS_A_TIME) {
-        record(&mut desk, &download, &due_date, items, &mut imported).await?;
+        record(&mut desk, &download, &receipt, items, &mut imported).await?;
     }
+    desk.refresh_probe(Appended { events: imported.added + imported.withdrawn, known: 0 }).await;
     tracing::info!(download = %download.archive, added = imported.added, withdrawn = imported.withdrawn, "download imported");
     let access = desk.job.regimes.due(ACCESS, received).map_err(|error| Error::usage(error.to_string()))?;
     told_import(common, &desk, &download, archived.as_ref(), (&due, &access), &imported)
@@ -150,41 +156,47 @@ fn check_permanent(desk: &Desk, items: &[WorkItem]) -> Result<()> {
     }
 }
 
+/// What all work items of a download have in common: millions share it.
+struct Receipt {
+    source: Text,
+    list_digest: Text,
+    regime: Text,
+    due: DueDate,
+}
+
 /// Records some work items: those of lists first, so that a removal finds its request.
 async fn record(
     desk: &mut Desk,
     download: &Download<'_>,
-    due: &DueDate,
+    receipt: &Receipt,
     items: &[WorkItem],
     imported: &mut Imported,
 ) -> Result<()> {
-    let source: Text = download.archive.to_string().into();
-    let digest: Text = download.sha256.as_str().into();
     let received_at = desk.job.regimes.start_of(download.archive.date);
     let event = |item: &WorkItem, fact| Event { recorded_at: desk.now, request_id: item.id.as_str().into(), fact };
     let received = |item: &WorkItem| Fact::Received {
         identifier: tagged(&desk.key, item.list_type.kind().name(), &item.sha256),
-        source: source.clone(),
+        source: receipt.source.clone(),
         received_at,
-        regime: Some(REGIME.into()),
-        due: Some(due.clone()),
-        list_digest: Some(digest.clone()),
+        regime: Some(receipt.regime.clone()),
+        due: Some(receipt.due.clone()),
+        list_digest: Some(receipt.list_digest.clone()),
     };
     let listed = items.iter().filter(|item| !item.is_removed);
     let events: Vec<Event> = listed.map(|item| event(item, received(item))).collect();
-    let Appended { events: added, known } = desk.record(events).await?;
+    let Appended { events: added, known } = desk.append(events).await?;
     (imported.added, imported.known) = (imported.added + added, imported.known + known);
     let removed: Vec<&WorkItem> = items.iter().filter(|item| item.is_removed).collect();
     let requests = desk.ledger.requests();
     let (there, unknown): (Vec<&WorkItem>, Vec<&WorkItem>) =
         removed.into_iter().partition(|item| requests.get(item.id.as_str()).is_some());
-    let withdrawn = Fact::Withdrawn { source: format!("{source} Removed").into() };
+    let withdrawn = Fact::Withdrawn { source: format!("{} Removed", receipt.source).into() };
     let events = there
         .into_iter()
         .map(|item| Event { recorded_at: desk.now, request_id: item.id.as_str().into(), fact: withdrawn.clone() })
         .collect();
     imported.removals_unknown += unknown.len() as u64;
-    imported.withdrawn += desk.record(events).await?.events;
+    imported.withdrawn += desk.append(events).await?.events;
     Ok(())
 }
 
@@ -329,7 +341,13 @@ fn unsettled(answers: &Answers) -> Error {
             shown.join(", ")
         ),
     )
-    .hint("run `lakescrub scrub` until it ends clean: a status says what a whole run has seen")
+    .hint(match answers.held {
+        0 => "run `lakescrub scrub` until it ends clean: a status says what a whole run has seen".to_owned(),
+        held => format!(
+            "{held} of them share an identifier with a request that is exempted, so that no run looks for it: exempt them as well, or end \
+             that exemption"
+        ),
+    })
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Error {

@@ -37,6 +37,8 @@ pub struct Answers {
     pub withdrawn: u64,
     /// Work items that no run has ended with.
     pub unsettled: Vec<Text>,
+    /// How many of these are held by the exemption of another request, so that no run can.
+    pub held: u64,
 }
 
 /// The download that a request came with; `None`: it is no DROP work item.
@@ -46,8 +48,12 @@ pub fn download_of(request: &Request) -> Option<ArchiveName> {
 
 /// Whether several consumers stand behind the request's identifier, so that its rows are kept.
 pub fn is_opted_out(request: &Request, now: Timestamp) -> bool {
-    let is_ground = request.exempted.as_ref().is_some_and(|it| &*it.ground == SEVERAL_CONSUMERS);
-    is_ground && request.state(now) == State::Exempted
+    means_several(request) && request.state(now) == State::Exempted
+}
+
+/// Whether that is the ground of its exemption.
+pub fn means_several(request: &Request) -> bool {
+    request.exempted.as_ref().is_some_and(|it| &*it.ground == SEVERAL_CONSUMERS)
 }
 
 /// What is to be said of a work item; `None`: its runs have not ended.
@@ -65,6 +71,7 @@ pub fn answers(requests: &Requests, now: Timestamp, rows_per_file: u64) -> Answe
     let mut answers = Answers::default();
     let mut groups: BTreeMap<Group, Vec<(WorkItemId, Status)>> = BTreeMap::new();
     // Of every answer ever given: the last one of each work item does not tell all names that DROP has seen.
+    let holds = requests.holds(now);
     let used: BTreeSet<CsvName> = requests.answer_files().iter().filter_map(|name| CsvName::parse(name)).collect();
     for request in requests.iter() {
         let (Some(archive), Some(id)) = (download_of(request), WorkItemId::parse(&request.id)) else { continue };
@@ -82,7 +89,10 @@ pub fn answers(requests: &Requests, now: Timestamp, rows_per_file: u64) -> Answe
             }
             // It came back, say: what was answered stands until a run has ended with it.
             (_, None, _) if answered.is_some() => answers.unchanged += 1,
-            (_, None, _) | (_, _, None) => answers.unsettled.push(request.id.clone()),
+            (_, None, _) | (_, _, None) => {
+                answers.held += u64::from(!requests.held_by(request, &holds).is_empty());
+                answers.unsettled.push(request.id.clone());
+            }
         }
     }
     for (group, mut rows) in groups {
@@ -273,6 +283,25 @@ mod tests {
         // What comes late to a list that was answered once has a name of its own, too.
         let late = [&first[..], &[(B, received("email", 2)), (B, verified())]].concat();
         check(&late, 10, &["20260812_4821_Email_late01.csv: AAAAaaaa0002=5"]);
+    }
+
+    #[test]
+    fn what_is_asked_anew_is_answered_again_with_the_same_status_even() {
+        let later = Some("2026-10-12T00:00:00Z".parse().unwrap());
+        let mut anew = received("email", 1);
+        let Fact::Received { received_at, source, .. } = &mut anew else { panic!("received") };
+        (*received_at, *source) = (later, "20261012_4821_DROP.zip".into());
+        let facts = [
+            (A, received("email", 1)),
+            (A, verified()),
+            (A, answered(5, "20260812_4821_Email.csv")),
+            (A, Fact::Withdrawn { source: "s".into() }),
+            (A, anew),
+        ];
+        assert_eq!(check(&facts, 10, &[]).unsettled, [Text::from(A)]);
+        let facts = [&facts[..], &[(A, verified())]].concat();
+        let answers = check(&facts, 10, &["20261012_4821_Email.csv: AAAAaaaa0001=5"]);
+        assert!(!answers.files[0].is_amended);
     }
 
     #[test]

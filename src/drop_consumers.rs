@@ -9,14 +9,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 
 use crate::dataset::listing;
-use crate::drop_answer::{SEVERAL_CONSUMERS, download_of};
+use crate::drop_answer::{SEVERAL_CONSUMERS, download_of, means_several};
 use crate::error::Result;
 use crate::job::{DatasetSpec, Job};
 use crate::ledger_event::{Event, Fact, Text};
 use crate::ledger_fold::{Request, Requests};
 use crate::plan::{Finding, Seen};
 use crate::store::{Etag, Location, Object, StoreError, Stores};
-use crate::verify::{self, Sighting};
+use crate::verify::{self, Sightings};
+use crate::verify_read::Fault;
 
 /// Work items that a run leaves alone, by request id.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -79,12 +80,11 @@ enum Behind {
 }
 
 impl Behind {
-    fn and(self, consumer: Option<u64>) -> Behind {
-        match (self, consumer) {
-            (behind, None) => behind,
-            (Behind::Nobody, Some(key)) => Behind::One(key),
-            (Behind::One(known), Some(key)) if known == key => Behind::One(key),
-            (Behind::One(_) | Behind::Several, Some(_)) => Behind::Several,
+    fn and(self, consumer: u64) -> Behind {
+        match self {
+            Behind::Nobody => Behind::One(consumer),
+            Behind::One(known) if known == consumer => self,
+            Behind::One(_) | Behind::Several => Behind::Several,
         }
     }
 }
@@ -99,6 +99,13 @@ pub async fn withheld(
 ) -> Result<Withheld> {
     let is_asked = |request: &Request| download_of(request).is_some() && request.is_suppressed(now);
     let mut withheld = Withheld::default();
+    let holds = requests.holds(now);
+    // Nobody is looked for any more by an identifier that was found to lead to several: whichever work item names it, it still does.
+    let is_several =
+        |request: &&Request| requests.held_by(request, &holds).iter().any(|number| means_several(requests.at(*number)));
+    withheld
+        .several
+        .extend(requests.iter().filter(|request| is_asked(request)).filter(is_several).map(|it| it.id.clone()));
     if !requests.iter().any(is_asked) {
         return Ok(withheld);
     }
@@ -108,19 +115,18 @@ pub async fn withheld(
         let as_it_is = |object: &Object| (object.location.clone(), object.etag.clone());
         let counted = objects.iter().chain(&linked).map(as_it_is).collect();
         withheld.counted.insert(spec.name.clone(), counted);
-        let sighted = verify::attribute(lists, job, stores, spec, Some(consumer_key), objects).await;
         let mut behind: HashMap<u128, Behind> = HashMap::new();
         // Nobody reads what a link leads to.
         let mut unread = linked.len() as u64;
-        for sighted in &sighted {
+        let mut each = |_, sighted: Result<verify::Sighted, Fault>| match sighted {
+            Ok(sighted) => {
+                add(&mut behind, &sighted.sightings);
+                unread += u64::from(sighted.lacks_consumer_key && !sighted.sightings.is_empty());
+            }
             // The run itself tells of an object that cannot be read.
-            let Ok(sighted) = sighted else {
-                unread += 1;
-                continue;
-            };
-            add(&mut behind, &sighted.sightings);
-            unread += u64::from(sighted.lacks_consumer_key && !sighted.sightings.is_empty());
-        }
+            Err(_) => unread += 1,
+        };
+        verify::attribute(lists, job, stores, spec, Some(consumer_key), objects, &mut each).await;
         if unread > 0 {
             let dataset = &spec.name;
             tracing::warn!(
@@ -159,28 +165,34 @@ async fn asked(spec: &DatasetSpec, stores: &Stores) -> Result<Asked> {
     }
 }
 
-fn add(behind: &mut HashMap<u128, Behind>, sighted: &[Sighting]) {
-    for Sighting { tag, consumer, .. } in sighted {
-        let known = behind.entry(*tag).or_insert(Behind::Nobody);
-        *known = known.and(*consumer);
+fn add(behind: &mut HashMap<u128, Behind>, sightings: &Sightings) {
+    for (tags, sighting) in sightings {
+        for tag in tags {
+            let known = behind.entry(*tag).or_insert(Behind::Nobody);
+            *known = sighting.consumers.iter().fold(*known, |known, consumer| known.and(*consumer));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verify::Sighting;
 
     #[test]
     fn several_are_several_and_a_row_without_a_key_is_nobody() {
         for (keys, wanted) in [
-            (&[None, None][..], Behind::Nobody),
-            (&[None, Some(7), None, Some(7)], Behind::One(7)),
-            (&[Some(7), Some(8), Some(7)], Behind::Several),
+            (&[&[][..], &[]][..], Behind::Nobody),
+            (&[&[], &[7], &[], &[7]], Behind::One(7)),
+            (&[&[7], &[8], &[7]], Behind::Several),
+            (&[&[7, 8]], Behind::Several),
         ] {
-            let sighted: Vec<Sighting> =
-                keys.iter().zip(0..).map(|(consumer, row)| Sighting { row, tag: 1, consumer: *consumer }).collect();
             let mut behind = HashMap::new();
-            add(&mut behind, &sighted);
+            for (consumers, other) in keys.iter().zip(2..) {
+                let sighting = Sighting { rows: 3, consumers: consumers.iter().copied().collect() };
+                // Beside another identifier or alone: it is this one's consumer.
+                add(&mut behind, &Sightings::from([(vec![1, other], sighting)]));
+            }
             assert_eq!(behind[&1], wanted, "{keys:?}");
         }
     }

@@ -22,7 +22,7 @@ use crate::signature::TagKey;
 use crate::store::{self, Location, Object, Precondition, Store, StoreError};
 
 /// So many events are written in one segment at most.
-const EVENTS_A_SEGMENT: usize = 250_000;
+pub const EVENTS_A_SEGMENT: usize = 250_000;
 /// So many files are gathered in one.
 const LOOSE_SEGMENTS_MAX: usize = 32;
 /// How often a writer that lost a race tries again.
@@ -199,21 +199,31 @@ impl Ledger {
         Ok(appended)
     }
 
-    async fn append_piece(&mut self, piece: Vec<Event>) -> Result<u64> {
+    async fn append_piece(&mut self, mut piece: Vec<Event>) -> Result<u64> {
         for _ in 0..ATTEMPTS_MAX {
-            let news = self.take_news(&piece);
-            if news.is_empty() {
+            let is_news = self.take_news(&piece);
+            let count = is_news.iter().filter(|is_news| **is_news).count();
+            if count == 0 {
                 return Ok(0);
             }
+            // Of an import all is news as a rule: it is not held twice.
+            let events = match count == piece.len() {
+                true => std::mem::take(&mut piece),
+                false => {
+                    piece.iter().zip(is_news).filter(|(_, is_news)| *is_news).map(|(event, _)| event.clone()).collect()
+                }
+            };
             let before = self.head();
-            let count = news.len() as u64;
-            let segment = Segment { sequence: before.sequence + 1, key_id: self.key_id.clone(), events: news };
+            let segment = Segment { sequence: before.sequence + 1, key_id: self.key_id.clone(), events };
             let location = self.location(segment.sequence, segment.sequence);
             let bytes = encode(std::slice::from_ref(&segment), &before.digest)?;
             if write_new(self.store.as_ref(), &location, bytes).await?
                 && self.is_in_chain(segment.sequence, segment.digest(&before.digest)).await?
             {
-                return Ok(count);
+                return Ok(count as u64);
+            }
+            if piece.is_empty() {
+                piece = segment.events;
             }
             self.reopen().await?;
         }
@@ -221,20 +231,23 @@ impl Ledger {
             .hint("run again"))
     }
 
-    /// Those events that say something new, given the ledger and each other. They are folded in at once: whoever cannot write them
+    /// Which events say something new, given the ledger and each other. They are folded in at once: whoever cannot write them
     /// reads the ledger anew.
-    fn take_news(&mut self, events: &[Event]) -> Vec<Event> {
-        let mut news = Vec::new();
+    fn take_news(&mut self, events: &[Event]) -> Vec<bool> {
+        let mut news = Vec::with_capacity(events.len());
         for event in events {
             let of_request = self.supposed.get_mut(&event.request_id);
             let place = of_request.as_ref().and_then(|known| known.iter().position(|known| known.fact == event.fact));
             if let Some((known, place)) = of_request.zip(place) {
                 known.swap_remove(place);
-                news.push(event.clone());
-            } else if self.requests.is_news(event) {
-                self.requests.take_event(event, None);
-                news.push(event.clone());
+                news.push(true);
+                continue;
             }
+            let is_news = self.requests.is_news(event);
+            if is_news {
+                self.requests.take_event(event, None);
+            }
+            news.push(is_news);
         }
         news
     }
@@ -343,6 +356,7 @@ impl Ledger {
         let last = segments.last().map_or(0, |segment| segment.sequence);
         let location = self.location(1, last);
         let bytes = encode(&segments, &[0; 32])?;
+        drop(segments);
         write_new(self.store.as_ref(), &location, bytes).await?;
         // Only what a look at the gathered file proves to be in it goes.
         let (object, written) = store::read_whole(self.store.as_ref(), &location).await?;

@@ -1,7 +1,8 @@
 //! What the events of the ledger amount to: every request, its identifiers, and what became of it.
 //!
 //! Pure: a fold over events in their order, and nothing else decides a state. Invariants: an event is never forgotten by another
-//! (a withdrawal stops removal and erases nothing), and taking an event in twice is taking it in once.
+//! (a withdrawal stops removal and erases nothing), taking an event in twice is taking it in once, and an identifier that an exemption
+//! holds is looked for on nobody's request.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -36,6 +37,13 @@ pub struct Mark {
     entries: u32,
 }
 
+/// The tags that exemptions in force keep from being matched, by their heads, and the positions of the requests that are exempted.
+#[derive(Debug, Clone, Default)]
+pub struct Holds {
+    at: Timestamp,
+    by_tag: HashMap<[u8; 16], Vec<u32>>,
+}
+
 /// One identifier of one request.
 #[derive(Debug, Clone)]
 struct Entry {
@@ -61,7 +69,7 @@ pub struct Request {
     /// When the ledger learnt of it.
     pub recorded_at: Timestamp,
     pub regime: Option<Text>,
-    pub due: Option<Arc<DueDate>>,
+    pub due: Option<DueDate>,
     pub list_digest: Option<Text>,
     /// Positions in the entries of the tags under the present key.
     entries: Vec<u32>,
@@ -77,8 +85,9 @@ pub struct Request {
     pub reappeared_at: Option<Timestamp>,
     /// How often it came back: from one clean run to the next, once.
     pub reappearances: u32,
-    /// When a run first saw rows of it after another had found nothing at all.
-    pub found_at: Option<Timestamp>,
+    /// When it was last opened again without a return: a run saw its first rows after another had found nothing, or an identifier
+    /// was added to it.
+    pub reopened_at: Option<Timestamp>,
     pub answered: Option<Arc<Answered>>,
 }
 
@@ -86,6 +95,13 @@ pub struct Request {
 pub struct Exemption {
     pub ground: Text,
     pub until: Option<Timestamp>,
+}
+
+impl Exemption {
+    /// To the end of the second that it names: a day ends with its last one.
+    fn is_in_force(&self, now: Timestamp) -> bool {
+        self.until.is_none_or(|until| now.as_second() <= until.as_second())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,16 +216,15 @@ impl Request {
             datasets: Vec::new(),
             reappeared_at: None,
             reappearances: 0,
-            found_at: None,
+            reopened_at: None,
             answered: None,
         }
     }
 
     pub fn state(&self, now: Timestamp) -> State {
-        let exempt = self.exempted.as_ref().is_some_and(|it| it.until.is_none_or(|until| now < until));
         match (&self.withdrawn_at, &self.verified) {
             (Some(_), _) => State::Withdrawn,
-            _ if exempt => State::Exempted,
+            _ if self.is_exempt(now) => State::Exempted,
             _ if self.has_plan_of(None) => State::Planned,
             _ if self.reappeared_at.is_some() => State::Reappeared,
             (None, Some(_)) if self.rows_removed() > 0 => State::Done,
@@ -227,8 +242,18 @@ impl Request {
         }
     }
 
+    /// Whether its data stay for a reason, which a withdrawal does not end: whoever opted in again may ask anew before it has ended.
+    pub fn is_exempt(&self, now: Timestamp) -> bool {
+        self.exempted.as_ref().is_some_and(|exemption| exemption.is_in_force(now))
+    }
+
     pub fn rows_removed(&self) -> u64 {
         self.datasets.iter().map(|(_, facts)| facts.rows_removed).sum()
+    }
+
+    /// When it is due, unless nothing is: of what is exempted or withdrawn no deadline runs.
+    pub fn deadline(&self, now: Timestamp) -> Option<&DueDate> {
+        self.due.as_ref().filter(|_| self.is_suppressed(now))
     }
 
     /// When the deadline began to run: as received, or else when the ledger learnt of it.
@@ -337,9 +362,32 @@ impl Requests {
         })
     }
 
+    /// Which tags nobody's request is matched by at `now`, because an exempted one has them.
+    pub fn holds(&self, now: Timestamp) -> Holds {
+        let mut by_tag: HashMap<[u8; 16], Vec<u32>> = HashMap::new();
+        for (number, request) in self.requests.iter().enumerate().filter(|(_, request)| request.is_exempt(now)) {
+            for identifier in self.identifiers(request) {
+                by_tag.entry(head(&identifier.tag)).or_default().push(number as u32);
+            }
+        }
+        Holds { at: now, by_tag }
+    }
+
+    /// The exempted requests that hold an identifier of this one, which asks for it in vain. None of a request that asks for nothing.
+    pub fn held_by(&self, request: &Request, holds: &Holds) -> BTreeSet<u32> {
+        if !request.is_suppressed(holds.at) {
+            return BTreeSet::new();
+        }
+        let own = self.identifiers(request).filter_map(|identifier| holds.by_tag.get(&head(&identifier.tag)));
+        own.flatten().copied().collect()
+    }
+
     /// How far the ledger was read: what comes later is none of this run's.
     pub fn mark(&self, now: Timestamp) -> Mark {
-        let asked = self.requests.iter().map(|request| request.is_suppressed(now)).collect();
+        let holds = self.holds(now);
+        // What is held in part is looked for in part, which proves nothing of the whole.
+        let is_asked = |request: &Request| request.is_suppressed(now) && self.held_by(request, &holds).is_empty();
+        let asked = self.requests.iter().map(is_asked).collect();
         Mark { asked, entries: self.entries.len() as u32 }
     }
 
@@ -356,8 +404,10 @@ impl Requests {
         self.by_stale_tag.get(&head(tag)).map(|number| self.at(*number))
     }
 
-    /// Every identifier that a match means at `now`, once: those of withdrawn and exempted requests are not there.
+    /// Every identifier that a match means at `now`, once: those of withdrawn requests are not there, nor is any that an exempted one
+    /// has, whoever else asks for it.
     pub fn suppressed(&self, now: Timestamp) -> impl Iterator<Item = &Tagged> {
+        let holds = self.holds(now);
         let is_first = move |number: u32, entry: &Entry| {
             let mut next = self.by_tag.get(&head(&entry.identifier.tag)).copied();
             while let Some(other) = next {
@@ -370,7 +420,8 @@ impl Requests {
             false
         };
         let entries = self.entries.iter().enumerate();
-        entries.filter(move |(number, entry)| is_first(*number as u32, entry)).map(|(_, entry)| &entry.identifier)
+        let free = entries.filter(move |(_, entry)| !holds.by_tag.contains_key(&head(&entry.identifier.tag)));
+        free.filter(move |(number, entry)| is_first(*number as u32, entry)).map(|(_, entry)| &entry.identifier)
     }
 
     /// Distinct identifiers by kind, of all requests.
@@ -382,11 +433,12 @@ impl Requests {
         kinds
     }
 
-    /// Requests that should match and of which an identifier is not there under the present key: their lists must be imported again.
-    /// No tag tells which one of another key it stands for: a request must have as many of each kind as it had under any other key.
+    /// Requests that should match, or keep others from it, and of which an identifier is not there under the present key: their lists must
+    /// be imported again. No tag tells which one of another key it stands for: a request must have as many of each kind as it had under any other key.
     pub fn not_comparable(&self, now: Timestamp) -> usize {
         let lost = |(number, request): &(usize, &Request)| {
-            request.is_suppressed(now) && (request.entries.is_empty() || self.lacks_entries(*number as u32))
+            let matters = request.is_suppressed(now) || request.is_exempt(now);
+            matters && (request.entries.is_empty() || self.lacks_entries(*number as u32))
         };
         self.requests.iter().enumerate().filter(lost).count()
     }
@@ -400,10 +452,10 @@ impl Requests {
         had.iter().any(|((_, kind), count)| has(kind) < *count)
     }
 
-    /// When the set of [`Requests::suppressed`] changes next without an event: an exemption ends.
-    pub fn changes_at(&self, now: Timestamp) -> Option<Timestamp> {
-        let ends = self.requests.iter().filter_map(|request| request.exempted.as_ref()?.until);
-        ends.filter(|until| *until > now).min()
+    /// The last second of the set of [`Requests::suppressed`] as it is at `now`, if it changes without an event: an exemption ends.
+    pub fn stands_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let exempt = self.requests.iter().filter(|request| request.is_exempt(now));
+        exempt.filter_map(|request| request.exempted.as_ref()?.until).min()
     }
 
     /// Whether the event says something that is not known yet.
@@ -469,8 +521,10 @@ impl Requests {
                 number
             }
         };
-        if let Fact::Received { identifier, .. } = &event.fact {
-            self.take_identifier(number, identifier, stale_key);
+        if let Fact::Received { identifier, received_at, .. } = &event.fact
+            && self.take_identifier(number, identifier, stale_key)
+        {
+            self.requests[number as usize].reopen(received_at.unwrap_or(event.recorded_at));
         }
         if let Fact::Answered { source, .. } = &event.fact {
             self.answer_files.insert(source.clone());
@@ -478,25 +532,54 @@ impl Requests {
         take_fact(&mut self.requests[number as usize], event);
     }
 
-    fn take_identifier(&mut self, number: u32, identifier: &Tagged, stale_key: Option<&Text>) {
+    /// Whether the request had no such identifier. What only makes up for one under another key is none that it had not.
+    fn take_identifier(&mut self, number: u32, identifier: &Tagged, stale_key: Option<&Text>) -> bool {
+        let makes_up = self.makes_up(number, &identifier.kind, stale_key);
         if let Some(key_id) = stale_key {
             let stale = Stale { key_id: key_id.clone(), identifier: identifier.clone() };
             let known = self.stale.entry(number).or_default();
-            if !known.contains(&stale) {
+            let is_new = !known.contains(&stale);
+            if is_new {
                 known.push(stale);
                 self.requests[number as usize].stale_tags += 1;
             }
             self.by_stale_tag.insert(head(&identifier.tag), number);
-            return;
+            return is_new && !makes_up;
         }
         let request = &self.requests[number as usize];
         if self.identifiers(request).any(|known| known == identifier) {
-            return;
+            return false;
         }
         let entry = self.entries.len() as u32;
         let next = self.by_tag.insert(head(&identifier.tag), entry);
         self.entries.push(Entry { request: number, next, identifier: identifier.clone() });
         self.requests[number as usize].entries.push(entry);
+        !makes_up
+    }
+
+    /// Whether the request has fewer identifiers of the kind under this key than under another one: no tag tells which stands for which.
+    fn makes_up(&self, number: u32, kind: &Text, stale_key: Option<&Text>) -> bool {
+        let stale = self.stale.get(&number);
+        if stale.is_none() && stale_key.is_none() {
+            return false;
+        }
+        let mut counts: BTreeMap<Option<&Text>, usize> = BTreeMap::new();
+        for Stale { key_id, identifier } in stale.into_iter().flatten() {
+            *counts.entry(Some(key_id)).or_default() += usize::from(identifier.kind == *kind);
+        }
+        let own = self.identifiers(self.at(number)).filter(|own| own.kind == *kind).count();
+        counts.insert(None, own);
+        let under_this = counts.get(&stale_key).copied().unwrap_or(0);
+        counts.values().any(|count| *count > under_this)
+    }
+}
+
+impl Request {
+    /// It has more to be looked for than the last run looked for.
+    fn reopen(&mut self, at: Timestamp) {
+        if self.verified.take().is_some() {
+            self.reopened_at = Some(at);
+        }
     }
 }
 
@@ -516,7 +599,8 @@ fn take_fact(request: &mut Request, event: &Event) {
                 request.verified = None;
                 request.reappeared_at = None;
                 request.reappearances = 0;
-                request.found_at = None;
+                request.reopened_at = None;
+                request.answered = None;
                 for (_, facts) in &mut request.datasets {
                     *facts = InDataset { planned: facts.planned.take(), ..InDataset::default() };
                 }
@@ -526,7 +610,7 @@ fn take_fact(request: &mut Request, event: &Event) {
             }
             if anew || request.regime.is_none() {
                 request.regime = regime.clone();
-                request.due = due.clone().map(Arc::new);
+                request.due = due.clone();
             }
             if anew || request.list_digest.is_none() {
                 (request.source, request.list_digest) = (source.clone(), list_digest.clone());
@@ -562,7 +646,7 @@ fn take_fact(request: &mut Request, event: &Event) {
             }
         }
         Fact::Found { .. } => {
-            request.found_at = Some(at);
+            request.reopened_at = Some(at);
             request.verified = None;
         }
         Fact::Exempted { ground, until } => {
@@ -714,6 +798,83 @@ mod tests {
         let none = fold(&[r, q, withdrawn("q"), withdrawn("r")]);
         assert_eq!(none.suppressed(at(9)).count(), 0);
         assert_eq!(none.with_tag([1; 16]).count(), 2);
+    }
+
+    #[test]
+    fn what_an_exempted_request_has_is_asked_for_by_nobody() {
+        let both = [received("r", 1, None), received("q", 1, None), received("q", 2, None), received("p", 2, None)];
+        let with = |more: &[(Text, Fact)]| fold(&[&both[..], more].concat());
+        type Case<'a> = (&'a [(Text, Fact)], usize, &'a [&'a str]);
+        let cases: [Case<'_>; 6] = [
+            (&[], 2, &[]),
+            (&[exempted("r", None)], 1, &["q"]),
+            (&[exempted("r", Some(1000))], 1, &["q"]),
+            (&[exempted("r", Some(999))], 2, &[]),
+            // Whoever opted in again and asks anew under another id is still held.
+            (&[exempted("r", None), withdrawn("r")], 1, &["q"]),
+            (&[exempted("r", None), exempted("q", None)], 0, &["p"]),
+        ];
+        for (more, suppressed, held) in cases {
+            let requests = with(more);
+            let (now, holds) = (at(1000), requests.holds(at(1000)));
+            assert_eq!(requests.suppressed(now).count(), suppressed, "{more:?}");
+            let is_held = |request: &&Request| !requests.held_by(request, &holds).is_empty();
+            let ids: Vec<&str> = requests.iter().filter(is_held).map(|request| &*request.id).collect();
+            assert_eq!(ids, held, "{more:?}");
+            // No run that looked for a part may say that it looked for the whole.
+            let mark = requests.mark(now);
+            assert!(requests.asked_at(&mark).all(|(_, request)| !held.contains(&&*request.id)), "{more:?}");
+        }
+    }
+
+    #[test]
+    fn an_exemption_under_another_key_is_not_lost_in_silence() {
+        let mut requests = Requests::new(text("new"));
+        let event = |(request_id, fact): (Text, Fact)| Event { recorded_at: at(1), request_id, fact };
+        let mut take = |key: &str, facts: (Text, Fact)| {
+            requests.take(&Segment { sequence: 1, key_id: text(key), events: vec![event(facts)] });
+            requests.not_comparable(at(9))
+        };
+        take("old", received("r", 1, None));
+        assert_eq!(take("old", exempted("r", None)), 1);
+        // Another request of the same person: its tag under the new key is not held by one under the old.
+        assert_eq!(take("new", received("q", 2, None)), 1);
+        assert_eq!(take("new", received("r", 2, None)), 0);
+    }
+
+    #[test]
+    fn an_identifier_that_is_added_opens_a_request_again_and_is_no_return() {
+        let done = [received("r", 1, None), removed("r", 2), clean("r")];
+        let not_found = [received("r", 1, None), clean("r")];
+        for (facts, wish) in [(&done[..], State::Removed), (&not_found[..], State::Open)] {
+            let again = fold(&[facts, &[received("r", 1, Some(50))]].concat());
+            assert!(!again.get("r").unwrap().state(at(9)).is_open(), "the same identifier");
+            let added = fold(&[facts, &[received("r", 7, Some(50))]].concat());
+            let request = added.get("r").unwrap();
+            assert_eq!((request.state(at(9)), request.reopened_at), (wish, Some(at(50))));
+            assert!(!request.was_done() && !request.was_not_found());
+        }
+        // One that makes up for another key's is the same one as far as anybody can tell; one more is not.
+        let mut requests = Requests::new(text("new"));
+        let event = |(request_id, fact): (Text, Fact)| Event { recorded_at: at(1), request_id, fact };
+        let mut take = |key: &str, facts: (Text, Fact)| {
+            requests.take(&Segment { sequence: 1, key_id: text(key), events: vec![event(facts)] });
+            requests.get("r").unwrap().state(at(9))
+        };
+        take("old", received("r", 1, None));
+        assert_eq!(take("old", clean("r")), State::NotFound);
+        assert_eq!(take("new", received("r", 2, None)), State::NotFound);
+        assert_eq!(take("new", received("r", 3, None)), State::Open);
+    }
+
+    #[test]
+    fn what_is_asked_anew_is_answered_anew() {
+        let answer = of("r", Fact::Answered { status: 3, source: text("f") });
+        let first = [received("r", 1, None), removed("r", 2), clean("r"), answer, withdrawn("r")];
+        assert!(fold(&first).get("r").unwrap().answered.is_some());
+        let anew = fold(&[&first[..], &[received("r", 1, Some(90))]].concat());
+        assert!(anew.get("r").unwrap().answered.is_none());
+        assert_eq!(anew.answer_files().len(), 1, "no name is given twice");
     }
 
     #[test]

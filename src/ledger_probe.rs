@@ -1,7 +1,7 @@
 //! The ledger's identifiers as a file that is mapped, not read: what lets the gate start in an instant.
 //!
 //! ```text
-//! STATE/probe/ledger.tags    magic │ segments │ digest of the chain │ valid until │ numbers │ seal │ table
+//! STATE/probe/ledger.tags    magic │ segments │ digest of the chain │ last second │ numbers │ seal │ table
 //! ```
 //! The table is [`crate::tag_table`]'s. The file says nothing that the ledger does not: where it is missing, behind or damaged, the
 //! ledger is folded again. Invariant: a table is used only under the key that sealed it, and only as long as no segment behind it
@@ -22,7 +22,7 @@ use crate::signature::TagKey;
 use crate::store::{self, Location, Precondition, Store};
 use crate::tag_table::TagTable;
 
-const MAGIC: &[u8; 16] = b"lakescrub tags 1";
+const MAGIC: &[u8; 16] = b"lakescrub tags 2";
 const SEAL: std::ops::Range<usize> = 96..128;
 const HEADER_BYTES: usize = 128;
 
@@ -33,7 +33,7 @@ pub struct ProbeTable {
     pub head: Head,
     /// Whether it holds numbers that texts are another spelling of.
     pub has_numbers: bool,
-    /// An exemption ends then.
+    /// An exemption ends after this second.
     valid_until: Option<Timestamp>,
 }
 
@@ -50,7 +50,7 @@ impl ProbeTable {
             table: TagTable::build(tags.len(), tags.into_iter()),
             head: ledger.head(),
             has_numbers: requests.identifiers_by_kind().contains_key(NUMBER_OF_TEXT),
-            valid_until: requests.changes_at(now),
+            valid_until: requests.stands_until(now),
         }
     }
 
@@ -135,7 +135,7 @@ pub async fn load(
     anchor: Option<&Anchor>,
 ) -> Result<Option<ProbeTable>> {
     if let Some(mut probe) = open(store.as_ref(), state, key).await
-        && probe.valid_until.is_none_or(|until| now < until)
+        && probe.valid_until.is_none_or(|until| now.as_second() <= until.as_second())
         && let Some(head) = unchanged_until(store.as_ref(), state, &probe.head).await?
         && anchor.is_none_or(|anchor| anchor.head.sequence <= head)
     {

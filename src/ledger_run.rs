@@ -22,7 +22,7 @@ use crate::request::ListReport;
 use crate::request_import::{NUMBER_OF_TEXT, whole_microseconds};
 use crate::signature::TagKey;
 use crate::store::{self, Location, Object, Store, Stores};
-use crate::verify::{self, Sighting, Verified};
+use crate::verify::{self, Sightings, Verified};
 use crate::verify_read::Fault;
 
 /// Opens the ledger for a job that has it as a list; `None` for any other job.
@@ -62,6 +62,13 @@ pub async fn anchor(store: &dyn Store, state: &Location) -> Result<Option<Anchor
 pub fn tags(ledger: &Ledger, key: Arc<TagKey>, now: Timestamp) -> Tags {
     let probe = ProbeTable::of(ledger, now);
     Tags { key, table: probe.table, numbers: probe.has_numbers.then_some(NUMBER_OF_TEXT) }
+}
+
+/// How many requests name somebody whose data stay by the exemption of another request.
+pub fn held(ledger: &Ledger, now: Timestamp) -> u64 {
+    let requests = ledger.requests();
+    let holds = requests.holds(now);
+    requests.iter().filter(|request| !requests.held_by(request, &holds).is_empty()).count() as u64
 }
 
 /// The ledger as one of the lists that were read.
@@ -210,35 +217,30 @@ impl Book {
             let is_same = |seen: &Seen| seen.location == object.location && seen.version_id == version_of(object);
             !self.seen[number].iter().any(is_same)
         });
-        let asked = objects.clone();
-        let sighted =
-            verify::attribute(looking.lists, looking.job, looking.stores, spec, spec.consumer_key.as_ref(), asked)
-                .await;
         let mut unknown = Vec::new();
-        for (object, sighted) in objects.into_iter().zip(sighted) {
-            match sighted {
-                Ok(sighted) => {
-                    let (held, version_id) = (self.held(sighted.sightings), version_of(&object));
-                    self.seen[number].push(Seen { location: object.location, version_id, held });
-                }
-                Err(fault) => unknown.push((object, fault)),
+        let mut each = |object: Object, sighted| match sighted {
+            Ok(verify::Sighted { sightings, .. }) => {
+                let (held, version_id) = (self.held(&sightings), version_of(&object));
+                self.seen[number].push(Seen { location: object.location, version_id, held });
             }
-        }
+            Err(fault) => unknown.push((object, fault)),
+        };
+        let Looking { job, stores, lists, .. } = looking;
+        verify::attribute(lists, job, stores, spec, spec.consumer_key.as_ref(), objects, &mut each).await;
         unknown
     }
 
-    /// Rows and consumers by request.
-    fn held(&self, mut sighted: Vec<Sighting>) -> BTreeMap<u32, Held> {
-        sighted.sort_unstable_by_key(|sighting| (sighting.row, sighting.tag));
+    /// Rows and consumers by request. A row that holds several identifiers of one is one row of it.
+    fn held(&self, sightings: &Sightings) -> BTreeMap<u32, Held> {
         let mut held: BTreeMap<u32, Held> = BTreeMap::new();
         let requests = self.ledger.requests();
-        for row in sighted.chunk_by(|a, b| a.row == b.row) {
-            let of_row = row.iter().flat_map(|sighting| requests.with_tag(sighting.tag.to_be_bytes()));
-            let of_row: BTreeSet<u32> = of_row.filter(|number| requests.at(*number).is_suppressed(self.now)).collect();
-            for number in of_row {
+        for (tags, sighting) in sightings {
+            let meant = tags.iter().flat_map(|tag| requests.with_tag(tag.to_be_bytes()));
+            let meant: BTreeSet<u32> = meant.filter(|number| requests.at(*number).is_suppressed(self.now)).collect();
+            for number in meant {
                 let held = held.entry(number).or_default();
-                held.rows += 1;
-                held.consumers.extend(row.iter().filter_map(|sighting| sighting.consumer));
+                held.rows += sighting.rows;
+                held.consumers.extend(&sighting.consumers);
             }
         }
         held
@@ -345,6 +347,7 @@ impl Book {
             segments: head.sequence,
             digest: head.digest_hex(),
             requests: self.ledger.requests().len() as u64,
+            held: held(&self.ledger, self.now),
             opted_out: self.ledger.requests().iter().filter(|request| is_opted_out(request, self.now)).count() as u64,
             reappeared: self.reappeared.len() as u64,
             reappearances: self.reappearances.iter().take(REAPPEARANCES_TOLD).cloned().collect(),

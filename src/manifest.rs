@@ -84,6 +84,10 @@ pub struct LedgerRecord {
     pub digest: String,
     /// All of them, withdrawn ones included.
     pub requests: u64,
+    /// Requests of which an identifier was not looked for, because another request that is exempted has it: its rows are kept, and no
+    /// residue.
+    #[serde(default)]
+    pub held: u64,
     /// DROP work items whose identifier leads to several consumers: their rows are kept, and no residue.
     #[serde(default)]
     pub opted_out: u64,

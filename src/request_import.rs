@@ -4,7 +4,7 @@
 //! past this module a person is a tag, and a request id that is an identifier or an unkeyed hash of one has become a tag as well.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use md5::Md5;
 use sha2::{Digest, Sha256};
 
-use crate::deadline::DueDates;
+use crate::deadline::{DueDates, Received};
 use crate::error::{Error, Result};
 use crate::identifier::{Canonical, HashFunction, Hashed, Kind, Value, plain_decimal};
 use crate::job::{Job, ListColumn, ListFormat, ListSpec, scope_of};
@@ -31,7 +31,7 @@ pub const NUMBER_OF_TEXT: &str = "text-number";
 pub struct TaggedRow {
     /// As the list has it, safe to be shown; `None` when it has none.
     pub request_id: Option<Text>,
-    pub received_at: Option<Timestamp>,
+    pub received_at: Option<Received>,
     pub identifiers: Vec<Tagged>,
     /// The same under the key before a rotation.
     pub old_tags: Vec<[u8; 32]>,
@@ -51,9 +51,14 @@ pub struct Columns {
     pub received_at: Option<String>,
 }
 
+/// The names of all kinds, each held once: millions of identifiers share them.
+static KINDS: LazyLock<Vec<Text>> =
+    LazyLock::new(|| Kind::NAMES.iter().copied().chain([NUMBER_OF_TEXT]).map(Text::from).collect());
+
 /// The tag of an identifier in canonical form, or of its SHA-256.
 pub fn tagged(key: &TagKey, kind: &str, canonical_sha256: &[u8; 32]) -> Tagged {
-    Tagged { kind: kind.into(), tag: key.raw_tag(kind, canonical_sha256) }
+    let shared = KINDS.iter().find(|known| ***known == *kind).cloned();
+    Tagged { kind: shared.unwrap_or_else(|| kind.into()), tag: key.raw_tag(kind, canonical_sha256) }
 }
 
 /// Reads lists by the names that the job gives them, or files; all lists of the job when `wanted` is empty.
@@ -105,7 +110,7 @@ async fn read_one(
         let mut more = entry.cells[identifiers..].iter().copied();
         let raw_id = if has_id { more.next().flatten() } else { None };
         let raw_time = if has_time { more.next().flatten() } else { None };
-        let received_at = raw_time.map(|raw| std::str::from_utf8(raw).ok().and_then(moment));
+        let received_at = raw_time.map(|raw| std::str::from_utf8(raw).ok().and_then(when));
         if received_at == Some(None) {
             bad_time.get_or_insert(number);
         }
@@ -174,33 +179,45 @@ fn check_functions(list: &ListSpec) -> Result<()> {
     }
 }
 
-/// The events of one list. `due`: of all its requests, with the regime they are under.
-pub fn received(
-    list: &TaggedList,
-    mut due: Option<(Text, DueDates<'_>)>,
-    known: &Requests,
-    now: Timestamp,
-) -> Vec<Event> {
-    let source: Text = list.report.name.as_str().into();
-    let list_digest: Text = list.report.digest.as_str().into();
-    let mut events = Vec::with_capacity(list.rows.len());
-    for row in &list.rows {
-        for identifier in &row.identifiers {
-            events.push(Event {
-                recorded_at: now,
-                request_id: id_of(row, known),
-                fact: Fact::Received {
-                    identifier: identifier.clone(),
-                    source: source.clone(),
-                    received_at: row.received_at,
-                    regime: due.as_ref().map(|(regime, _)| regime.clone()),
-                    due: due.as_mut().and_then(|(_, due)| due.of(row.received_at.unwrap_or(now))),
-                    list_digest: Some(list_digest.clone()),
-                },
-            });
-        }
+/// What all requests of one list have in common.
+pub struct Receipt<'a> {
+    pub source: Text,
+    pub list_digest: Text,
+    /// With the regime they are under.
+    pub due: Option<(Text, DueDates<'a>)>,
+    pub now: Timestamp,
+}
+
+impl TaggedList {
+    /// Gives every row the id of its request, before any of them is recorded: what the ledger knows decides, not their order.
+    pub fn name_requests(&mut self, known: &Requests) {
+        self.rows.iter_mut().for_each(|row| row.request_id = Some(id_of(row, known)));
     }
-    events
+}
+
+impl Receipt<'_> {
+    /// The events of rows that were given their ids; of millions so many at a time as are to be held beside the ledger.
+    pub fn events(&mut self, rows: impl Iterator<Item = TaggedRow>) -> Vec<Event> {
+        let mut events = Vec::new();
+        for row in rows {
+            let received = row.received_at.unwrap_or(Received::At(self.now));
+            let due = self.due.as_mut().and_then(|(_, due)| due.of(received));
+            let request_id = row.request_id.unwrap_or_default();
+            events.extend(row.identifiers.into_iter().map(|identifier| Event {
+                recorded_at: self.now,
+                request_id: request_id.clone(),
+                fact: Fact::Received {
+                    identifier,
+                    source: self.source.clone(),
+                    received_at: row.received_at.map(time_of),
+                    regime: self.due.as_ref().map(|(regime, _)| regime.clone()),
+                    due: due.clone(),
+                    list_digest: Some(self.list_digest.clone()),
+                },
+            }));
+        }
+        events
+    }
 }
 
 /// The list's own id; else that of the request which had this row's tag under the key before; else one of its tag. A hidden id depends
@@ -318,6 +335,28 @@ pub fn safe_id(key: &TagKey, raw: &[u8], cells: &[(&ListColumn, &[u8])]) -> Text
     text.into()
 }
 
+/// What a text plainly holds that should be kept as a tag alone: an e-mail address, or a telephone number by the way it is written. Ten
+/// digits and nothing else may be anybody's file number, and pass.
+pub fn plainly_held(text: &str) -> Option<&'static str> {
+    let is_email = |word: &str| {
+        let word = word.trim_matches(|c: char| !c.is_alphanumeric());
+        word.contains('@') && matches!(Kind::Email.canonicalise(Value::Text(word), &mut Vec::new()), Canonical::Text)
+    };
+    if text.split(|c: char| c.is_whitespace() || ",;<>()".contains(c)).any(is_email) {
+        return Some("an e-mail address");
+    }
+    // Runs of what telephone numbers are written with, as the lengths of their groups of digits.
+    let runs = text.split(|c: char| !(c.is_ascii_digit() || " ()+-./".contains(c)));
+    let is_phone = |run: &str| {
+        let groups: Vec<usize> =
+            run.split(|c: char| !c.is_ascii_digit()).map(str::len).filter(|digits| *digits > 0).collect();
+        let international = run.rsplit('+').next().filter(|_| run.contains('+'));
+        let digits = international.map_or(0, |rest| rest.bytes().filter(u8::is_ascii_digit).count());
+        (9..=15).contains(&digits) || groups.windows(3).any(|groups| groups == [3, 3, 4])
+    };
+    runs.into_iter().any(is_phone).then_some("a telephone number")
+}
+
 /// How a hidden id begins.
 const HIDDEN: &str = "id-";
 
@@ -326,8 +365,21 @@ fn hidden_id(key: &TagKey, text: &str) -> Text {
     format!("{HIDDEN}{}", &tag[..24]).into()
 }
 
-/// A time as lists spell them; what has no zone is UTC.
+/// A time as lists spell them, see [`when`]; a date alone is its first moment.
 pub fn moment(text: &str) -> Option<Timestamp> {
+    when(text).map(time_of)
+}
+
+/// The moment that the ledger keeps; a date alone begins at midnight UTC.
+pub fn time_of(received: Received) -> Timestamp {
+    match received {
+        Received::At(time) => time,
+        Received::On(date) => date.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |zoned| zoned.timestamp()),
+    }
+}
+
+/// A date or a time as lists spell them; what has no zone is UTC. Midnight that is written out is a time like any other.
+pub fn when(text: &str) -> Option<Received> {
     let text = text.trim();
     let utc = |civil: DateTime| civil.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp());
     let unix = || {
@@ -342,11 +394,16 @@ pub fn moment(text: &str) -> Option<Timestamp> {
         8 if text.bytes().all(|byte| byte.is_ascii_digit()) => Date::strptime("%Y%m%d", text).ok(),
         _ => None,
     };
+    let written = || match text.len() {
+        10 => text.parse::<Date>().ok(),
+        _ => None,
+    };
+    if let Some(date) = compact().or_else(written) {
+        return Some(Received::On(date));
+    }
     let read = text.parse::<Timestamp>().ok();
-    let read = read.or_else(|| compact().and_then(|date| utc(date.to_datetime(jiff::civil::Time::midnight()))));
-    let read = read.or_else(|| text.parse::<DateTime>().ok().and_then(utc));
-    let read = read.or_else(|| text.parse::<Date>().ok().and_then(|date| utc(date.at(0, 0, 0, 0)))).or_else(unix);
-    read.map(whole_microseconds)
+    let read = read.or_else(|| text.parse::<DateTime>().ok().and_then(utc)).or_else(unix);
+    read.map(|time| Received::At(whole_microseconds(time)))
 }
 
 /// The ledger keeps microseconds: what is finer would not be what was read again.
@@ -463,8 +520,32 @@ mod tests {
         ] {
             assert_eq!(moment(text).map(|time| time.to_string()).as_deref(), Some(wish), "{text}");
         }
+        let day = jiff::civil::date(2026, 8, 1);
+        assert!(["2026-08-01", " 20260801 "].iter().all(|text| when(text) == Some(Received::On(day))));
+        let midnight = Received::At("2026-08-01T00:00:00Z".parse().unwrap());
+        for text in ["2026-08-01T00:00:00Z", "2026-08-01 00:00:00", "1785542400"] {
+            assert_eq!(when(text), Some(midnight), "{text}");
+        }
         for text in ["", "soon", "12", "01/08/2026"] {
             assert_eq!(moment(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_names_a_person_is_told_from_one_that_names_a_case() {
+        for (text, wish) in [
+            ("tax records, 6 years", None),
+            ("case 2026-11-27 / 4711, 26 U.S.C. 6001", None),
+            ("file 4155559317", None),
+            ("20260812_4821_DROP.zip", None),
+            ("desk @ Berlin", None),
+            ("asked by ada@example.com", Some("an e-mail address")),
+            ("<Ada@Example.com>,", Some("an e-mail address")),
+            ("call +49 30 1234567", Some("a telephone number")),
+            ("(415) 555-9317", Some("a telephone number")),
+            ("tel:1-415-555-9317", Some("a telephone number")),
+        ] {
+            assert_eq!(plainly_held(text), wish, "{text}");
         }
     }
 

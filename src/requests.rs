@@ -3,7 +3,7 @@
 //! Wiring: opens the ledger, hands events to it, shows what it folds to. What is news is the ledger's to decide, so that a command
 //! that is run twice records nothing twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,24 +11,27 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::DataType;
 use arrow::util::display::array_value_to_string;
-use jiff::Timestamp;
 use jiff::civil::Date;
+use jiff::{SignedDuration, Timestamp};
 use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 
 use crate::chain;
 use crate::cli::{Common, ExportFormat, ReadAs, RequestsCommand, print_result};
-use crate::deadline::{DueDates, Received};
+use crate::deadline::{DueDates, Received, Regimes};
 use crate::drop_answer::download_of;
 use crate::error::{Error, Exit, Result};
 use crate::identifier::{HashFunction, Hashed};
 use crate::job::Job;
 use crate::keys;
-use crate::ledger::{Appended, Ledger};
+use crate::ledger::{Appended, EVENTS_A_SEGMENT, Ledger};
 use crate::ledger_event::{DueDate, Event, Fact, Tagged, Text, table};
-use crate::ledger_fold::{Request, Requests, State, derived_id};
+use crate::ledger_fold::{Holds, Request, Requests, State, derived_id};
 use crate::ledger_probe;
-use crate::request_import::{self, Columns, Who, moment, who, whole_microseconds};
+use crate::ledger_run;
+use crate::request_import::{
+    self, Columns, Receipt, TaggedList, Who, plainly_held, time_of, when, who, whole_microseconds,
+};
 use crate::run::{exit_json, honours_conditions, print_json, print_lines, self_test, uses_s3};
 use crate::show;
 use crate::signature::TagKey;
@@ -60,29 +63,34 @@ impl Desk {
         let needs_s3 = uses_s3(&job) || lists.iter().any(|list| list.starts_with("s3://"));
         let stores = Stores::open(&job.s3, job.resources.requests_in_flight, needs_s3).await?;
         let state = &job.state.location;
+        // Read before the ledger is: what it names must be there. Of a ledger that lost its end nobody must read that nothing is left to
+        // do, and behind a lost end nothing may be written.
+        let anchor = ledger_run::anchor(stores.of(state).as_ref(), state).await?;
         let ledger = Ledger::open(stores.of(state), state, &key).await?;
+        ledger.check_anchor(anchor.as_ref())?;
         let now = whole_microseconds(common.now.unwrap_or_else(Timestamp::now));
         Ok(Desk { job, stores, key, ledger, now })
     }
 
-    /// Records events; on a store that ignores conditional writes only if the job allows that.
+    /// Records events, see [`Desk::append`], and lets the gate know.
     pub async fn record(&mut self, events: Vec<Event>) -> Result<Appended> {
+        let appended = self.append(events).await?;
+        self.refresh_probe(appended).await;
+        Ok(appended)
+    }
+
+    /// Records events; on a store that ignores conditional writes only if the job allows that.
+    pub async fn append(&mut self, events: Vec<Event>) -> Result<Appended> {
         honours_conditions(&self.stores, &self.job, &self.job.state.location.join("")).await?;
-        let appended = self.ledger.append(events).await?;
+        self.ledger.append(events).await
+    }
+
+    /// Once behind all appends of a command: the file is made of the whole ledger.
+    pub async fn refresh_probe(&self, appended: Appended) {
         if appended.events > 0 {
             let (state, now) = (&self.job.state.location, self.now);
             ledger_probe::refresh(self.stores.of(state).as_ref(), &self.ledger, state, &self.key, now).await;
         }
-        Ok(appended)
-    }
-
-    /// The due dates of requests under a regime. Errors: one that neither the presets nor the job has.
-    fn due_dates(&self, regime: Option<&Text>) -> Result<Option<DueDates<'_>>> {
-        let Some(regime) = regime else { return Ok(None) };
-        DueDates::new(&self.job.regimes, regime).map(Some).map_err(|error| {
-            Error::usage(format!("{error}; nothing was recorded"))
-                .hint(format!("known are {}", self.job.regimes.ids().join(", ")))
-        })
     }
 
     /// The predicate of the last scrub's manifest, if there is one.
@@ -139,6 +147,14 @@ impl Desk {
             "requests": requests.len(),
         })
     }
+}
+
+/// The due dates of requests under a regime. Errors: one that neither the presets nor the job has.
+fn due_dates<'a>(regimes: &'a Regimes, regime: Option<&Text>) -> Result<Option<DueDates<'a>>> {
+    let Some(regime) = regime else { return Ok(None) };
+    DueDates::new(regimes, regime).map(Some).map_err(|error| {
+        Error::usage(format!("{error}; nothing was recorded")).hint(format!("known are {}", regimes.ids().join(", ")))
+    })
 }
 
 fn requests_of(requests: &Requests, tags: &[Tagged]) -> Vec<Text> {
@@ -211,6 +227,10 @@ pub async fn run(common: &Common, command: &RequestsCommand) -> Result<Exit> {
             };
             add(common, desk, &new).await
         }
+        RequestsCommand::Withdraw { list: Some(_), read_as: ReadAs { received_at_column: Some(_), .. }, .. } => {
+            Err(Error::usage("a withdrawal reads no times: --received-at-column does not go with withdraw --list")
+                .hint("leave it out: every request of these people is withdrawn, whenever they opted in again"))
+        }
         RequestsCommand::Withdraw { job, who, list, read_as, source } => {
             let desk = Desk::open_with(common, job, list.as_slice()).await?;
             withdraw(common, desk, who, list.as_ref(), &columns(read_as), source).await
@@ -242,32 +262,45 @@ async fn import(
     old_key: Option<&TagKey>,
 ) -> Result<Exit> {
     let regime: Option<Text> = regime.map(Text::from);
-    desk.due_dates(regime.as_ref())?;
-    let now = desk.now;
+    let (now, regimes) = (desk.now, desk.job.regimes.clone());
+    due_dates(&regimes, regime.as_ref())?;
     let lists = request_import::read(&desk.job, &desk.stores, wanted, columns, (&desk.key, old_key), &|| now).await?;
     request_import::check_rotation(&lists, desk.ledger.requests(), old_key.is_some())?;
-    let (mut told, mut total) = (Vec::new(), Appended::default());
-    for list in &lists {
+    let (mut told, mut lines, mut total) = (Vec::new(), Vec::new(), Appended::default());
+    for mut list in lists {
         let own = desk.job.lists.iter().find(|spec| spec.name == list.report.name);
         let regime = regime.clone().or_else(|| own?.regime.as_deref().map(Text::from));
-        let due = regime.clone().zip(desk.due_dates(regime.as_ref())?);
-        let events = request_import::received(list, due, desk.ledger.requests(), now);
-        let rows = list.rows.len();
-        let appended = desk.record(events).await?;
+        list.name_requests(desk.ledger.requests());
+        let TaggedList { report, rows } = list;
+        let mut receipt = Receipt {
+            source: report.name.as_str().into(),
+            list_digest: report.digest.as_str().into(),
+            due: regime.clone().zip(due_dates(&regimes, regime.as_ref())?),
+            now,
+        };
+        let (count, mut rows, mut appended) = (rows.len(), rows.into_iter(), Appended::default());
+        while rows.len() > 0 {
+            let events = receipt.events(rows.by_ref().take(EVENTS_A_SEGMENT));
+            let of_these = desk.append(events).await?;
+            (appended.events, appended.known) = (appended.events + of_these.events, appended.known + of_these.known);
+        }
         (total.events, total.known) = (total.events + appended.events, total.known + appended.known);
-        let report = &list.report;
         tracing::info!(list = report.name, added = appended.events, known = appended.known, "list imported");
         told.push(json!({
             "name": report.name,
             "uri": report.uri,
             "digest": report.digest,
             "rows": report.rows,
-            "rows_with_identifier": rows,
+            "rows_with_identifier": count,
             "malformed": report.malformed,
             "added": appended.events,
             "known": appended.known,
         }));
+        let (name, rows) = (&report.name, report.rows);
+        lines
+            .push(format!("list {name}: {rows} rows, {} identifiers added, {} known", appended.events, appended.known));
     }
+    desk.refresh_probe(total).await;
     if common.json {
         print_json(&json!({
             "command": "requests import",
@@ -278,14 +311,6 @@ async fn import(
             "ledger": desk.ledger_json(),
         }))?;
     } else {
-        let mut lines: Vec<String> = lists
-            .iter()
-            .zip(&told)
-            .map(|(list, told)| {
-                let (name, rows) = (&list.report.name, list.report.rows);
-                format!("list {name}: {rows} rows, {} identifiers added, {} known", told["added"], told["known"])
-            })
-            .collect();
         lines.push(totals(&desk));
         print_lines(&lines)?;
     }
@@ -317,9 +342,10 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         }
     };
     let received_at = match new.received_at {
-        None => desk.now,
+        None => Received::At(desk.now),
         Some(text) => time(text, "--received-at")?,
     };
+    refuse_identifier(new.source, "--source")?;
     let mut all = Vec::new();
     for typed_in in &lines_of(new.identifiers)? {
         all.push(request_import::typed(&typed_in.text, hashed)?.ok_or_else(|| {
@@ -335,16 +361,18 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         Some(id) => request_import::safe_id(&desk.key, id.as_bytes(), &cells),
         None => derived_id(&first.tag).into(),
     };
+    // Without an identifier of its row it is kept as it is.
+    refuse_identifier(&id, "--request-id")?;
     // Under its id a request is found again, whatever the key.
     if desk.ledger.requests().get(&id).is_none() {
         request_import::check_rotation(&[], desk.ledger.requests(), false)?;
     }
     let regime = new.regime.map(Text::from);
-    let due = desk.due_dates(regime.as_ref())?.and_then(|mut due| due.of(received_at));
+    let due = due_dates(&desk.job.regimes, regime.as_ref())?.and_then(|mut due| due.of(received_at));
     let fact = |identifier: &Tagged| Fact::Received {
         identifier: identifier.clone(),
         source: new.source.into(),
-        received_at: Some(received_at),
+        received_at: Some(time_of(received_at)),
         regime: regime.clone(),
         due: due.clone(),
         list_digest: None,
@@ -362,6 +390,7 @@ async fn withdraw(
     columns: &Columns,
     source: &str,
 ) -> Result<Exit> {
+    refuse_identifier(source, "--source")?;
     let mut ids = desk.named(named)?;
     if let Some(list) = list {
         let now = desk.now;
@@ -373,42 +402,59 @@ async fn withdraw(
         ids.sort();
         ids.dedup();
     }
-    warn_of_others(&desk, &ids);
-    let events = ids.iter().map(|id| desk.event(id, Fact::Withdrawn { source: source.into() })).collect();
-    let appended = desk.record(events).await?;
-    told(common, &desk, "requests withdraw", &ids, appended)
-}
-
-/// A person who is named by another request as well is still removed for that one. `ids` are sorted.
-fn warn_of_others(desk: &Desk, ids: &[Text]) {
-    let requests = desk.ledger.requests();
-    let mut others = 0;
-    for request in ids.iter().filter_map(|id| requests.get(id)) {
-        let tags: Vec<Tagged> = requests.identifiers(request).cloned().collect();
-        let standing = requests_of(requests, &tags).into_iter().filter(|other| ids.binary_search(other).is_err());
-        let standing = standing.filter_map(|other| requests.get(&other).filter(|other| other.is_suppressed(desk.now)));
-        others += standing.count();
-    }
+    let others = others(&desk, &ids);
     if others > 0 {
         tracing::warn!(
             others,
             "other requests name the same people, who go on being removed for these; name them as KIND=VALUE"
         );
     }
+    let events = ids.iter().map(|id| desk.event(id, Fact::Withdrawn { source: source.into() })).collect();
+    let appended = desk.record(events).await?;
+    told(common, &desk, "requests withdraw", &ids, appended)
+}
+
+/// How many other requests ask for an identifier that one of these has. `ids` are sorted.
+fn others(desk: &Desk, ids: &[Text]) -> usize {
+    let requests = desk.ledger.requests();
+    let mut others = BTreeSet::new();
+    for request in ids.iter().filter_map(|id| requests.get(id)) {
+        let tags: Vec<Tagged> = requests.identifiers(request).cloned().collect();
+        let standing = requests_of(requests, &tags).into_iter().filter(|other| ids.binary_search(other).is_err());
+        others.extend(standing.filter(|other| requests.get(other).is_some_and(|other| other.is_suppressed(desk.now))));
+    }
+    others.len()
 }
 
 async fn exempt(common: &Common, mut desk: Desk, named: &[String], ground: &str, until: Option<&str>) -> Result<Exit> {
-    let until = until.map(|text| time(text, "--until")).transpose()?;
+    refuse_identifier(ground, "--ground")?;
+    let until = until.map(|text| time(text, "--until")).transpose()?.map(|until| match until {
+        Received::At(time) => time,
+        // The whole day, as a due date is.
+        Received::On(_) => time_of(until).saturating_add(SignedDuration::from_secs(86_399)).unwrap_or(Timestamp::MAX),
+    });
     let ids = desk.named(named)?;
-    warn_of_others(&desk, &ids);
+    let others = others(&desk, &ids);
+    if others > 0 {
+        tracing::warn!(others, "other requests name the same people, and are held by this exemption as well");
+    }
     let fact = || Fact::Exempted { ground: ground.into(), until };
     let events = ids.iter().map(|id| desk.event(id, fact())).collect();
     let appended = desk.record(events).await?;
     told(common, &desk, "requests exempt", &ids, appended)
 }
 
-fn time(text: &str, option: &str) -> Result<Timestamp> {
-    moment(text).ok_or_else(|| {
+/// Refuses a text that is kept as it was typed and holds what should be kept as a tag alone.
+fn refuse_identifier(text: &str, option: &str) -> Result<()> {
+    match plainly_held(text) {
+        None => Ok(()),
+        Some(what) => Err(Error::usage(format!("the text of {option} holds {what}; nothing was recorded"))
+            .hint("it would be kept in clear: name the request's id, or a case of yours, instead of a person")),
+    }
+}
+
+fn time(text: &str, option: &str) -> Result<Received> {
+    when(text).ok_or_else(|| {
         Error::usage(format!("{option} {text} is no date or time")).hint("such as 2026-08-01 or 2026-08-01T10:00:00Z")
     })
 }
@@ -432,8 +478,13 @@ fn told(common: &Common, desk: &Desk, command: &str, ids: &[Text], appended: App
     Ok(Exit::Clean)
 }
 
+/// The ids of the exempted requests that hold an identifier of this one.
+fn holders<'a>(requests: &'a Requests, request: &Request, holds: &Holds) -> Vec<&'a str> {
+    requests.held_by(request, holds).into_iter().map(|number| &*requests.at(number).id).collect()
+}
+
 /// A request as JSON: what `requests list --json` shows of each.
-pub fn request_json(requests: &Requests, request: &Request, now: Timestamp) -> Value {
+pub fn request_json(requests: &Requests, request: &Request, holds: &Holds, now: Timestamp) -> Value {
     let identifiers: Vec<Value> = requests
         .identifiers(request)
         .map(|identifier| json!({ "kind": &*identifier.kind, "tag": hex::encode(identifier.tag) }))
@@ -463,8 +514,8 @@ pub fn request_json(requests: &Requests, request: &Request, now: Timestamp) -> V
         "received_at": request.received_at,
         "recorded_at": request.recorded_at,
         "regime": request.regime.as_deref(),
-        "due_at": request.due.as_ref().map(|due| due.at),
-        "due_how": request.due.as_ref().map(|due| &*due.how),
+        "due_at": request.deadline(now).map(|due| due.at),
+        "due_how": request.deadline(now).map(|due| &*due.how),
         "list_digest": request.list_digest.as_deref(),
         "identifiers": identifiers,
         "identifiers_under_another_key": request.stale_tags,
@@ -475,6 +526,7 @@ pub fn request_json(requests: &Requests, request: &Request, now: Timestamp) -> V
         "reappeared_at": request.reappeared_at,
         "withdrawn_at": request.withdrawn_at,
         "exempted": request.exempted.as_ref().map(|it| json!({ "ground": &*it.ground, "until": it.until })),
+        "held_by": holders(requests, request, holds),
         "answered": request.answered.as_ref().map(|it| json!({ "status": it.status, "at": it.at, "source": &*it.source })),
     })
 }
@@ -498,8 +550,9 @@ fn list(
         .filter(|request| source.is_none_or(|source| &*request.source == source))
         .filter(|request| request_id.is_none_or(|id| &*request.id == id))
         .collect();
+    let holds = requests.holds(desk.now);
     if common.json {
-        let all: Vec<Value> = shown.iter().map(|request| request_json(requests, request, desk.now)).collect();
+        let all: Vec<Value> = shown.iter().map(|request| request_json(requests, request, &holds, desk.now)).collect();
         print_json(&json!({
             "command": "requests list",
             "exit": exit_json(Exit::Clean),
@@ -507,7 +560,7 @@ fn list(
             "ledger": desk.ledger_json(),
         }))?;
     } else {
-        print_result(&show::requests(requests, &shown, desk.now))?;
+        print_result(&show::requests(requests, &shown, &holds, desk.now))?;
     }
     Ok(Exit::Clean)
 }
@@ -522,19 +575,19 @@ fn dates(desk: &Desk, request: &Request) -> Option<(Dates, Option<DueDate>)> {
     };
     let told = request.answered.as_ref().filter(|_| download_of(request).is_some()).map(|answered| answered.at);
     let done = told.or_else(|| request.done_at()).unwrap_or(desk.now);
-    let seen_again = request.reappeared_at.or(request.found_at.filter(|_| request.verified.is_none()));
+    let seen_again = request.reappeared_at.or(request.reopened_at.filter(|_| request.verified.is_none()));
     let (received, due) = match (seen_again, &request.regime) {
         (Some(back), regime) if is_open => {
             let due = regime.as_ref().and_then(|regime| desk.job.regimes.due(regime, Received::At(back)).ok());
             (back, due.map(|due| DueDate { at: due.date, how: due.how.into() }))
         }
-        _ => (request.clock_from(), request.due.as_deref().cloned()),
+        _ => (request.clock_from(), request.due.clone()),
     };
     let dates = Dates {
         received,
         due: due.as_ref().and_then(|due| desk.job.regimes.end_of(due.at)),
         done: (!is_open).then_some(done),
-        is_return: request.reappearances > 0 || request.found_at.is_some(),
+        is_return: request.reappearances > 0 || request.reopened_at.is_some(),
     };
     Some((dates, due))
 }
@@ -667,6 +720,7 @@ async fn status(common: &Common, desk: &Desk, fail_on_overdue: bool, due_within:
             .into()
     };
     let lost = requests.not_comparable(desk.now);
+    let held = ledger_run::held(&desk.ledger, desk.now);
     if common.json {
         let by_source: serde_json::Map<String, Value> =
             sources.iter().map(|(source, counts)| ((*source).to_owned(), named(counts))).collect();
@@ -679,6 +733,7 @@ async fn status(common: &Common, desk: &Desk, fail_on_overdue: bool, due_within:
             "identifiers": requests.identifiers_by_kind(),
             "reappearances": requests.iter().map(|request| u64::from(request.reappearances)).sum::<u64>(),
             "under_another_key": lost,
+            "held": held,
             "ledger": desk.ledger_json(),
         });
         for (name, value) in deadlines.json(desk, due_within) {
@@ -695,6 +750,9 @@ async fn status(common: &Common, desk: &Desk, fail_on_overdue: bool, due_within:
     lines.extend(
         requests.identifiers_by_kind().iter().map(|(kind, count)| format!("{count:>10}  identifiers of kind {kind}")),
     );
+    if held > 0 {
+        lines.push(format!("{held:>10}  held by another's exemption: not looked for by what they share with it"));
+    }
     if lost > 0 {
         lines.push(format!("{lost:>10}  under another tag key: import their lists again"));
     }
@@ -785,6 +843,7 @@ fn requests_table(desk: &Desk) -> Result<RecordBatch> {
         Some(datasets.map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(" "))
     };
     let verified = |request: &Request| request.verified.clone();
+    let holds = requests.holds(now);
     let batch = RecordBatch::try_from_iter_with_nullable([
         ("request_id", text(&|request| Some(request.id.to_string())), false),
         ("state", text(&|request| Some(request.state(now).name().to_owned())), false),
@@ -794,8 +853,8 @@ fn requests_table(desk: &Desk) -> Result<RecordBatch> {
         ("received_at", time(&|request| request.received_at), true),
         ("recorded_at", time(&|request| Some(request.recorded_at)), false),
         ("regime", text(&|request| request.regime.as_ref().map(ToString::to_string)), true),
-        ("due_at", text(&|request| request.due.as_ref().map(|due| due.at.to_string())), true),
-        ("due_how", text(&|request| request.due.as_ref().map(|due| due.how.to_string())), true),
+        ("due_at", text(&|request| request.deadline(now).map(|due| due.at.to_string())), true),
+        ("due_how", text(&|request| request.deadline(now).map(|due| due.how.to_string())), true),
         ("rows_removed", count(&|request| Some(request.rows_removed())), false),
         ("removed_in", text(&removed_in), false),
         ("verified_at", time(&|request| verified(request).map(|it| it.at)), true),
@@ -804,6 +863,7 @@ fn requests_table(desk: &Desk) -> Result<RecordBatch> {
         ("reappearances", count(&|request| Some(u64::from(request.reappearances))), false),
         ("withdrawn_at", time(&|request| request.withdrawn_at), true),
         ("exempt_ground", text(&|request| request.exempted.as_ref().map(|it| it.ground.to_string())), true),
+        ("held_by", text(&|request| Some(holders(requests, request, &holds).join(" "))), false),
         ("exempt_until", time(&|request| request.exempted.as_ref().and_then(|it| it.until)), true),
         ("answered_status", count(&|request| request.answered.as_ref().map(|it| it.status)), true),
         ("answered_at", time(&|request| request.answered.as_ref().map(|it| it.at)), true),

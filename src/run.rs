@@ -315,6 +315,11 @@ impl Session {
                 "requests are withdrawn or exempted in the ledger; the job's other lists are applied all the same, to these people, too"
             );
         }
+        let held = ledger.as_ref().map_or(0, |ledger| ledger_run::held(ledger, now));
+        if held > 0 {
+            let requests = held;
+            tracing::warn!(requests, "requests name people whose data stay by another's exemption, and are held by it");
+        }
         let of_ledger = ledger.as_ref().and_then(|ledger| ledger_run::report(&self.job, ledger, now));
         let standing = ledger.as_ref().map(|ledger| ledger.requests().suppressed(now).count() as u64);
         if verifier_lists.tags() != standing {

@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table};
 use jiff::Timestamp;
 
 use crate::error::Exit;
-use crate::ledger_fold::{Request, Requests};
+use crate::ledger_fold::{Holds, Request, Requests};
 use crate::manifest::{ObjectCounts, Observations, Observed, Reappearance, Residue};
 use crate::object_table::ObjectRow;
 use crate::plan::{DatasetPlan, Plan, Step};
@@ -67,7 +67,7 @@ fn steps(out: &mut String, dataset: &DatasetPlan) {
 }
 
 /// Requests of the ledger, one a line.
-pub fn requests(requests: &Requests, shown: &[&Request], now: Timestamp) -> String {
+pub fn requests(requests: &Requests, shown: &[&Request], holds: &Holds, now: Timestamp) -> String {
     let mut out = String::new();
     let mut all = table(&["request", "state", "source", "kinds", "received", "due", "rows removed", "verified"]);
     let day = |time: Timestamp| time.strftime("%Y-%m-%d").to_string();
@@ -76,11 +76,14 @@ pub fn requests(requests: &Requests, shown: &[&Request], now: Timestamp) -> Stri
         kinds.dedup();
         all.add_row([
             request.id.to_string(),
-            request.state(now).name().to_owned(),
+            match requests.held_by(request, holds).is_empty() {
+                true => request.state(now).name().to_owned(),
+                false => format!("{} (held)", request.state(now).name()),
+            },
             request.source.to_string(),
             kinds.join(" "),
             request.received_at.map_or_else(|| "-".to_owned(), day),
-            request.due.as_ref().map_or_else(|| "-".to_owned(), |due| due.at.to_string()),
+            request.deadline(now).map_or_else(|| "-".to_owned(), |due| due.at.to_string()),
             request.rows_removed().to_string(),
             request.verified.as_ref().map_or_else(|| "-".to_owned(), |verified| day(verified.at)),
         ]);

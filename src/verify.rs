@@ -4,7 +4,7 @@
 //! No line of `find`, `match_index`, `request`, `format`, `rewrite` or of their libraries runs here, and no rule of `identifier`: a fault
 //! there must show here (invariant 3). Nothing is skipped by statistics, bloom filter or page index (invariant 10). Reads only.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
@@ -329,27 +329,28 @@ async fn labels(store: &Arc<dyn Store>, object: &Object, asked: &Arc<Asked>) -> 
     Ok(residues)
 }
 
-/// A row that a request of the ledger means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Rows that hold the same identifiers of the ledger.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sighting {
-    /// Tells the rows of one object apart; their order says nothing.
-    pub row: u64,
-    /// The first 16 bytes of the tag, as a number.
-    pub tag: u128,
-    /// Tells consumers apart, where the row names one; keyed anew for every run.
-    pub consumer: Option<u64>,
+    pub rows: u64,
+    /// Tell consumers apart, where rows name one; keyed anew for every run.
+    pub consumers: BTreeSet<u64>,
 }
+
+/// Rows by the first 16 bytes of the tags that they hold, as numbers in their order: as many entries as there are people in an
+/// object, not as many as there are rows of them.
+pub type Sightings = HashMap<Vec<u128>, Sighting>;
 
 /// What an object holds of the ledger's requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sighted {
-    pub sightings: Vec<Sighting>,
+    pub sightings: Sightings,
     /// The column that was to tell consumers apart is not there.
     pub lacks_consumer_key: bool,
 }
 
-/// Which requests of the ledger the rows of each object mean, in the order in which the objects are given. `consumer_key` is the
-/// column that tells one person from several behind an identifier. Reads every match column of the objects.
+/// Tells which requests of the ledger the rows of each object mean, object by object in the order in which they are given.
+/// `consumer_key` is the column that tells one person from several behind an identifier. Reads every match column of the objects.
 pub async fn attribute(
     lists: &Lists,
     job: &Job,
@@ -357,15 +358,22 @@ pub async fn attribute(
     dataset: &DatasetSpec,
     consumer_key: Option<&ColumnPath>,
     objects: Vec<Object>,
-) -> Vec<Result<Sighted, Fault>> {
+    each: &mut (dyn FnMut(Object, Result<Sighted, Fault>) + Send),
+) {
     let (gates, store) = (Gates::new(&job.resources), stores.of(dataset.scope.root()));
     let rules = Arc::new(lists.suppressed.rules(dataset));
     let asked = Arc::new(Asked { suppressed: lists.suppressed.clone(), rules });
     let attributed = objects.into_iter().map(|object| {
         let (store, gates, asked) = (&store, &gates, &asked);
-        async move { attribute_object(dataset, store, &object, consumer_key, gates, asked).await }
+        async move {
+            let sighted = attribute_object(dataset, store, &object, consumer_key, gates, asked).await;
+            (object, sighted)
+        }
     });
-    futures::stream::iter(attributed).buffered(gates.objects_ahead()).collect().await
+    let mut attributed = futures::stream::iter(attributed).buffered(gates.objects_ahead());
+    while let Some((object, sighted)) = attributed.next().await {
+        each(object, sighted);
+    }
 }
 
 async fn attribute_object(
@@ -376,29 +384,28 @@ async fn attribute_object(
     gates: &Gates,
     asked: &Arc<Asked>,
 ) -> Result<Sighted, Fault> {
-    let sightings: Arc<Mutex<(u64, Vec<Sighting>)>> = Arc::default();
+    // An identifier in the name is that of every row.
+    let named = names(dataset, object, asked).await?.named;
+    let named: BTreeSet<u128> =
+        named.iter().filter_map(|named| asked.suppressed.tag_of(named.kind, &named.digest)).collect();
+    let sightings: Arc<Mutex<Sightings>> = Arc::default();
     let (shared, seen) = (asked.clone(), sightings.clone());
     let work: Work = Arc::new(move |batch| {
-        let mut found = shared.suppressed.sightings(&shared.rules, batch)?;
+        let found = shared.suppressed.sightings(&shared.rules, batch, &named)?;
         let mut held = seen.lock().unwrap_or_else(|broken| broken.into_inner());
-        let before = held.0;
-        held.0 += batch.rows as u64;
-        found.iter_mut().for_each(|sighting| sighting.row += before);
-        held.1.extend(found);
+        for (tags, sighting) in found {
+            let sum = held.entry(tags).or_default();
+            sum.rows += sighting.rows;
+            sum.consumers.extend(sighting.consumers);
+        }
         Ok(Tally { rows: batch.rows as u64, ..Tally::default() })
     });
     let look = Look { rows: Some(work), ..Look::default() };
     let columns: Vec<ColumnPath> = asked.rules.columns.iter().chain(consumer_key).cloned().collect();
     let scanned = scan(store, object, &object_shape(dataset, object)?, &columns, gates, &look).await?;
     let lacks_consumer_key = consumer_key.is_some() && scanned.missing.contains(&asked.rules.columns.len());
-    let (rows, mut found) = std::mem::take(&mut *sightings.lock().unwrap_or_else(|broken| broken.into_inner()));
-    // An identifier in the name is that of every row.
-    for named in names(dataset, object, asked).await?.named {
-        if let Some(tag) = asked.suppressed.tag_of(named.kind, &named.digest) {
-            found.extend((0..rows).map(|row| Sighting { row, tag, consumer: None }));
-        }
-    }
-    Ok(Sighted { sightings: found, lacks_consumer_key })
+    let sightings = std::mem::take(&mut *sightings.lock().unwrap_or_else(|broken| broken.into_inner()));
+    Ok(Sighted { sightings, lacks_consumer_key })
 }
 
 /// The footers of other objects, gathered in one file by some writers.

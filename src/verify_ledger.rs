@@ -83,21 +83,22 @@ struct Asked {
 }
 
 impl Asked {
-    fn stands(&self, now: i64) -> bool {
-        let exempted = match self.exempted {
+    /// An exemption lasts to the end of the second that it names.
+    fn is_exempt(&self, now: i64) -> bool {
+        let second = |micros: i64| micros.div_euclid(1_000_000);
+        match self.exempted {
             None => false,
             Some(None) => true,
-            Some(Some(until)) => now < until,
-        };
-        self.withdrawn_at.is_none() && !exempted
+            Some(Some(until)) => second(now) <= second(until),
+        }
     }
 }
 
 /// How often a listing is made again because a file of it was gathered into another before it was read.
 const LISTINGS_MAX: usize = 5;
 
-/// Reads the ledger below `state` up to segment `last` and gives the tags that stand at `now`, but for those of requests
-/// that are `withheld`.
+/// Reads the ledger below `state` up to segment `last` and gives the tags that stand at `now`. What an exempted request has, withdrawn or
+/// not, is nobody's to ask for; one that is `withheld` is as if exempted.
 pub async fn read(
     store: &Arc<dyn Store>,
     state: &Location,
@@ -167,10 +168,13 @@ async fn read_listed(
         outcome.map_err(|_| Unread::For(unreadable(&location)))?;
     }
     let now = now.as_microsecond();
-    let standing =
-        events.requests.iter().filter(|(id, request)| !withheld.contains(id.as_str()) && request.stands(now));
     let mut tags = HashSet::with_hasher(Spread);
-    standing.for_each(|(_, request)| tags.extend(&request.tags));
+    let asking = events.requests.values().filter(|request| request.withdrawn_at.is_none());
+    asking.for_each(|request| tags.extend(&request.tags));
+    let is_kept = |(id, request): &(&String, &Asked)| withheld.contains(id.as_str()) || request.is_exempt(now);
+    for tag in events.requests.iter().filter(is_kept).flat_map(|(_, request)| &request.tags) {
+        tags.remove(tag);
+    }
     Ok(Tagged { key, tags, kinds: events.kinds })
 }
 

@@ -16,11 +16,11 @@ use polars_parquet::parquet::bloom_filter::hash_byte;
 use crate::identifier::{ColumnPath, HashFunction, Hashed, Kind};
 use crate::job::{DatasetSpec, Job, ListColumn, ListSpec, MatchPart, MatchRule};
 use crate::residue::{Place, Residues, STRAY};
-use crate::verify::Sighting;
+use crate::verify::{Sighting, Sightings};
 use crate::verify_bytes::Listed;
 use crate::verify_ledger::{Tagged, Tagger};
 use crate::verify_normalise::{
-    Fingerprints, Form, canonicals, digest_of, digests, function_of, joined_part, plain_numbers,
+    Fingerprints, Form, canonicals, digest_of, digests, function_of, joined_part, plain_numbers, plain_texts,
 };
 use crate::verify_read::{Batch, Element, Leaf, Tally};
 use crate::verify_tokens::{Around, Look, Token, stands_alone, tokens};
@@ -431,10 +431,11 @@ impl Suppressed {
         Ok(found)
     }
 
-    /// Which rows of the batch hold an identifier of the ledger, in one column or made up of several. The batch's last column may be one that
-    /// no rule names: it tells consumers apart.
-    pub fn sightings(&self, rules: &Rules, batch: &Batch) -> PolarsResult<Vec<Sighting>> {
-        let Some(tagged) = &self.tagged else { return Ok(Vec::new()) };
+    /// Which rows of the batch hold an identifier of the ledger, in one column or made up of several; every row those that are `named`
+    /// elsewhere. The batch's last column may be one that no rule names: it tells consumers apart.
+    pub fn sightings(&self, rules: &Rules, batch: &Batch, named: &BTreeSet<u128>) -> PolarsResult<Sightings> {
+        let mut sightings = Sightings::new();
+        let Some(tagged) = &self.tagged else { return Ok(sightings) };
         let mut found = Vec::new();
         for probe in rules.probes.iter().filter(|probe| probe.single) {
             for leaf in &batch.columns[probe.column] {
@@ -446,23 +447,32 @@ impl Suppressed {
             found.extend(self.hits_made_up(rule, &rows, values)?);
         }
         found.retain(|held: &Held| tagged.holds(held.key));
+        let mut found: Vec<(u32, u128)> = found.into_iter().map(|held| (held.row, held.key)).collect();
+        for tag in named {
+            found.extend((0..batch.rows as u32).map(|row| (row, *tag)));
+        }
+        found.sort_unstable();
+        found.dedup();
         let consumers = match batch.columns.get(rules.columns.len()) {
             Some(leaves) if !found.is_empty() => self.consumers(leaves)?,
             Some(_) | None => HashMap::new(),
         };
-        let sighting = |held: Held| {
-            let row = held.row;
-            Sighting { row: u64::from(row), tag: held.key, consumer: consumers.get(&row).copied() }
-        };
-        Ok(found.into_iter().map(sighting).collect())
+        for held in found.chunk_by(|(row, _), (other, _)| row == other) {
+            let tags = held.iter().map(|(_, tag)| *tag).collect();
+            let sighting: &mut Sighting = sightings.entry(tags).or_default();
+            sighting.rows += 1;
+            sighting.consumers.extend(consumers.get(&held[0].0));
+        }
+        Ok(sightings)
     }
 
-    /// What tells the consumers of rows apart, by row.
+    /// What tells the consumers of rows apart, by row: the same value is the same consumer however a file writes it. A blank one is
+    /// nobody.
     fn consumers(&self, leaves: &[Leaf]) -> PolarsResult<HashMap<u32, u64>> {
         let mut consumers = HashMap::new();
         for leaf in leaves {
-            let texts = leaf.values.cast(&DataType::String)?;
-            for (index, text) in texts.str()?.iter().enumerate() {
+            let texts = plain_texts(&leaf.values)?;
+            for (index, text) in texts.iter().enumerate() {
                 let key = text.map(|text| self.fingerprints.canonical(Form::Text, text.as_bytes()) as u64);
                 consumers.extend(key.map(|key| (leaf.row(index), key)));
             }

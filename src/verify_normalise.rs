@@ -71,6 +71,19 @@ pub fn plain_numbers(texts: StringChunked) -> PolarsResult<StringChunked> {
     evaluate(texts, without_needless_zeros(only(col("v"), r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?$")))
 }
 
+/// Values as text, whatever their type: numbers as plain decimals, and texts that are such numbers too; trimmed. `007` is no number, and
+/// another value than `7`. Null for what is blank or no finite number.
+pub fn plain_texts(values: &Series) -> PolarsResult<StringChunked> {
+    let texts = match values.dtype() {
+        dtype if dtype.is_primitive_numeric() || dtype.is_decimal() => return number_texts(values),
+        _ => values.cast(&DataType::String)?,
+    };
+    let trimmed = texts.str()?.iter().map(|text| text.map(str::trim).filter(|text| !text.is_empty()));
+    let trimmed: StringChunked = trimmed.collect();
+    let numbers = plain_numbers(trimmed.clone())?;
+    Ok(trimmed.iter().zip(numbers.iter()).map(|(text, number)| number.or(text)).collect())
+}
+
 /// The hash function behind a spelling.
 pub fn function_of(hashed: Hashed) -> HashFunction {
     match hashed {
@@ -644,6 +657,23 @@ mod tests {
             (Kind::PhoneE164 { region: None }, "020 7946 0958", None),
         ] {
             text(&kind, raw, wanted);
+        }
+    }
+
+    #[test]
+    fn a_value_is_the_same_text_whatever_its_column_is() {
+        let one: [(Series, Option<&str>); 8] = [
+            (Series::new("v".into(), [1i64]), Some("1")),
+            (Series::new("v".into(), [1.0f64]), Some("1")),
+            (decimal(100, 9, 2), Some("1")),
+            (Series::new("v".into(), ["1 "]), Some("1")),
+            (Series::new("v".into(), ["1.0"]), Some("1")),
+            (Series::new("v".into(), ["001"]), Some("001")),
+            (Series::new("v".into(), ["  "]), None),
+            (Series::new("v".into(), [f64::NAN]), None),
+        ];
+        for (values, wish) in one {
+            assert_eq!(plain_texts(&values).unwrap().get(0), wish, "{values:?}");
         }
     }
 

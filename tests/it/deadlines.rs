@@ -32,6 +32,25 @@ fn a_request_is_due_by_its_regime_and_the_date_tells_how() {
     assert!(how.starts_with("received 2026-03-01 (UTC); 45 calendar days after that day end on 2026-04-15"), "{how}");
 }
 
+/// Midnight UTC is the evening before in Los Angeles, a date is that day anywhere.
+#[test]
+fn a_date_is_a_day_and_midnight_is_a_moment() {
+    let lake = lake();
+    let zone = ["--set", "deadlines.time_zone=America/Los_Angeles"];
+    lake.write(
+        "optouts.csv",
+        "id,email,asked\nR1,a@example.com,2026-03-02\nR2,b@example.com,2026-03-02T00:00:00Z\nR3,c@example.com,20260302\n",
+    );
+    lake.run(&[&["requests", "import", "job.toml"], &zone[..]].concat()).exits(0);
+    for (id, asked) in [("R4", "2026-03-02"), ("R5", "2026-03-02T00:00:00Z")] {
+        let add = ["requests", "add", "job.toml", "email=d@example.com", "--regime", "us-ca-ccpa-delete"];
+        lake.run(&[&add[..], &["--id", id, "--received-at", asked], &zone[..]].concat()).exits(0);
+    }
+    let list = lake.run(&["requests", "list", "job.toml", "--json"]).exits(0).json();
+    let due: Vec<_> = list["requests"].as_array().unwrap().iter().map(|request| &request["due_at"]).collect();
+    assert_eq!(due, ["2026-04-16", "2026-04-15", "2026-04-16", "2026-04-16", "2026-04-15"]);
+}
+
 #[test]
 fn exit_9_a_request_past_its_due_date() {
     let lake = lake();

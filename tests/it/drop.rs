@@ -423,6 +423,80 @@ fn every_work_item_gets_one_status_and_a_later_match_another() {
 }
 
 #[test]
+fn an_exemption_holds_an_identifier_and_not_a_person() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    // Bob's address is exempted; his phone number is another work item, and is another identifier.
+    lake.run(&["requests", "add", "job.toml", "email=bob@example.com", "--request-id", "B1"]).exits(0);
+    lake.run(&["requests", "exempt", "job.toml", "B1", "--ground", "legal claim"]).exits(0);
+    // And so is Anna's, of whom a work item of DROP has the same one.
+    lake.run(&["requests", "add", "job.toml", "email=anna@example.com", "--request-id", "A1"]).exits(0);
+    lake.run(&["requests", "exempt", "job.toml", "A1", "--ground", "legal claim"]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let kept = lake.text("lake/people.csv");
+    assert!(!kept.contains("bob@") && kept.contains("Anna@"), "{kept}");
+    let ran = lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(3);
+    let ran = ran.says(&["1 work items have no outcome yet", DELETED, "1 of them share an identifier"]);
+    assert!(lake.bytes("up").is_empty(), "{}", ran.stderr);
+    lake.run(&["requests", "exempt", "job.toml", DELETED, "--ground", "legal claim"]).exits(0);
+    let told = lake.run(&["drop", "answer", "job.toml", "--out", "up", "--json"]).exits(0).json();
+    assert_eq!(told["statuses"]["2"], 1, "{told:#}");
+}
+
+#[test]
+fn a_later_work_item_of_an_identifier_of_several_is_opted_out_as_well() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let (archive, id) = ("20260814_4821_DROP.zip", "AAAAaaaa0099");
+    lake.write(archive, zip(&[("20260814_4821_Email.csv", list(&[(id, hashed("home@example.com"))]))]));
+    lake.run(&["drop", "import", "job.toml", archive]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert!(lake.text("lake/people.csv").contains("home@example.com"));
+    lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(0);
+    assert_eq!(uploads(&lake, "up").remove("20260814_4821_Email.csv"), Some(vec![(id.to_owned(), 4)]));
+}
+
+#[test]
+fn one_consumer_is_one_however_a_file_writes_the_key() {
+    let lake = broker_lake();
+    lake.write("job.toml", BROKER_JOB.replacen("format = \"csv\"\n", "", 1));
+    let columns = |key: ArrayRef| {
+        let nothing = || texts(&[""]);
+        let (email, mobile) = (texts(&["anna@example.com"]), nothing());
+        let rest =
+            [("mobile", mobile), ("first", nothing()), ("last", nothing()), ("born", nothing()), ("zip", nothing())];
+        [vec![("user_id", key), ("email", email)], rest.to_vec()].concat()
+    };
+    lake.write("lake/whole.parquet", parquet(columns(Arc::new(Int64Array::from(vec![1])))));
+    lake.write("lake/float.parquet", parquet(columns(Arc::new(arrow::array::Float64Array::from(vec![1.0])))));
+    lake.write("lake/padded.parquet", parquet(columns(texts(&["1 "]))));
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(0);
+    assert_eq!(uploads(&lake, "up")["20260812_4821_Email.csv"][0], (DELETED.to_owned(), 3));
+}
+
+/// An identifier in the object's name is that of every row, whoever these are.
+#[test]
+fn several_consumers_behind_an_object_s_name_are_several() {
+    for (rows, several) in [("1,,,,,\n1,,,,,\n", false), ("1,,,,,\n2,,,,,\n", true)] {
+        let lake = broker_lake();
+        let object = "lake/email=anna@example.com/a.csv";
+        lake.write(object, format!("user_id,mobile,first,last,born,zip\n{rows}"));
+        lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+        lake.run(&["scrub", "job.toml"]);
+        let told = lake.run(&["requests", "list", "job.toml", "--json", "--request-id", DELETED]).exits(0).json();
+        let request = &told["requests"][0];
+        assert_eq!(request["state"] == "exempted", several, "{request:#}");
+        assert_eq!(lake.text("lake/people.csv").contains("Anna"), several);
+        // One row of the table and two behind the name.
+        let planned = if several { serde_json::Value::Null } else { 1.into() };
+        assert_eq!(request["datasets"][0]["consumers"], planned, "{request:#}");
+    }
+}
+
+#[test]
 fn uploads_are_split_and_never_changed() {
     let lake = broker_lake();
     lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);

@@ -5,6 +5,11 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use lakescrub::identifier::ColumnPath;
+use lakescrub::job::Job;
+use lakescrub::store::local::LocalStore;
+use lakescrub::store::{Location, Object, Store, Stores};
+use lakescrub::verify;
 use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -158,6 +163,66 @@ fn withdrawn_and_exempted_requests_are_not_removed() {
     let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
     assert_eq!(scrub["datasets"][0]["rows"]["removed"], 3, "{scrub}");
     assert!(lake.text("lake/b.csv").contains("Ada@") && lake.text("lake/b.csv").contains("bob@"));
+}
+
+#[test]
+fn what_is_exempted_stays_whoever_else_asks_for_it() {
+    let lake = lake();
+    add_all(&lake);
+    // Another request of Ada's, with Bob's phone number beside her address.
+    let both = ["requests", "add", "job.toml", "email=ADA@example.com", "phone=4155559317", "--request-id", "R7"];
+    lake.run(&[&both[..], &["--received-at", "2026-11-01", "--regime", "us-ca-ccpa-delete"]].concat()).exits(0);
+    lake.run(&["requests", "exempt", "job.toml", "R1", "--ground", "legal hold", "--until", "2040-01-01"])
+        .exits(0)
+        .says(&["are held by this exemption as well"]);
+    lake.run(&["gate", "job.toml", "lake/b.csv", "--json"]).exits(4);
+    let plan = lake.run(&["plan", "job.toml", "--json"]).exits(0).says(&["are held by it"]).json();
+    assert_eq!(plan["datasets"][0]["rows"]["matched"], 6, "{plan}");
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).says(&["are held by it"]).json();
+    assert_eq!(scrub["datasets"][0]["rows"]["removed"], 6, "{scrub}");
+    assert_eq!((&scrub["ledger"]["held"], &scrub["verdict"]), (&1.into(), &"clean".into()), "{}", scrub["ledger"]);
+    let limits = lake.manifest()["limits"].to_string();
+    assert!(limits.contains("1 requests name somebody whose data stay by the exemption of another"), "{limits}");
+    assert!(lake.text("lake/b.csv").contains("Ada@") && !lake.text("lake/b.csv").contains("bob@"));
+    // Nobody has looked for all of R7: it is not done with, and its deadline runs on.
+    assert_eq!(states(&lake), ["R1 exempted", "R2 done", "R3 done", "R7 removed"]);
+    let held = &requests(&lake)[3];
+    assert_eq!((&held["held_by"], &held["verified"]), (&json!(["R1"]), &Value::Null), "{held}");
+    let status = ["requests", "status", "job.toml", "--json", "--now", "2027-06-01T00:00:00Z", "--fail-on-overdue"];
+    let status = lake.run(&status).exits(9).json();
+    assert_eq!((&status["held"], &status["overdue_requests"]), (&1.into(), &json!(["R7"])), "{status}");
+    let table = lake.run(&["requests", "list", "job.toml"]).exits(0).stdout;
+    assert!(table.contains("removed (held)"), "{table}");
+    // The gate lets pass what stays, with its probe file and without.
+    for _ in 0..2 {
+        lake.run(&["gate", "job.toml", "lake/b.csv"]).exits(0);
+        std::fs::remove_file(lake.path().join(".lakescrub/probe/ledger.tags")).unwrap();
+    }
+    lake.run(&["verify", "job.toml"]).exits(0);
+    // A withdrawal ends no exemption: only its time does.
+    lake.run(&["requests", "withdraw", "job.toml", "R1"]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert!(lake.text("lake/b.csv").contains("Ada@"));
+    let after = ["--now", "2040-01-02T00:00:00Z"];
+    lake.run(&[&["gate", "job.toml", "lake/b.csv"], &after[..]].concat()).exits(4);
+    lake.run(&[&["scrub", "job.toml"], &after[..]].concat()).exits(0);
+    assert!(!lake.text("lake/b.csv").contains("Ada@"));
+    assert_eq!(states(&lake)[3], "R7 done");
+}
+
+#[test]
+fn an_identifier_that_is_added_to_a_request_is_looked_for_before_it_is_done() {
+    let lake = lake();
+    add_all(&lake);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.write("lake/d.csv", "email,phone_hash,member\nzoe@example.com,,\n");
+    add(&lake, "R1", "email=zoe@example.com");
+    assert_eq!(states(&lake)[..2], ["R1 removed", "R2 done"]);
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!((&scrub["ledger"]["reappeared"], &scrub["datasets"][0]["rows"]["removed"]), (&0.into(), &1.into()));
+    let first = &requests(&lake)[0];
+    assert_eq!((&first["state"], &first["reappearances"]), (&"done".into(), &0.into()), "{first}");
+    assert_eq!(first["verified"]["run_id"], scrub["run"]["id"]);
 }
 
 #[test]
@@ -319,6 +384,32 @@ fn a_ledger_that_lost_its_end_stops_the_run_before_it_changes_anything() {
 }
 
 #[test]
+fn a_ledger_that_is_lost_is_not_shown_as_one_without_requests() {
+    let drop = "version = 1\nname = \"nightly\"\n\n[drop]\nbroker_id = \"4821\"\n";
+    for lost in [3, usize::MAX] {
+        let lake = lake();
+        lake.write("job.toml", JOB.replacen("version = 1\nname = \"nightly\"\n", drop, 1));
+        add_all(&lake);
+        lake.run(&["scrub", "job.toml"]).exits(0);
+        let written = segments(&lake);
+        written.iter().rev().take(lost).for_each(|segment| std::fs::remove_file(segment).unwrap());
+        let left = segments(&lake);
+        for args in [
+            &["requests", "status", "job.toml", "--json"][..],
+            &["requests", "list", "job.toml"],
+            &["requests", "export", "job.toml"],
+            &["requests", "add", "job.toml", "email=zoe@example.com"],
+            &["drop", "answer", "job.toml", "--out", "up"],
+        ] {
+            let ran = lake.run(args).exits(8);
+            let ran = ran.says(&["the ledger is not the one that run", "restore the state's ledger/ folder"]);
+            assert!(!ran.stdout.contains("\"requests\""), "{}", ran.stdout);
+        }
+        assert_eq!(segments(&lake), left);
+    }
+}
+
+#[test]
 fn what_is_removed_was_written_down_before_even_when_the_run_is_killed_then() {
     let lake = lake();
     add_all(&lake);
@@ -474,6 +565,35 @@ fn a_request_that_is_asked_anew_begins_anew() {
     let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
     assert_eq!(scrub["ledger"]["reappeared"], 0, "{}", scrub["ledger"]);
     assert_eq!(states(&lake)[..2], ["R1 done", "R2 not-found"]);
+}
+
+/// What is held of a dataset grows with the people in it, not with their rows, whether a column or the object's name tells them.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_the_same_people_are_counted_and_not_kept() {
+    let lake = lake();
+    std::fs::remove_dir_all(lake.path().join("lake")).unwrap();
+    add_all(&lake);
+    let rows = |row: &str| format!("email,phone_hash,member\n{}", row.repeat(30_000));
+    let bob = sha256("4155559317");
+    lake.write("lake/a.csv", rows(&format!("ada@example.com,{bob},1\nada@example.com,,2\nzoe@example.com,,3\n")));
+    lake.write("lake/ada@example.com/b.csv", rows("zoe@example.com,,4\n"));
+    let job = Job::read(&lake.path().join("job.toml"), &[]).unwrap();
+    let store: Arc<dyn Store> = Arc::new(LocalStore);
+    let stores = Stores::new(store.clone(), store.clone());
+    let lists = verify::read_lists(&job, &stores, &jiff::Timestamp::now).await.unwrap();
+    let objects = store.list(&Location::Local(lake.path().join("lake/"))).await.unwrap();
+    let mut counted = Vec::new();
+    let mut each = |object: Object, sighted: Result<verify::Sighted, _>| {
+        let sighted: Vec<_> = sighted.unwrap().sightings.into_iter().collect();
+        let mut told: Vec<_> = sighted.iter().map(|(tags, it)| (tags.len(), it.rows, it.consumers.len())).collect();
+        told.sort_unstable();
+        counted.push((object.location.file_name().to_owned(), told));
+    };
+    let key = ColumnPath(vec!["member".to_owned()]);
+    verify::attribute(&lists, &job, &stores, &job.datasets[0], Some(&key), objects, &mut each).await;
+    counted.sort();
+    let wish = [("a.csv".to_owned(), vec![(1, 30_000, 1), (2, 30_000, 1)]), ("b.csv".to_owned(), vec![(1, 30_000, 1)])];
+    assert_eq!(counted, wish);
 }
 
 /// A job whose only list is the ledger, which holds one request.

@@ -213,6 +213,81 @@ fn one_request_is_added_exempted_and_exported() {
 }
 
 #[test]
+fn an_exemption_until_a_date_holds_that_whole_day_and_one_until_a_time_to_its_second() {
+    for (until, last, next) in [
+        ("2031-01-01", "2031-01-01T23:59:59.9Z", "2031-01-02T00:00:00Z"),
+        ("20310101", "2031-01-01T23:59:59.9Z", "2031-01-02T00:00:00Z"),
+        ("2031-01-01T00:00:00Z", "2031-01-01T00:00:00Z", "2031-01-01T00:00:01Z"),
+        ("2031-01-01T10:00:00+02:00", "2031-01-01T08:00:00Z", "2031-01-01T08:00:01Z"),
+    ] {
+        let lake = lake();
+        import(&lake, &["crm"]);
+        lake.run(&["requests", "exempt", "job.toml", "R1", "--ground", "tax", "--until", until]).exits(0);
+        let state = |now: &str| {
+            let told = lake.run(&["requests", "list", "job.toml", "--json", "--now", now]).exits(0).json();
+            told["requests"][0]["state"].as_str().unwrap().to_owned()
+        };
+        assert_eq!((state(last).as_str(), state(next).as_str()), ("exempted", "open"), "{until}");
+        // And so for the data, by both readers of the ledger.
+        lake.write("job.toml", ledger_alone());
+        lake.run(&["verify", "job.toml", "--now", last]).exits(0);
+        lake.run(&["verify", "job.toml", "--now", next]).exits(4);
+    }
+}
+
+/// The job without its lists of files.
+fn ledger_alone() -> String {
+    let (before, rest) = JOB.split_once("[[list]]").unwrap();
+    let ledger = rest.split_once("[[list]]\nname = \"all\"").unwrap().1;
+    format!("{before}[[list]]\nname = \"all\"{ledger}")
+}
+
+#[test]
+fn no_deadline_is_shown_of_what_is_exempted_or_withdrawn() {
+    let lake = lake();
+    import(&lake, &["crm", "--regime", "us-ca-ccpa-delete"]);
+    let due = |lake: &Lake| -> Vec<Value> { requests(lake).iter().map(|request| request["due_at"].clone()).collect() };
+    assert_eq!(due(&lake), ["2026-09-15", "2026-09-16"]);
+    lake.run(&["requests", "exempt", "job.toml", "R1", "--ground", "tax"]).exits(0);
+    lake.run(&["requests", "withdraw", "job.toml", "R2"]).exits(0);
+    assert_eq!(due(&lake), [Value::Null, Value::Null]);
+    let export = lake.run(&["requests", "export", "job.toml"]).exits(0).stdout;
+    let table = lake.run(&["requests", "list", "job.toml"]).exits(0).stdout;
+    assert!(!export.contains("2026-09-1") && !table.contains("2026-09-1"), "{export}{table}");
+}
+
+#[test]
+fn what_is_kept_as_it_was_typed_may_name_no_person() {
+    let lake = lake();
+    import(&lake, &["crm"]);
+    let add = ["add", "job.toml", "email=zoe@example.com"];
+    for (args, option) in [
+        (&["exempt", "job.toml", "R1", "--ground", "asked by canary@example.com"][..], "--ground"),
+        (&["exempt", "job.toml", "R1", "--ground", "call (415) 555-9317"], "--ground"),
+        (&["withdraw", "job.toml", "R1", "--source", "canary@example.com"], "--source"),
+        (&[&add[..], &["--source", "+1 415 555 9317"]].concat(), "--source"),
+        (&[&add[..], &["--request-id", "by +1 415 555 9317"]].concat(), "--request-id"),
+    ] {
+        let ran = lake.run(&[&["requests"], args].concat()).exits(2).says(&[option, "nothing was recorded"]);
+        assert!(!ran.stderr.contains("canary") && !ran.stderr.contains("555"), "{}", ran.stderr);
+    }
+    assert_eq!(states(&lake), ["R1 open", "R2 open"]);
+    lake.run(&["requests", "exempt", "job.toml", "R1", "--ground", "tax records 2026-11-27, 26 U.S.C. 6001"]).exits(0);
+}
+
+#[test]
+fn a_withdrawal_by_list_does_not_pretend_to_read_times() {
+    let lake = lake();
+    import(&lake, &["crm"]);
+    lake.write("optin.csv", "email,at\nada@example.com,2020-01-01\n");
+    let list = ["requests", "withdraw", "job.toml", "--list", "optin.csv"];
+    lake.run(&[&list[..], &["--received-at-column", "at"]].concat()).exits(2).says(&["a withdrawal reads no times"]);
+    assert_eq!(states(&lake), ["R1 open", "R2 open"]);
+    lake.run(&list).exits(0);
+    assert_eq!(states(&lake), ["R1 withdrawn", "R2 open"]);
+}
+
+#[test]
 fn the_state_holds_no_identifier_and_no_unkeyed_hash_even_as_a_request_id() {
     let lake = lake();
     lake.write("crm.csv", "id,asked,email\ncanary@example.com,2026-08-01,canary@example.com\n");
