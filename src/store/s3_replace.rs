@@ -1,7 +1,8 @@
 //! New content for an object of S3, with everything that belongs to the object carried over, as one conditional write.
 //!
-//! Content of one part or less is put in one piece; more is a multipart upload whose completion is the swap. On a server that
-//! ignores the condition of a completion, the content waits in a nameless temporary file and is put in one piece as well.
+//! Content of one part or less is put in one piece; more is a multipart upload whose completion is the swap, and what it takes over
+//! from the old object need not be sent. On a server that ignores the condition of a completion, the content waits in a nameless
+//! temporary file and is put in one piece as well.
 //! Invariant: parts that were sent are completed or aborted, whatever becomes of the replacement.
 
 use std::collections::HashMap;
@@ -14,11 +15,13 @@ use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass, Tag, Tagging};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 
 use super::s3::{Place, S3Store, etag, place_of};
 use super::s3_call::{Fault, fault};
+use super::s3_copy::{Outcome, encode};
+use super::s3_splice::{Copied, Part, Parts, Sizes};
 use super::s3_upload::{PARTS_MAX, Upload, patience, set_expires};
 use super::s3_write::{Conditions, Told, WRITE_ID, Write};
 use super::{ConditionalWrites, Object, Precondition, Replacement, StoreError};
@@ -102,17 +105,6 @@ fn stored_encoding(told: &str) -> Option<String> {
     (!kept.is_empty()).then(|| kept.join(","))
 }
 
-fn encode(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-        out
-    })
-}
-
 /// A class whose objects cannot be read at once, be this one restored for a while or not: what is written would be archived before
 /// it could be read back.
 fn archive_class(head: &HeadObjectOutput) -> Option<String> {
@@ -136,7 +128,7 @@ enum Large {
 
 // Neither this nor the replacement can be shown: they hold what is in the object.
 enum Content {
-    /// All of it is in the buffer.
+    /// None of it is in a part.
     Small,
     Upload(Upload),
     Spool(tokio::fs::File),
@@ -150,7 +142,7 @@ pub(super) struct S3Replacement {
     large: Large,
     look_first: bool,
     part_bytes: usize,
-    buffer: BytesMut,
+    parts: Parts,
     size_bytes: u64,
     content: Content,
 }
@@ -175,6 +167,7 @@ impl S3Replacement {
             return Err(other(object, "it has user metadata that the store cannot tell, so that it would be lost"));
         }
         let tags = store.tags(place, None).await.map_err(|fault| fault.error_on(object))?;
+        let part_bytes = part_bytes(object.size_bytes);
         Ok(S3Replacement {
             store: store.clone(),
             object: object.clone(),
@@ -182,8 +175,8 @@ impl S3Replacement {
             attributes: Attributes::of(&head, tags, write_id),
             large,
             look_first,
-            part_bytes: part_bytes(object.size_bytes),
-            buffer: BytesMut::new(),
+            part_bytes,
+            parts: Parts::new(Sizes::of(object.size_bytes, part_bytes)),
             size_bytes: 0,
             content: Content::Small,
         })
@@ -222,6 +215,47 @@ impl S3Replacement {
         }
     }
 
+    /// Whether parts may be copied from the old object. Where its ETag does not guard the completion, each byte is one that was read.
+    fn may_copy(&self) -> Result<bool, StoreError> {
+        let is_guarded = self.large == Large::Upload && !self.look_first;
+        // A small object is put in one piece, which is one request instead of several.
+        let is_large = self.object.size_bytes > self.part_bytes as u64;
+        Ok(is_guarded && is_large && self.store.copies_parts(self.place()?))
+    }
+
+    async fn send_parts(&mut self) -> Result<(), StoreError> {
+        while let Some(part) = self.parts.pop() {
+            match part {
+                Part::Sent(bytes) => self.send(bytes).await?,
+                Part::Copied(copied) => self.copy(copied).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn copy(&mut self, copied: Copied) -> Result<(), StoreError> {
+        let mut range = copied.range.clone();
+        if self.may_copy()? {
+            if matches!(self.content, Content::Small) {
+                self.content = self.grow().await?;
+            }
+            if let Content::Upload(upload) = &mut self.content
+                && upload.copy(&self.object, copied).await? == Outcome::Copied
+            {
+                return Ok(());
+            }
+        }
+        // The bytes passed by and were not kept. Read again, they make parts of at least the usual size, or the one that was wished.
+        let mut pieces = ((range.end - range.start) / self.part_bytes as u64).max(1);
+        while pieces > 0 {
+            let end = range.start + (range.end - range.start) / pieces;
+            let bytes = super::read(&self.store, &self.object, range.start..end).await?;
+            self.send(bytes).await?;
+            (range.start, pieces) = (end, pieces - 1);
+        }
+        Ok(())
+    }
+
     async fn put(&self, body: impl Fn() -> Body) -> Result<Object, StoreError> {
         let place = self.place()?;
         let when = Precondition::Unchanged(self.object.etag.clone());
@@ -253,7 +287,7 @@ impl S3Replacement {
                 self.put(|| Body::File(path.clone())).await
             }
             Content::Small => {
-                let bytes = std::mem::take(&mut self.buffer).freeze();
+                let bytes = self.parts.take_rest();
                 self.put(|| Body::Bytes(bytes.clone())).await
             }
         }
@@ -366,19 +400,28 @@ impl S3Store {
 impl Replacement for S3Replacement {
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
         self.size_bytes += bytes.len() as u64;
-        self.buffer.extend_from_slice(&bytes);
-        while self.buffer.len() > self.part_bytes {
-            let part = self.buffer.split_to(self.part_bytes).freeze();
-            self.send(part).await?;
+        self.parts.write(&bytes);
+        self.send_parts().await
+    }
+
+    async fn take_over(&mut self, at: u64, bytes: Bytes) -> Result<(), StoreError> {
+        if !self.may_copy()? {
+            return self.write(bytes).await;
         }
-        Ok(())
+        self.size_bytes += bytes.len() as u64;
+        self.parts.take_over(at, bytes);
+        self.send_parts().await
     }
 
     /// S3 shows new content only once it has replaced the old.
     async fn stage(&mut self) -> Result<Option<Object>, StoreError> {
-        if !matches!(self.content, Content::Small) && !self.buffer.is_empty() {
-            let last = std::mem::take(&mut self.buffer).freeze();
-            self.send(last).await?;
+        self.parts.end();
+        self.send_parts().await?;
+        if !matches!(self.content, Content::Small) {
+            let last = self.parts.take_rest();
+            if !last.is_empty() {
+                self.send(last).await?;
+            }
         }
         Ok(None)
     }

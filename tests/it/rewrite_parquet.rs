@@ -1,6 +1,8 @@
 //! The surgical Parquet rewrite against its slow twin, decode and filter: rows, order, schema and metadata of what is kept, and no
 //! byte of what is removed.
 
+use std::io::Write;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::*;
@@ -12,6 +14,7 @@ use lakescrub::format::parquet::{ParquetReceipt, read_back, rewrite};
 use lakescrub::format::{Edit, FormatError, Tagger};
 use lakescrub::identifier::ColumnPath;
 use lakescrub::residue::Cleanse;
+use lakescrub::store::Sink;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, Encoding, PageType};
@@ -43,12 +46,54 @@ pub fn edited(
     action: &Action,
 ) -> Result<(Bytes, ParquetReceipt), FormatError> {
     let rows: RoaringTreemap = rows.into_iter().collect();
-    let mut out = Vec::new();
+    let mut out = Told::default();
     let receipt =
         rewrite(source, &Edit { rows: &rows, action, tagger: &NoTag, cleanse: &Cleanse::default() }, &mut out)?;
-    let out = Bytes::from(out);
+    let out = out.checked(source);
     read_back(&out, &receipt)?;
     Ok((out, receipt))
+}
+
+/// A file, and what was told of its bytes before they came.
+#[derive(Default)]
+pub struct Told {
+    bytes: Vec<u8>,
+    taken: Vec<(u64, Range<u64>)>,
+}
+
+impl Told {
+    /// The file, if each byte that is said to be the source's own is.
+    pub fn checked(self, source: &[u8]) -> Bytes {
+        let mut end = 0;
+        for (at, range) in self.taken {
+            let (at, range) = (at as usize, range.start as usize..range.end as usize);
+            assert!(at >= end, "told out of order");
+            end = at + range.len();
+            assert!(self.bytes[at..end] == source[range.clone()], "{range:?} of the source is not at {at}");
+        }
+        self.bytes.into()
+    }
+
+    pub fn taken_bytes(&self) -> u64 {
+        self.taken.iter().map(|(_, range)| range.end - range.start).sum()
+    }
+}
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.bytes.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sink for Told {
+    fn taken_over(&mut self, at: u64, source: Range<u64>) {
+        assert!(at >= self.bytes.len() as u64, "told too late");
+        self.taken.push((at, source));
+    }
 }
 
 pub fn scrubbed(source: &Bytes, rows: impl IntoIterator<Item = u64>) -> Bytes {
