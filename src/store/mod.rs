@@ -5,6 +5,7 @@
 
 pub mod local;
 pub mod s3;
+mod s3_attributes;
 mod s3_call;
 mod s3_copy;
 mod s3_open;

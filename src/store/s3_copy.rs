@@ -7,7 +7,7 @@ use aws_sdk_s3::types::{CompletedPart, CopyPartResult};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::s3::{Place, S3Store, place_of};
+use super::s3::{Place, S3Store, etag, place_of};
 use super::s3_call::{Fault, fault};
 use super::s3_splice::Copied;
 use super::s3_upload::{Upload, patience};
@@ -24,7 +24,7 @@ pub(super) enum Outcome {
 /// Why a part is not copied.
 #[derive(Debug, PartialEq, Eq)]
 enum Refusal {
-    /// The copy failed for a reason that sending would meet, too, or because the object changed.
+    /// Because the object changed, or for a reason that sending would meet, too.
     Final(Fault),
     /// Of this object only.
     Here(String),
@@ -35,13 +35,13 @@ enum Refusal {
 impl Refusal {
     fn of(fault: Fault) -> Refusal {
         match fault {
-            Fault::Refused | Fault::Busy | Fault::MissingUpload | Fault::Transient(_) | Fault::Throttled(_) => {
-                Refusal::Final(fault)
-            }
+            Fault::Refused | Fault::Busy | Fault::MissingUpload => Refusal::Final(fault),
             // What it is that is missing, or cannot be read, the next read of it tells.
             Fault::Missing | Fault::MissingBucket => Refusal::Here("the source is missing".to_owned()),
             Fault::Archived => Refusal::Here("the source is archived".to_owned()),
             Fault::Unsupported => Refusal::Everywhere("the store does not know this request".to_owned()),
+            // Patience has ended. If it is not this request alone that fails, the next one tells.
+            Fault::Transient(reason) | Fault::Throttled(reason) => Refusal::Everywhere(reason),
             Fault::Denied(reason) | Fault::Other(reason) => Refusal::Everywhere(reason),
         }
     }
@@ -51,6 +51,12 @@ impl S3Store {
     pub(super) fn copies_parts(&self, place: Place<'_>) -> bool {
         let buckets = self.0.copies_no_parts.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         !buckets.contains(place.bucket)
+    }
+
+    async fn is_still(&self, object: &Object) -> bool {
+        let Ok(place) = place_of(&object.location) else { return false };
+        let head = self.head_output(place, None).await;
+        head.is_ok_and(|head| head.e_tag().map(etag).as_ref() == Some(&object.etag))
     }
 
     fn copies_no_parts(&self, place: Place<'_>) {
@@ -80,6 +86,9 @@ impl Upload {
                 // The part is there and of no use: what is sent in its place takes its number.
                 None => Refusal::Everywhere("the reply does not prove the part's bytes".to_owned()),
             },
+            Err(Fault::Refused) if self.store.is_still(source).await => {
+                Refusal::Everywhere("the store refuses a copy on the etag that it tells itself".to_owned())
+            }
             Err(fault) => Refusal::of(fault),
         };
         match refusal {
@@ -190,7 +199,7 @@ mod tests {
         for (fault, wanted) in [
             (Fault::Refused, Refusal::Final(Fault::Refused)),
             (Fault::MissingUpload, Refusal::Final(Fault::MissingUpload)),
-            (Fault::Transient(told()), Refusal::Final(Fault::Transient(told()))),
+            (Fault::Transient(told()), Refusal::Everywhere(told())),
             (Fault::Missing, Refusal::Here("the source is missing".into())),
             (Fault::Unsupported, Refusal::Everywhere("the store does not know this request".into())),
             (Fault::Denied(told()), Refusal::Everywhere(told())),

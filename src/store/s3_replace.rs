@@ -5,7 +5,6 @@
 //! temporary file and is put in one piece as well.
 //! Invariant: parts that were sent are completed or aborted, whatever becomes of the replacement.
 
-use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 
 use async_trait::async_trait;
@@ -14,96 +13,23 @@ use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ServerSideEncryption, StorageClass, Tag, Tagging};
+use aws_sdk_s3::types::{StorageClass, Tag, Tagging};
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 
 use super::s3::{Place, S3Store, etag, place_of};
+use super::s3_attributes::{Attributes, carry_over};
 use super::s3_call::{Fault, fault};
-use super::s3_copy::{Outcome, encode};
+use super::s3_copy::Outcome;
 use super::s3_splice::{Copied, Part, Parts, Sizes};
 use super::s3_upload::{PARTS_MAX, Upload, patience, set_expires};
-use super::s3_write::{Conditions, Told, WRITE_ID, Write};
+use super::s3_write::{Conditions, Told, Write};
 use super::{ConditionalWrites, Object, Precondition, Replacement, StoreError};
 
 /// The smallest part, and the largest content that is put in one piece.
 const PART_BYTES: u64 = 8 << 20;
 /// S3's largest single put.
 const SINGLE_PUT_BYTES_MAX: u64 = 5 << 30;
-
-/// What an object is beside its bytes.
-#[derive(Debug, Clone, Default)]
-struct Attributes {
-    content_type: Option<String>,
-    content_encoding: Option<String>,
-    content_language: Option<String>,
-    content_disposition: Option<String>,
-    cache_control: Option<String>,
-    /// As spelled, since S3 takes any text here.
-    expires: Option<String>,
-    website_redirect: Option<String>,
-    metadata: HashMap<String, String>,
-    tags: Vec<Tag>,
-    storage_class: Option<StorageClass>,
-    encryption: Option<ServerSideEncryption>,
-    kms_key_id: Option<String>,
-    bucket_key: Option<bool>,
-}
-
-impl Attributes {
-    fn of(head: &HeadObjectOutput, tags: Vec<Tag>, write_id: &str) -> Attributes {
-        let mut metadata = head.metadata().cloned().unwrap_or_default();
-        // The one thing of ours: it says afterwards whose write this was. An older write's id makes way.
-        metadata.insert(WRITE_ID.to_owned(), write_id.to_owned());
-        Attributes {
-            content_type: head.content_type().map(str::to_owned),
-            content_encoding: head.content_encoding().and_then(stored_encoding),
-            content_language: head.content_language().map(str::to_owned),
-            content_disposition: head.content_disposition().map(str::to_owned),
-            cache_control: head.cache_control().map(str::to_owned),
-            expires: head.expires_string().map(str::to_owned),
-            website_redirect: head.website_redirect_location().map(str::to_owned),
-            metadata,
-            tags,
-            storage_class: head.storage_class().cloned(),
-            encryption: head.server_side_encryption().cloned(),
-            kms_key_id: head.ssekms_key_id().map(str::to_owned),
-            bucket_key: head.bucket_key_enabled(),
-        }
-    }
-
-    /// As the header of a write wants them.
-    fn tagging(&self) -> Option<String> {
-        let pairs = self.tags.iter().map(|tag| format!("{}={}", encode(tag.key()), encode(tag.value())));
-        (!self.tags.is_empty()).then(|| pairs.collect::<Vec<_>>().join("&"))
-    }
-}
-
-/// The two builders have these setters in common but no trait.
-macro_rules! carry_over {
-    ($request:expr, $attributes:expr) => {
-        $request
-            .set_content_type($attributes.content_type.clone())
-            .set_content_encoding($attributes.content_encoding.clone())
-            .set_content_language($attributes.content_language.clone())
-            .set_content_disposition($attributes.content_disposition.clone())
-            .set_cache_control($attributes.cache_control.clone())
-            .set_website_redirect_location($attributes.website_redirect.clone())
-            .set_metadata(Some($attributes.metadata.clone()))
-            .set_tagging($attributes.tagging())
-            .set_storage_class($attributes.storage_class.clone())
-            .set_server_side_encryption($attributes.encryption.clone())
-            .set_ssekms_key_id($attributes.kms_key_id.clone())
-            .set_bucket_key_enabled($attributes.bucket_key)
-    };
-}
-
-/// `aws-chunked` is how bytes travelled, not what they are; some servers keep it all the same.
-fn stored_encoding(told: &str) -> Option<String> {
-    let kept: Vec<&str> =
-        told.split(',').map(str::trim).filter(|encoding| !encoding.is_empty() && *encoding != "aws-chunked").collect();
-    (!kept.is_empty()).then(|| kept.join(","))
-}
 
 /// A class whose objects cannot be read at once, be this one restored for a while or not: what is written would be archived before
 /// it could be read back.
@@ -491,19 +417,5 @@ mod tests {
         ] {
             assert_eq!(way(verdict, allowed, size_bytes), wanted, "{verdict:?} {allowed} {size_bytes}");
         }
-    }
-
-    #[test]
-    fn tags_are_spelled_for_a_header() {
-        let tag = |key: &str, value: &str| Tag::builder().key(key).value(value).build().unwrap();
-        let attributes = Attributes { tags: vec![tag("a b", "c&d=e"), tag("ü", "")], ..Attributes::default() };
-        assert_eq!(attributes.tagging().as_deref(), Some("a%20b=c%26d%3De&%C3%BC="));
-        assert_eq!(Attributes::default().tagging(), None);
-    }
-
-    #[test]
-    fn the_encoding_of_the_transport_is_not_carried_over() {
-        assert_eq!(stored_encoding("gzip,aws-chunked").as_deref(), Some("gzip"));
-        assert_eq!(stored_encoding("aws-chunked"), None);
     }
 }

@@ -52,7 +52,7 @@ impl Taken {
 
 const WRITE_BUFFER_BYTES: usize = 1 << 20;
 /// A run that is shorter is not worth a call of its own.
-const RUN_BYTES_MIN: u64 = 64 << 10;
+const RUN_BYTES_MIN: u64 = 256 << 10;
 
 impl ReplacementWriter {
     /// Takes the current runtime, as [`super::ObjectReader::new`] does.
@@ -205,7 +205,7 @@ mod tests {
         let pieces: Vec<_> = (0..3 * kib).map(|i| (i * kib, 9 + i * kib..9 + (i + 1) * kib)).collect();
         check(&pieces, 3 << 20, "c9+3145728").await;
         // Too short for a call; and a run that is cut by the end of the buffer.
-        check(&[(100, 50..50 + kib), (2 * kib, 0..100 * kib)], 3 << 20, "w2048 c0+102400 w3041280").await;
+        check(&[(100, 50..50 + kib), (2 * kib, 0..256 * kib)], 3 << 20, "w2048 c0+262144 w2881536").await;
         check(&[(mib - 10, 0..mib)], 1 << 20, "w1048566 c0+10 c10+1048566 w10 w1048576").await;
     }
 }

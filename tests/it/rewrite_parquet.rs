@@ -545,6 +545,25 @@ fn redacted_cells_change_in_matching_rows_only() {
 }
 
 #[test]
+fn what_is_copied_is_told_before_it_is_written() {
+    let source = written(
+        &people(900, &email),
+        groups_of(300).set_data_page_row_count_limit(20).set_write_batch_size(20).build(),
+    );
+    let (rows, mut out) = (RoaringTreemap::from_iter([301]), Told::default());
+    let edit = Edit { rows: &rows, action: &Action::Delete, tagger: &NoTag, cleanse: &Cleanse::default() };
+    rewrite(&source, &edit, &mut out).unwrap();
+    let group_bytes: Vec<u64> =
+        footer(&source).row_groups().iter().map(|group| group.compressed_size() as u64).collect();
+    let untouched = 4 + group_bytes[0] + group_bytes[2];
+    let told = out.taken_bytes();
+    out.checked(&source);
+    // Of the touched group, too, the pages that are copied.
+    let of_touched = told.checked_sub(untouched).unwrap();
+    assert!((group_bytes[1] / 4..group_bytes[1]).contains(&of_touched), "{of_touched} of {}", group_bytes[1]);
+}
+
+#[test]
 fn what_cannot_be_redacted_is_refused_and_nothing_is_written() {
     let required = Schema::new(vec![
         Field::new("email", DataType::Utf8, false),
