@@ -174,7 +174,7 @@ mod tests {
             parts.take_over(0, vec![7; 6 << 20].into());
             parts.end();
             let Some(Part::Copied(copied)) = parts.pop() else { panic!("nothing to copy") };
-            copied
+            *copied
         };
         let (crc64, md5) = copied().digests();
         let (crc64, md5) = (BASE64.encode(crc64), hex::encode(md5));

@@ -153,7 +153,7 @@ impl S3Replacement {
         while let Some(part) = self.parts.pop() {
             match part {
                 Part::Sent(bytes) => self.send(bytes).await?,
-                Part::Copied(copied) => self.copy(copied).await?,
+                Part::Copied(copied) => self.copy(*copied).await?,
             }
         }
         Ok(())

@@ -38,7 +38,7 @@ impl Sizes {
 
 pub(super) enum Part {
     Sent(Bytes),
-    Copied(Copied),
+    Copied(Box<Copied>),
 }
 
 /// Bytes of the old object that are to be a part of the new one, and what they are known by.
@@ -78,7 +78,7 @@ enum Run {
         at: u64,
     },
     /// The buffer is empty.
-    Copied(Copied),
+    Copied(Box<Copied>),
 }
 
 /// Content on its way into parts.
@@ -165,7 +165,7 @@ impl Parts {
         if from > 0 {
             self.ready.push_back(Part::Sent(self.buffer.split_to(from).freeze()));
         }
-        let mut copied = Copied::new(at + (from - before) as u64);
+        let mut copied = Box::new(Copied::new(at + (from - before) as u64));
         copied.extend(&self.buffer.split());
         self.run = Run::Copied(copied);
     }
