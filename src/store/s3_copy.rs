@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::s3::{Place, S3Store, etag, place_of};
 use super::s3_call::{Fault, fault};
-use super::s3_splice::Copied;
+use super::s3_splice::{Copied, Digests};
 use super::s3_upload::{Upload, patience};
 use super::{Object, StoreError};
 
@@ -67,9 +67,9 @@ impl S3Store {
 
 impl Upload {
     /// Makes the next part from the source's own bytes, if the source is still the object that was scanned.
-    pub(super) async fn copy(&mut self, source: &Object, copied: Copied) -> Result<Outcome, StoreError> {
+    pub(super) async fn copy(&mut self, source: &Object, copied: &Copied) -> Result<Outcome, StoreError> {
         let place = place_of(&source.location)?;
-        let (number, bytes) = (self.next_number()?, copied.bytes());
+        let (number, bytes) = (self.next_number()?, copied.range.end - copied.range.start);
         let request = self.store.0.client.upload_part_copy().bucket(place.bucket).key(place.key);
         let request = request.upload_id(&self.upload_id).part_number(number);
         let request = request.copy_source(source_header(place, source.version_id.as_deref()));
@@ -78,7 +78,7 @@ impl Upload {
         let send =
             || async { request.clone().customize().config_override(patience(bytes)).send().await.map_err(fault) };
         let refusal = match self.store.0.line.call(send).await {
-            Ok(reply) => match reply.copy_part_result.filter(|result| is_proven(result, copied)) {
+            Ok(reply) => match reply.copy_part_result.filter(|result| is_proven(result, copied.digests)) {
                 Some(result) => {
                     self.push(completed(number, result), bytes);
                     return Ok(Outcome::Copied);
@@ -128,8 +128,8 @@ pub(super) fn encode(text: &str) -> String {
 }
 
 /// The ETag of a part is its MD5 unless a key service encrypts it; checksums are told by the servers that know them.
-fn is_proven(result: &CopyPartResult, copied: Copied) -> bool {
-    let (crc64, md5) = copied.digests();
+fn is_proven(result: &CopyPartResult, digests: Digests) -> bool {
+    let Digests { crc64, md5 } = digests;
     match result.checksum_crc64_nvme() {
         Some(told) => told == BASE64.encode(crc64),
         None => result.e_tag().is_some_and(|told| told.trim_matches('"').eq_ignore_ascii_case(&hex::encode(md5))),
@@ -153,7 +153,7 @@ fn completed(number: i32, result: CopyPartResult) -> CompletedPart {
 mod tests {
     use super::*;
     use crate::store::Location;
-    use crate::store::s3_splice::{Part, Parts, Sizes};
+    use crate::store::s3_splice::Digesting;
 
     #[test]
     fn a_key_is_spelled_for_the_header_of_its_source() {
@@ -169,15 +169,12 @@ mod tests {
 
     #[test]
     fn a_part_is_proven_by_what_the_reply_tells_of_its_bytes() {
-        let copied = || {
-            let mut parts = Parts::new(Sizes::of(0, 8 << 20));
-            parts.take_over(0, vec![7; 6 << 20].into());
-            parts.end();
-            let Some(Part::Copied(copied)) = parts.pop() else { panic!("nothing to copy") };
-            *copied
-        };
-        let (crc64, md5) = copied().digests();
-        let (crc64, md5) = (BASE64.encode(crc64), hex::encode(md5));
+        let mut digesting = Digesting::default();
+        digesting.update(b"123456789");
+        let digests = digesting.finish();
+        // The check value of the CRC's definition.
+        assert_eq!(hex::encode(digests.crc64), "ae8b14860a799888");
+        let (crc64, md5) = (BASE64.encode(digests.crc64), hex::encode(digests.md5));
         for (told_crc64, told_etag, wanted) in [
             (None, Some(format!("\"{md5}\"")), true),
             (None, Some(md5.to_uppercase()), true),
@@ -189,7 +186,7 @@ mod tests {
         ] {
             let told = format!("{told_crc64:?} {told_etag:?}");
             let result = CopyPartResult::builder().set_checksum_crc64_nvme(told_crc64).set_e_tag(told_etag).build();
-            assert_eq!(is_proven(&result, copied()), wanted, "{told}");
+            assert_eq!(is_proven(&result, digests), wanted, "{told}");
         }
     }
 

@@ -21,7 +21,7 @@ use super::s3::{Place, S3Store, etag, place_of};
 use super::s3_attributes::{Attributes, carry_over};
 use super::s3_call::{Fault, fault};
 use super::s3_copy::Outcome;
-use super::s3_splice::{Copied, Part, Parts, Sizes};
+use super::s3_splice::{Copied, Digesting, Part, Parts, Sizes};
 use super::s3_upload::{PARTS_MAX, Upload, patience, set_expires};
 use super::s3_write::{Conditions, Told, Write};
 use super::{ConditionalWrites, Object, Precondition, Replacement, StoreError};
@@ -153,33 +153,45 @@ impl S3Replacement {
         while let Some(part) = self.parts.pop() {
             match part {
                 Part::Sent(bytes) => self.send(bytes).await?,
-                Part::Copied(copied) => self.copy(*copied).await?,
+                Part::Copied(copied) => self.copy(copied).await?,
             }
         }
         Ok(())
     }
 
     async fn copy(&mut self, copied: Copied) -> Result<(), StoreError> {
-        let mut range = copied.range.clone();
         if self.may_copy()? {
             if matches!(self.content, Content::Small) {
                 self.content = self.grow().await?;
             }
             if let Content::Upload(upload) = &mut self.content
-                && upload.copy(&self.object, copied).await? == Outcome::Copied
+                && upload.copy(&self.object, &copied).await? == Outcome::Copied
             {
                 return Ok(());
             }
         }
-        // The bytes passed by and were not kept. Read again, they make parts of at least the usual size, or the one that was wished.
+        self.send_again(copied).await
+    }
+
+    /// The bytes passed by and were not kept. Read again, they make parts of at least the usual size, or the one that was wished.
+    async fn send_again(&mut self, copied: Copied) -> Result<(), StoreError> {
+        let Copied { mut range, digests } = copied;
+        let mut digesting = Digesting::default();
         let mut pieces = ((range.end - range.start) / self.part_bytes as u64).max(1);
         while pieces > 0 {
             let end = range.start + (range.end - range.start) / pieces;
             let bytes = super::read(&self.store, &self.object, range.start..end).await?;
+            digesting.update(&bytes);
             self.send(bytes).await?;
             (range.start, pieces) = (end, pieces - 1);
         }
-        Ok(())
+        // That they stand there was only told: the swap must not find out that they do not.
+        match digesting.finish() == digests {
+            true => Ok(()),
+            false => {
+                Err(other(&self.object, "its bytes, read a second time, are not those that its new content takes over"))
+            }
+        }
     }
 
     async fn put(&self, body: impl Fn() -> Body) -> Result<Object, StoreError> {

@@ -38,34 +38,59 @@ impl Sizes {
 
 pub(super) enum Part {
     Sent(Bytes),
-    Copied(Box<Copied>),
+    Copied(Copied),
 }
 
-/// Bytes of the old object that are to be a part of the new one, and what they are known by.
+/// Bytes of the old object that are to be a part of the new one.
 pub(super) struct Copied {
     pub(super) range: Range<u64>,
+    pub(super) digests: Digests,
+}
+
+/// What the bytes of a part are known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Digests {
+    /// CRC-64/NVME, big-endian, as S3 tells it.
+    pub(super) crc64: [u8; 8],
+    pub(super) md5: [u8; 16],
+}
+
+pub(super) struct Digesting {
     crc64: crc_fast::Digest,
     md5: Md5,
 }
 
-impl Copied {
-    fn new(at: u64) -> Copied {
-        Copied { range: at..at, crc64: crc_fast::Digest::new(CrcAlgorithm::Crc64Nvme), md5: Md5::new() }
+impl Default for Digesting {
+    fn default() -> Digesting {
+        Digesting { crc64: crc_fast::Digest::new(CrcAlgorithm::Crc64Nvme), md5: Md5::new() }
+    }
+}
+
+impl Digesting {
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.crc64.update(bytes);
+        self.md5.update(bytes);
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    pub(super) fn finish(self) -> Digests {
+        Digests { crc64: self.crc64.finalize().to_be_bytes(), md5: self.md5.finalize().into() }
+    }
+}
+
+/// A run that will be copied, as far as it came.
+struct Long {
+    range: Range<u64>,
+    digesting: Digesting,
+}
+
+impl Long {
+    fn bytes(&self) -> u64 {
         self.range.end - self.range.start
     }
 
     fn extend(&mut self, bytes: &[u8]) {
         self.range.end += bytes.len() as u64;
-        self.crc64.update(bytes);
-        self.md5.update(bytes);
-    }
-
-    /// The CRC-64/NVME, big-endian, and the MD5 of the bytes as they were read.
-    pub(super) fn digests(self) -> ([u8; 8], [u8; 16]) {
-        (self.crc64.finalize().to_be_bytes(), self.md5.finalize().into())
+        self.digesting.update(bytes);
     }
 }
 
@@ -78,7 +103,7 @@ enum Run {
         at: u64,
     },
     /// The buffer is empty.
-    Copied(Box<Copied>),
+    Long(Box<Long>),
 }
 
 /// Content on its way into parts.
@@ -106,9 +131,9 @@ impl Parts {
     pub(super) fn take_over(&mut self, mut at: u64, mut bytes: Bytes) {
         while !bytes.is_empty() {
             match &mut self.run {
-                Run::Copied(copied) if copied.range.end == at && copied.bytes() < self.sizes.most => {
-                    let room = (self.sizes.most - copied.bytes()).min(bytes.len() as u64);
-                    copied.extend(&bytes.split_to(room as usize));
+                Run::Long(run) if run.range.end == at && run.bytes() < self.sizes.most => {
+                    let room = (self.sizes.most - run.bytes()).min(bytes.len() as u64);
+                    run.extend(&bytes.split_to(room as usize));
                     at += room;
                 }
                 Run::Short { before, at: start } if *start + (self.buffer.len() - *before) as u64 == at => {
@@ -118,7 +143,7 @@ impl Parts {
                     self.buffer.extend_from_slice(&taken);
                     self.lengthen();
                 }
-                Run::None | Run::Short { .. } | Run::Copied(_) => {
+                Run::None | Run::Short { .. } | Run::Long(_) => {
                     self.end_run();
                     self.cut();
                     self.run = Run::Short { before: self.buffer.len(), at };
@@ -144,8 +169,9 @@ impl Parts {
     }
 
     fn end_run(&mut self) {
-        if let Run::Copied(copied) = std::mem::replace(&mut self.run, Run::None) {
-            self.ready.push_back(Part::Copied(copied));
+        if let Run::Long(run) = std::mem::replace(&mut self.run, Run::None) {
+            let Long { range, digesting } = *run;
+            self.ready.push_back(Part::Copied(Copied { range, digests: digesting.finish() }));
         }
     }
 
@@ -165,9 +191,10 @@ impl Parts {
         if from > 0 {
             self.ready.push_back(Part::Sent(self.buffer.split_to(from).freeze()));
         }
-        let mut copied = Box::new(Copied::new(at + (from - before) as u64));
-        copied.extend(&self.buffer.split());
-        self.run = Run::Copied(copied);
+        let start = at + (from - before) as u64;
+        let mut run = Box::new(Long { range: start..start, digesting: Digesting::default() });
+        run.extend(&self.buffer.split());
+        self.run = Run::Long(run);
     }
 }
 
@@ -222,9 +249,9 @@ mod tests {
                     Part::Copied(copied) => {
                         let range = copied.range.clone();
                         out.parts.push(format!("c{}..{}", range.start, range.end));
-                        out.sizes.push(copied.bytes());
+                        out.sizes.push(range.end - range.start);
                         let bytes = old(range);
-                        assert_eq!(copied.digests().1, <[u8; 16]>::from(Md5::digest(&bytes)));
+                        assert_eq!(copied.digests.md5, <[u8; 16]>::from(Md5::digest(&bytes)));
                         out.content.extend(bytes);
                     }
                 }

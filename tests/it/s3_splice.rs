@@ -202,6 +202,24 @@ async fn an_object_that_changed_before_it_was_copied_keeps_its_new_bytes() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_do_not_stand_where_they_are_told_to_are_never_swapped_in() {
+    let bucket = ministack().await;
+    bucket.upload("lake/a", content(OLD_BYTES)).await;
+    for at in [1, 8 * MIB] {
+        // A store that was not asked yet: it is what copies.
+        let store = bucket.store().await;
+        let listed = store.head(&bucket.at("lake/a")).await.unwrap();
+        let mut replacement = store.replace(&listed, "run-1").await.unwrap();
+        replacement.take_over(at as u64, content(OLD_BYTES).slice(..10 * MIB)).await.unwrap();
+        let error = replacement.stage().await.unwrap_err();
+        assert!(error.to_string().ends_with("are not those that its new content takes over"), "{error}");
+        replacement.abort().await.unwrap();
+        assert!(bucket.bytes("lake/a").await == content(OLD_BYTES));
+        assert_eq!(bucket.open_uploads().await, 0);
+    }
+}
+
 const GROUP_ROWS: usize = 12_000;
 /// In the fourth of eight row groups.
 const LISTED_ROW: usize = 3 * GROUP_ROWS + 700;
