@@ -4,6 +4,7 @@
 //! ones were read back and compared: before the swap where the store can show them (a local disk), right after it otherwise.
 
 use std::io::{self, Write};
+use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use crate::meter::Meter;
 use crate::plan::{DatasetPlan, Decision, Step};
 use crate::residue::Cleanse;
 use crate::store::{
-    self, Location, Object, ObjectReader, Replacement, ReplacementWriter, Store, StoreError, store_error,
+    self, Location, Object, ObjectReader, Replacement, ReplacementWriter, Sink, Store, StoreError, store_error,
 };
 
 /// Everything the rewrite of one dataset needs.
@@ -416,6 +417,12 @@ impl Write for Hashing {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
+    }
+}
+
+impl Sink for Hashing {
+    fn taken_over(&mut self, at: u64, source: Range<u64>) {
+        self.inner.taken_over(at, source);
     }
 }
 

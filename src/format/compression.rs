@@ -1,11 +1,13 @@
 //! Compression of record files: streams in, streams out, never a whole file in memory.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::ops::Range;
 
 use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
 
 use super::{Compression, FormatError};
+use crate::store::Sink;
 
 const BUFFER_BYTES: usize = 256 << 10;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -66,6 +68,16 @@ impl<W: Write> Write for Encoder<W> {
             Encoder::None(out) => out.flush(),
             Encoder::Gzip(encoder) => encoder.flush(),
             Encoder::Zstd(encoder) => encoder.flush(),
+        }
+    }
+}
+
+impl<W: Sink> Sink for Encoder<W> {
+    /// Compressed bytes are not those that come in, even where all of them are kept.
+    fn taken_over(&mut self, at: u64, source: Range<u64>) {
+        match self {
+            Encoder::None(out) => out.taken_over(at, source),
+            Encoder::Gzip(_) | Encoder::Zstd(_) => {}
         }
     }
 }

@@ -23,7 +23,7 @@ use roaring::RoaringTreemap;
 use crate::action::Action;
 use crate::identifier::ColumnPath;
 use crate::residue::Cleanse;
-use crate::store::{ObjectReader, StoreError, store_error};
+use crate::store::{ObjectReader, Sink, StoreError, store_error};
 
 /// The format of a dataset's objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +163,7 @@ pub fn rewrite(
     dialect: &CsvDialect,
     source: &ObjectReader,
     edit: &Edit<'_>,
-    out: &mut (dyn io::Write + Send),
+    out: &mut dyn Sink,
 ) -> Result<Proof, FormatError> {
     match encoded.format {
         Format::Parquet => parquet::rewrite(source, edit, out).map(Proof::Parquet),

@@ -34,7 +34,7 @@ use super::parquet_pages::{self, copy_pages};
 use super::{Edit, FormatError, Receipt, scrubbed};
 use crate::action::{Action, Redact, Redaction};
 use crate::parquet_bounds;
-use crate::store::store_error;
+use crate::store::{Sink, store_error};
 
 /// What a rewrite counted, and what the file that it wrote must hold.
 #[derive(Debug, Clone)]
@@ -57,16 +57,21 @@ struct GroupProof {
 /// column after the other, straight into the output.
 const PARALLEL_BYTES: i64 = 128 << 20;
 const COPY_BYTES: u64 = 4 << 20;
+const MAGIC: &[u8] = b"PAR1";
 
 /// Writes `source` to `out` without the removed rows, or with redacted cells.
-pub fn rewrite<R>(source: &R, edit: &Edit<'_>, out: &mut (dyn Write + Send)) -> Result<ParquetReceipt, FormatError>
+pub fn rewrite<R>(source: &R, edit: &Edit<'_>, out: &mut dyn Sink) -> Result<ParquetReceipt, FormatError>
 where
     R: ChunkReader + Clone + 'static,
 {
     guarded(|| {
         let metadata = read_footer(source)?;
         let mut rewrite = Rewrite::new(source, &metadata, edit, out)?;
-        rewrite.out.write_all(b"PAR1").map_err(FormatError::from_io)?;
+        // No reader looks at the first bytes: that they are these is to be seen before it is told.
+        if source.get_bytes(0, MAGIC.len()).map_err(parquet_error)? == MAGIC {
+            rewrite.out.inner_mut().taken_over(0, 0..MAGIC.len() as u64);
+        }
+        rewrite.out.write_all(MAGIC).map_err(FormatError::from_io)?;
         let mut first_row = 0;
         for number in 0..metadata.num_row_groups() {
             let rows = metadata.row_group(number).num_rows() as u64;
@@ -250,7 +255,7 @@ fn digest<R: ChunkReader>(source: &R, range: Range<u64>) -> Result<u128, FormatE
 
 /// Where a rewrite writes to.
 struct Output<'w> {
-    out: &'w mut (dyn Write + Send),
+    out: &'w mut dyn Sink,
     /// Sees what is written once the row groups are.
     tail: Arc<Mutex<Option<Xxh3>>>,
 }
@@ -266,6 +271,35 @@ impl Write for Output<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+impl Sink for Output<'_> {
+    fn taken_over(&mut self, at: u64, source: Range<u64>) {
+        self.out.taken_over(at, source);
+    }
+}
+
+/// A chunk that is encoded in memory, and what is to be told of it once its place is known.
+#[derive(Default)]
+struct InMemory {
+    bytes: Vec<u8>,
+    taken: Vec<(u64, Range<u64>)>,
+}
+
+impl Write for InMemory {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sink for InMemory {
+    fn taken_over(&mut self, at: u64, source: Range<u64>) {
+        self.taken.push((at, source));
     }
 }
 
@@ -313,7 +347,7 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
         source: &'a R,
         metadata: &'a ParquetMetaData,
         edit: &'a Edit<'a>,
-        out: &'w mut (dyn Write + Send),
+        out: &'w mut dyn Sink,
     ) -> Result<Self, FormatError> {
         let redactions = match edit.action {
             Action::Delete => Vec::new(),
@@ -418,13 +452,13 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
     ) -> Result<Vec<Placed>, FormatError> {
         let group = self.input.metadata.row_group(number);
         let in_memory = group.columns().iter().map(ColumnChunkMetaData::compressed_size).sum::<i64>() <= PARALLEL_BYTES;
-        let mut encoded: Vec<Option<(Vec<u8>, Encoded)>> = if in_memory {
+        let mut encoded: Vec<Option<(InMemory, Encoded)>> = if in_memory {
             let input = &self.input;
             let encode = |leaf: usize| -> Result<_, FormatError> {
                 if !touched[leaf] {
                     return Ok(None);
                 }
-                let mut out = TrackedWrite::new(Vec::new());
+                let mut out = TrackedWrite::new(InMemory::default());
                 let encoded = input.encode(number, leaf, rows, &mut out)?;
                 Ok(Some((out.into_inner().map_err(parquet_error)?, encoded)))
             };
@@ -436,8 +470,10 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
         for (leaf, touched) in touched.iter().enumerate() {
             placed.push(match (touched, encoded[leaf].take()) {
                 (false, _) => self.copy_column(number, leaf)?,
-                (true, Some((bytes, encoded))) => {
+                (true, Some((InMemory { bytes, taken }, encoded))) => {
                     let shift = self.out.bytes_written() as i64;
+                    let out = self.out.inner_mut();
+                    taken.into_iter().for_each(|(at, source)| out.taken_over(shift as u64 + at, source));
                     self.out.write_all(&bytes).map_err(FormatError::from_io)?;
                     placed_anew(encoded, shift)?
                 }
@@ -454,6 +490,8 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
         let column = metadata.row_group(number).column(leaf);
         let shift = self.out.bytes_written() as i64 - range(column).start as i64;
         let (out, mut hasher) = (&mut self.out, Xxh3::new());
+        let start = out.bytes_written() as u64;
+        out.inner_mut().taken_over(start, range(column));
         copy(source, range(column), |piece| {
             hasher.update(piece);
             out.write_all(piece)
@@ -557,7 +595,7 @@ fn kept_key_values(metadata: &ParquetMetaData, edit: &Edit<'_>) -> Option<Vec<Ke
 }
 
 impl<R: ChunkReader + Clone + 'static> Input<'_, R> {
-    fn encode<W: Write + Send>(
+    fn encode<W: Sink>(
         &self,
         number: usize,
         leaf: usize,

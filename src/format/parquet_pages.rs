@@ -33,6 +33,7 @@ use super::parquet_dictionary::{DictionaryPage, NewDictionary, digest_of};
 use super::parquet_layout::{Given, Layout, Picked, Place};
 use super::parquet_page::{EditPages, Edited, Tally};
 use super::parquet_statistics::Description;
+use crate::store::Sink;
 
 /// Pages that lose rows wait in memory, for the dictionary stands before them: a chunk with more bytes in such pages is encoded
 /// anew, which streams.
@@ -60,7 +61,7 @@ pub fn copy_pages<R, W>(
 ) -> Result<Option<Encoded>>
 where
     R: ChunkReader + Clone + 'static,
-    W: Write + Send,
+    W: Sink,
 {
     let window = Arc::new(Window::for_passes(chunk.source.clone(), chunk.column));
     let Some(layout) = Layout::of_source(chunk, &window)? else { return Ok(None) };
@@ -207,8 +208,31 @@ fn copy<R: ChunkReader>(
     Ok(())
 }
 
+/// Where the pages go, and the digest of what went there.
+struct Way<'o, W: Write> {
+    out: &'o mut TrackedWrite<W>,
+    hasher: Xxh3,
+}
+
+impl<W: Sink> Way<'_, W> {
+    /// Returns where the output ends now.
+    fn put(&mut self, bytes: &[u8]) -> Result<u64> {
+        self.hasher.update(bytes);
+        self.out.write_all(bytes)?;
+        Ok(self.out.bytes_written() as u64)
+    }
+
+    /// Puts the source's own bytes.
+    fn copy<R: ChunkReader>(&mut self, window: &Window<R>, range: Range<u64>) -> Result<u64> {
+        let mut end = self.out.bytes_written() as u64;
+        self.out.inner_mut().taken_over(end, range.clone());
+        copy(window, range, |bytes| self.put(bytes).map(|at| end = at))?;
+        Ok(end)
+    }
+}
+
 impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
-    fn write<W: Write>(
+    fn write<W: Sink>(
         self,
         dictionary: NewDictionary,
         description: Description,
@@ -216,12 +240,7 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
     ) -> Result<Encoded> {
         let column = self.chunk.column;
         let start = out.bytes_written() as u64;
-        let mut hasher = Xxh3::new();
-        let mut put = |bytes: &[u8]| -> Result<u64> {
-            hasher.update(bytes);
-            out.write_all(bytes)?;
-            Ok(out.bytes_written() as u64)
-        };
+        let mut way = Way { out, hasher: Xxh3::new() };
         let mut at = start;
         let (mut uncompressed_bytes, mut values, mut first_row) = (0, 0, 0);
         let mut encodings: Vec<(PageType, Encoding)> = Vec::new();
@@ -229,11 +248,11 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
             encodings.push((place.kind, place.encoding));
             match &dictionary.page {
                 Some((bytes, uncompressed, _)) => {
-                    at = put(bytes)?;
+                    at = way.put(bytes)?;
                     uncompressed_bytes += uncompressed;
                 }
                 None => {
-                    copy(&self.window, place.start..place.end, |bytes| put(bytes).map(|end| at = end))?;
+                    at = way.copy(&self.window, place.start..place.end)?;
                     uncompressed_bytes += place.header_bytes + place.uncompressed_bytes;
                 }
             }
@@ -246,14 +265,14 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
             let (rows, bytes_of_page) = match self.edited.pages.get(&number) {
                 Some(None) => continue,
                 Some(Some(page)) => {
-                    at = put(&page.bytes)?;
+                    at = way.put(&page.bytes)?;
                     changed.insert(locations.len(), (page.kept.rows, page.digest));
                     uncompressed_bytes += page.uncompressed_bytes;
                     values += page.kept.levels;
                     (page.kept.rows, Some(page.kept.value_bytes as i64))
                 }
                 None => {
-                    copy(&self.window, place.start..place.end, |bytes| put(bytes).map(|end| at = end))?;
+                    at = way.copy(&self.window, place.start..place.end)?;
                     uncompressed_bytes += place.header_bytes + place.uncompressed_bytes;
                     values += place.values;
                     (place.rows.end - place.rows.start, old_bytes.and_then(|old| old.get(number).copied()))
@@ -307,7 +326,7 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
             offset_index,
         };
         let dictionary = dictionary.page.map(|(_, _, digest)| digest);
-        let proof = ColumnProof::Pages(PagesProof { bytes: hasher.digest128(), dictionary, changed });
+        let proof = ColumnProof::Pages(PagesProof { bytes: way.hasher.digest128(), dictionary, changed });
         Ok(Encoded { close, bloom_filter: description.bloom_filter, proof })
     }
 }

@@ -1,6 +1,6 @@
 //! The rewrite of record files: kept records leave byte for byte, removed ones leave nothing.
 
-use std::io::{Read, Write};
+use std::io::Read;
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -9,6 +9,7 @@ use super::csv::{self, Records};
 use super::ndjson::{self, Lines};
 use super::{CsvDialect, Edit, Format, FormatError, Receipt};
 use crate::action::{Action, Redact, Redaction};
+use crate::store::Sink;
 
 /// Writes `source` to `out` without the removed rows, or with redacted cells, in the compression it came in. When the last record
 /// goes, the one before it keeps its own line end.
@@ -17,7 +18,7 @@ pub fn rewrite(
     dialect: &CsvDialect,
     source: impl Read,
     edit: &Edit<'_>,
-    out: &mut dyn Write,
+    out: &mut dyn Sink,
 ) -> Result<Receipt, FormatError> {
     let (compression, source) = compression::decode(source)?;
     let mut out = Encoder::new(compression, out).map_err(FormatError::from_io)?;
@@ -85,6 +86,10 @@ struct Kept {
     rows_after: u64,
     digest: Xxh3,
     gathered: Vec<u8>,
+    written_bytes: u64,
+    /// How much of the source was seen. The gathered bytes from `own` on are its last ones before there.
+    source_bytes: u64,
+    own: usize,
 }
 
 impl Kept {
@@ -98,8 +103,31 @@ impl Kept {
         }
     }
 
-    fn keep(&mut self, bytes: &[u8], out: &mut dyn Write) -> Result<(), FormatError> {
+    /// The source's next bytes leave as they are.
+    fn keep(&mut self, bytes: &[u8], out: &mut dyn Sink) -> Result<(), FormatError> {
         self.gathered.extend_from_slice(bytes);
+        self.source_bytes += bytes.len() as u64;
+        self.flush_if_full(out)
+    }
+
+    /// The source's next bytes make way for `bytes`.
+    fn exchange(&mut self, raw: &[u8], bytes: &[u8], out: &mut dyn Sink) -> Result<(), FormatError> {
+        self.tell(out);
+        self.gathered.extend_from_slice(bytes);
+        self.own = self.gathered.len();
+        self.source_bytes += raw.len() as u64;
+        self.flush_if_full(out)
+    }
+
+    /// Tells what of the gathered bytes is the source's own.
+    fn tell(&mut self, out: &mut dyn Sink) {
+        let own_bytes = (self.gathered.len() - self.own) as u64;
+        if own_bytes > 0 {
+            out.taken_over(self.written_bytes + self.own as u64, self.source_bytes - own_bytes..self.source_bytes);
+        }
+    }
+
+    fn flush_if_full(&mut self, out: &mut dyn Sink) -> Result<(), FormatError> {
         if self.gathered.len() < GATHERED_BYTES {
             return Ok(());
         }
@@ -107,10 +135,13 @@ impl Kept {
     }
 
     /// What was gathered leaves; to be called once more after the last record.
-    fn flush(&mut self, out: &mut dyn Write) -> Result<(), FormatError> {
+    fn flush(&mut self, out: &mut dyn Sink) -> Result<(), FormatError> {
+        self.tell(out);
         self.digest.update(&self.gathered);
         out.write_all(&self.gathered).map_err(FormatError::from_io)?;
+        self.written_bytes += self.gathered.len() as u64;
         self.gathered.clear();
+        self.own = 0;
         Ok(())
     }
 
@@ -120,20 +151,22 @@ impl Kept {
         raw: &[u8],
         edit: &Edit<'_>,
         edited: impl FnOnce(&[Redact]) -> Result<Vec<u8>, FormatError>,
-        out: &mut dyn Write,
+        out: &mut dyn Sink,
     ) -> Result<(), FormatError> {
         let matched = edit.rows.contains(self.rows_before);
         self.rows_before += 1;
         match edit.action {
             Action::Delete if matched => {
                 self.rows_removed += 1;
-                return Ok(());
+                return self.exchange(raw, b"", out);
             }
             Action::Redact(columns) if matched => {
                 self.rows_redacted += 1;
-                self.keep(&edited(columns)?, out)?;
+                self.exchange(raw, &edited(columns)?, out)?;
             }
-            Action::Delete | Action::Redact(_) if !edit.cleanse.strays.is_empty() => self.keep(&edited(&[])?, out)?,
+            Action::Delete | Action::Redact(_) if !edit.cleanse.strays.is_empty() => {
+                self.exchange(raw, &edited(&[])?, out)?;
+            }
             Action::Delete | Action::Redact(_) => self.keep(raw, out)?,
         }
         self.rows_after += 1;
@@ -148,7 +181,7 @@ struct Editor<'a> {
 }
 
 impl Editor<'_> {
-    fn csv(&self, source: impl Read, kept: &mut Kept, out: &mut dyn Write) -> Result<(), FormatError> {
+    fn csv(&self, source: impl Read, kept: &mut Kept, out: &mut dyn Sink) -> Result<(), FormatError> {
         let mut records = Records::new(source, self.dialect, self.tsv);
         let mut names: Option<Vec<String>> = None;
         while let Some(record) = records.read()? {
@@ -221,14 +254,15 @@ impl Editor<'_> {
         }
     }
 
-    fn ndjson(&self, source: impl Read, kept: &mut Kept, out: &mut dyn Write) -> Result<(), FormatError> {
+    fn ndjson(&self, source: impl Read, kept: &mut Kept, out: &mut dyn Sink) -> Result<(), FormatError> {
         let mut lines = Lines::new(source);
         while let Some(line) = lines.read()? {
             if line.is_blank() {
                 kept.keep(line.raw, out)?;
             } else {
                 if matches!(self.edit.action, Action::Delete) && self.edit.rows.contains(kept.rows_before) {
-                    kept.keep(line.mark(), out)?;
+                    // It stays where its record goes.
+                    kept.exchange(b"", line.mark(), out)?;
                 }
                 kept.record(line.raw, self.edit, |columns| self.edit_json(&line, columns), out)?;
             }
@@ -278,6 +312,9 @@ fn replaced(raw: &[u8], mut replacements: Vec<(std::ops::Range<usize>, Vec<u8>)>
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
+    use std::ops::Range;
+
     use roaring::RoaringTreemap;
 
     use super::*;
@@ -300,11 +337,80 @@ mod tests {
         action: &Action,
     ) -> Result<(Vec<u8>, Receipt), FormatError> {
         let rows: RoaringTreemap = rows.iter().copied().collect();
-        let mut out = Vec::new();
+        let mut out = Told::default();
         let edit = Edit { rows: &rows, action, tagger: &Upper, cleanse: &Cleanse::default() };
         let receipt = rewrite(format, &CsvDialect::default(), source, &edit, &mut out)?;
-        read_back(format, &CsvDialect::default(), out.as_slice(), &receipt)?;
-        Ok((out, receipt))
+        read_back(format, &CsvDialect::default(), out.bytes.as_slice(), &receipt)?;
+        out.own_bytes(source);
+        Ok((out.bytes, receipt))
+    }
+
+    /// Content, and what was told of it before it came.
+    #[derive(Default)]
+    struct Told {
+        bytes: Vec<u8>,
+        taken: Vec<(u64, Range<u64>)>,
+    }
+
+    impl Write for Told {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.bytes.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Sink for Told {
+        fn taken_over(&mut self, at: u64, source: Range<u64>) {
+            assert!(at >= self.bytes.len() as u64, "told too late");
+            self.taken.push((at, source));
+        }
+    }
+
+    impl Told {
+        /// How many bytes are said to be the source's own, if they are.
+        fn own_bytes(&self, source: &[u8]) -> usize {
+            let own = self.taken.iter().map(|(at, range)| {
+                let (at, range) = (*at as usize, range.start as usize..range.end as usize);
+                assert_eq!(self.bytes[at..at + range.len()], source[range.clone()]);
+                range.len()
+            });
+            own.sum()
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_told_to_be_the_source_s_own() {
+        let line = |i: usize| format!("{{\"id\":{i},\"e\":\"{}\"}}\n", "x".repeat(i % 90));
+        let lines: String = (0..9_000).map(line).collect();
+        let marked = format!("\u{feff}{lines}");
+        let redact = Redact { column: ColumnPath::parse("e").unwrap(), with: Redaction::Null };
+        for (format, source, action, rows, own_bytes) in [
+            (
+                Format::Ndjson,
+                &lines,
+                Action::Delete,
+                vec![5, 6, 4_000],
+                lines.len() - [5, 6, 4_000].map(|i| line(i).len()).iter().sum::<usize>(),
+            ),
+            (Format::Ndjson, &lines, Action::Redact(vec![redact]), vec![8_999], lines.len() - line(8_999).len()),
+            // The mark stays, but as bytes of ours.
+            (Format::Ndjson, &marked, Action::Delete, vec![0], lines.len() - line(0).len()),
+            (Format::Csv, &lines, Action::Delete, vec![0], lines.len() - line(1).len()),
+        ] {
+            let rows = RoaringTreemap::from_iter(rows);
+            let edit = Edit { rows: &rows, action: &action, tagger: &Upper, cleanse: &Cleanse::default() };
+            let mut out = Told::default();
+            rewrite(format, &CsvDialect::default(), source.as_bytes(), &edit, &mut out).unwrap();
+            assert_eq!(out.own_bytes(source.as_bytes()), own_bytes);
+        }
+        let zst = zstd::encode_all(lines.as_bytes(), 3).unwrap();
+        let (rows, mut out) = (RoaringTreemap::from_iter([1]), Told::default());
+        let edit = Edit { rows: &rows, action: &Action::Delete, tagger: &Upper, cleanse: &Cleanse::default() };
+        rewrite(Format::Ndjson, &CsvDialect::default(), zst.as_slice(), &edit, &mut out).unwrap();
+        assert_eq!(out.own_bytes(&zst), 0);
     }
 
     fn check(format: Format, source: &str, rows: &[u64], wanted: &str) {

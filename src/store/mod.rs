@@ -5,12 +5,16 @@
 
 pub mod local;
 pub mod s3;
+mod s3_attributes;
 mod s3_call;
+mod s3_copy;
 mod s3_open;
 mod s3_replace;
+mod s3_splice;
 mod s3_upload;
 mod s3_versions;
 mod s3_write;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,6 +27,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+pub use self::writer::{ReplacementWriter, Sink};
 use crate::error::{Error, Exit};
 
 /// The name of one object, or of a prefix of objects, exactly as the store spells it: keys are never decoded,
@@ -371,8 +376,14 @@ impl Stores {
 /// New content on its way to replace an object. Dropping it without `commit` leaves the object as it was.
 #[async_trait]
 pub trait Replacement: Send {
-    /// Appends; holds back at most one part in memory.
+    /// Appends; holds back about one part in memory.
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError>;
+
+    /// Appends `bytes`, which are the replaced object's own from its byte `at` on: a store that has them need not be sent them.
+    async fn take_over(&mut self, at: u64, bytes: Bytes) -> Result<(), StoreError> {
+        let _ = at;
+        self.write(bytes).await
+    }
 
     /// Ends the content and makes it durable. Where the store can show content before the swap (a local disk), the staged object
     /// is returned, to be read back before [`Replacement::commit`].
@@ -482,54 +493,6 @@ impl parquet::file::reader::ChunkReader for ObjectReader {
         let end = start.checked_add(length as u64).filter(|end| *end <= self.object.size_bytes);
         let end = end.ok_or_else(|| parquet::errors::ParquetError::EOF("a range past the end of the object".into()))?;
         self.read_range(start..end).map_err(|error| parquet::errors::ParquetError::External(Box::new(error)))
-    }
-}
-
-/// Blocking writes to a [`Replacement`], the way back over the bridge. `finish` gives it back for the swap.
-pub struct ReplacementWriter {
-    replacement: Box<dyn Replacement>,
-    buffer: Vec<u8>,
-    runtime: tokio::runtime::Handle,
-}
-
-const WRITE_BUFFER_BYTES: usize = 1 << 20;
-
-impl ReplacementWriter {
-    /// Takes the current runtime, as [`ObjectReader::new`] does.
-    pub fn new(replacement: Box<dyn Replacement>) -> Self {
-        ReplacementWriter {
-            replacement,
-            buffer: Vec::with_capacity(WRITE_BUFFER_BYTES),
-            runtime: tokio::runtime::Handle::current(),
-        }
-    }
-
-    /// The replacement comes back in any case: after a failure it is to be aborted.
-    pub fn finish(mut self) -> (Box<dyn Replacement>, io::Result<()>) {
-        let sent = self.send();
-        (self.replacement, sent)
-    }
-
-    fn send(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(WRITE_BUFFER_BYTES));
-        self.runtime.block_on(self.replacement.write(Bytes::from(full))).map_err(io::Error::other)
-    }
-}
-
-impl io::Write for ReplacementWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= WRITE_BUFFER_BYTES {
-            self.send()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.send()
     }
 }
 

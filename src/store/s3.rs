@@ -53,6 +53,8 @@ pub(super) struct Inner {
     pub(super) unconditional_writes: bool,
     /// What the probe saw, by bucket.
     verdicts: Mutex<HashMap<String, Arc<OnceCell<ConditionalWrites>>>>,
+    /// Buckets whose server was seen not to copy parts.
+    pub(super) copies_no_parts: Mutex<HashSet<String>>,
 }
 
 /// A key in a bucket.
@@ -116,6 +118,7 @@ impl S3Store {
             line: Line::new(requests_in_flight),
             unconditional_writes: settings.unconditional_writes,
             verdicts: Mutex::default(),
+            copies_no_parts: Mutex::default(),
         }))
     }
 

@@ -1,10 +1,10 @@
 //! New content for an object of S3, with everything that belongs to the object carried over, as one conditional write.
 //!
-//! Content of one part or less is put in one piece; more is a multipart upload whose completion is the swap. On a server that
-//! ignores the condition of a completion, the content waits in a nameless temporary file and is put in one piece as well.
+//! Content of one part or less is put in one piece; more is a multipart upload whose completion is the swap, and what it takes over
+//! from the old object need not be sent. On a server that ignores the condition of a completion, the content waits in a nameless
+//! temporary file and is put in one piece as well.
 //! Invariant: parts that were sent are completed or aborted, whatever becomes of the replacement.
 
-use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 
 use async_trait::async_trait;
@@ -13,105 +13,23 @@ use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ServerSideEncryption, StorageClass, Tag, Tagging};
-use bytes::{Bytes, BytesMut};
+use aws_sdk_s3::types::{StorageClass, Tag, Tagging};
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 
 use super::s3::{Place, S3Store, etag, place_of};
+use super::s3_attributes::{Attributes, carry_over};
 use super::s3_call::{Fault, fault};
+use super::s3_copy::Outcome;
+use super::s3_splice::{Copied, Digesting, Part, Parts, Sizes};
 use super::s3_upload::{PARTS_MAX, Upload, patience, set_expires};
-use super::s3_write::{Conditions, Told, WRITE_ID, Write};
+use super::s3_write::{Conditions, Told, Write};
 use super::{ConditionalWrites, Object, Precondition, Replacement, StoreError};
 
 /// The smallest part, and the largest content that is put in one piece.
 const PART_BYTES: u64 = 8 << 20;
 /// S3's largest single put.
 const SINGLE_PUT_BYTES_MAX: u64 = 5 << 30;
-
-/// What an object is beside its bytes.
-#[derive(Debug, Clone, Default)]
-struct Attributes {
-    content_type: Option<String>,
-    content_encoding: Option<String>,
-    content_language: Option<String>,
-    content_disposition: Option<String>,
-    cache_control: Option<String>,
-    /// As spelled, since S3 takes any text here.
-    expires: Option<String>,
-    website_redirect: Option<String>,
-    metadata: HashMap<String, String>,
-    tags: Vec<Tag>,
-    storage_class: Option<StorageClass>,
-    encryption: Option<ServerSideEncryption>,
-    kms_key_id: Option<String>,
-    bucket_key: Option<bool>,
-}
-
-impl Attributes {
-    fn of(head: &HeadObjectOutput, tags: Vec<Tag>, write_id: &str) -> Attributes {
-        let mut metadata = head.metadata().cloned().unwrap_or_default();
-        // The one thing of ours: it says afterwards whose write this was. An older write's id makes way.
-        metadata.insert(WRITE_ID.to_owned(), write_id.to_owned());
-        Attributes {
-            content_type: head.content_type().map(str::to_owned),
-            content_encoding: head.content_encoding().and_then(stored_encoding),
-            content_language: head.content_language().map(str::to_owned),
-            content_disposition: head.content_disposition().map(str::to_owned),
-            cache_control: head.cache_control().map(str::to_owned),
-            expires: head.expires_string().map(str::to_owned),
-            website_redirect: head.website_redirect_location().map(str::to_owned),
-            metadata,
-            tags,
-            storage_class: head.storage_class().cloned(),
-            encryption: head.server_side_encryption().cloned(),
-            kms_key_id: head.ssekms_key_id().map(str::to_owned),
-            bucket_key: head.bucket_key_enabled(),
-        }
-    }
-
-    /// As the header of a write wants them.
-    fn tagging(&self) -> Option<String> {
-        let pairs = self.tags.iter().map(|tag| format!("{}={}", encode(tag.key()), encode(tag.value())));
-        (!self.tags.is_empty()).then(|| pairs.collect::<Vec<_>>().join("&"))
-    }
-}
-
-/// The two builders have these setters in common but no trait.
-macro_rules! carry_over {
-    ($request:expr, $attributes:expr) => {
-        $request
-            .set_content_type($attributes.content_type.clone())
-            .set_content_encoding($attributes.content_encoding.clone())
-            .set_content_language($attributes.content_language.clone())
-            .set_content_disposition($attributes.content_disposition.clone())
-            .set_cache_control($attributes.cache_control.clone())
-            .set_website_redirect_location($attributes.website_redirect.clone())
-            .set_metadata(Some($attributes.metadata.clone()))
-            .set_tagging($attributes.tagging())
-            .set_storage_class($attributes.storage_class.clone())
-            .set_server_side_encryption($attributes.encryption.clone())
-            .set_ssekms_key_id($attributes.kms_key_id.clone())
-            .set_bucket_key_enabled($attributes.bucket_key)
-    };
-}
-
-/// `aws-chunked` is how bytes travelled, not what they are; some servers keep it all the same.
-fn stored_encoding(told: &str) -> Option<String> {
-    let kept: Vec<&str> =
-        told.split(',').map(str::trim).filter(|encoding| !encoding.is_empty() && *encoding != "aws-chunked").collect();
-    (!kept.is_empty()).then(|| kept.join(","))
-}
-
-fn encode(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-        out
-    })
-}
 
 /// A class whose objects cannot be read at once, be this one restored for a while or not: what is written would be archived before
 /// it could be read back.
@@ -136,7 +54,7 @@ enum Large {
 
 // Neither this nor the replacement can be shown: they hold what is in the object.
 enum Content {
-    /// All of it is in the buffer.
+    /// None of it is in a part.
     Small,
     Upload(Upload),
     Spool(tokio::fs::File),
@@ -150,7 +68,7 @@ pub(super) struct S3Replacement {
     large: Large,
     look_first: bool,
     part_bytes: usize,
-    buffer: BytesMut,
+    parts: Parts,
     size_bytes: u64,
     content: Content,
 }
@@ -175,6 +93,7 @@ impl S3Replacement {
             return Err(other(object, "it has user metadata that the store cannot tell, so that it would be lost"));
         }
         let tags = store.tags(place, None).await.map_err(|fault| fault.error_on(object))?;
+        let part_bytes = part_bytes(object.size_bytes);
         Ok(S3Replacement {
             store: store.clone(),
             object: object.clone(),
@@ -182,8 +101,8 @@ impl S3Replacement {
             attributes: Attributes::of(&head, tags, write_id),
             large,
             look_first,
-            part_bytes: part_bytes(object.size_bytes),
-            buffer: BytesMut::new(),
+            part_bytes,
+            parts: Parts::new(Sizes::of(object.size_bytes, part_bytes)),
             size_bytes: 0,
             content: Content::Small,
         })
@@ -222,6 +141,59 @@ impl S3Replacement {
         }
     }
 
+    /// Whether parts may be copied from the old object. Where its ETag does not guard the completion, each byte is one that was read.
+    fn may_copy(&self) -> Result<bool, StoreError> {
+        let is_guarded = self.large == Large::Upload && !self.look_first;
+        // A small object is put in one piece, which is one request instead of several.
+        let is_large = self.object.size_bytes > self.part_bytes as u64;
+        Ok(is_guarded && is_large && self.store.copies_parts(self.place()?))
+    }
+
+    async fn send_parts(&mut self) -> Result<(), StoreError> {
+        while let Some(part) = self.parts.pop() {
+            match part {
+                Part::Sent(bytes) => self.send(bytes).await?,
+                Part::Copied(copied) => self.copy(copied).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn copy(&mut self, copied: Copied) -> Result<(), StoreError> {
+        if self.may_copy()? {
+            if matches!(self.content, Content::Small) {
+                self.content = self.grow().await?;
+            }
+            if let Content::Upload(upload) = &mut self.content
+                && upload.copy(&self.object, &copied).await? == Outcome::Copied
+            {
+                return Ok(());
+            }
+        }
+        self.send_again(copied).await
+    }
+
+    /// The bytes passed by and were not kept. Read again, they make parts of at least the usual size, or the one that was wished.
+    async fn send_again(&mut self, copied: Copied) -> Result<(), StoreError> {
+        let Copied { mut range, digests } = copied;
+        let mut digesting = Digesting::default();
+        let mut pieces = ((range.end - range.start) / self.part_bytes as u64).max(1);
+        while pieces > 0 {
+            let end = range.start + (range.end - range.start) / pieces;
+            let bytes = super::read(&self.store, &self.object, range.start..end).await?;
+            digesting.update(&bytes);
+            self.send(bytes).await?;
+            (range.start, pieces) = (end, pieces - 1);
+        }
+        // That they stand there was only told: the swap must not find out that they do not.
+        match digesting.finish() == digests {
+            true => Ok(()),
+            false => {
+                Err(other(&self.object, "its bytes, read a second time, are not those that its new content takes over"))
+            }
+        }
+    }
+
     async fn put(&self, body: impl Fn() -> Body) -> Result<Object, StoreError> {
         let place = self.place()?;
         let when = Precondition::Unchanged(self.object.etag.clone());
@@ -253,7 +225,7 @@ impl S3Replacement {
                 self.put(|| Body::File(path.clone())).await
             }
             Content::Small => {
-                let bytes = std::mem::take(&mut self.buffer).freeze();
+                let bytes = self.parts.take_rest();
                 self.put(|| Body::Bytes(bytes.clone())).await
             }
         }
@@ -366,19 +338,28 @@ impl S3Store {
 impl Replacement for S3Replacement {
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
         self.size_bytes += bytes.len() as u64;
-        self.buffer.extend_from_slice(&bytes);
-        while self.buffer.len() > self.part_bytes {
-            let part = self.buffer.split_to(self.part_bytes).freeze();
-            self.send(part).await?;
+        self.parts.write(&bytes);
+        self.send_parts().await
+    }
+
+    async fn take_over(&mut self, at: u64, bytes: Bytes) -> Result<(), StoreError> {
+        if !self.may_copy()? {
+            return self.write(bytes).await;
         }
-        Ok(())
+        self.size_bytes += bytes.len() as u64;
+        self.parts.take_over(at, bytes);
+        self.send_parts().await
     }
 
     /// S3 shows new content only once it has replaced the old.
     async fn stage(&mut self) -> Result<Option<Object>, StoreError> {
-        if !matches!(self.content, Content::Small) && !self.buffer.is_empty() {
-            let last = std::mem::take(&mut self.buffer).freeze();
-            self.send(last).await?;
+        self.parts.end();
+        self.send_parts().await?;
+        if !matches!(self.content, Content::Small) {
+            let last = self.parts.take_rest();
+            if !last.is_empty() {
+                self.send(last).await?;
+            }
         }
         Ok(None)
     }
@@ -448,19 +429,5 @@ mod tests {
         ] {
             assert_eq!(way(verdict, allowed, size_bytes), wanted, "{verdict:?} {allowed} {size_bytes}");
         }
-    }
-
-    #[test]
-    fn tags_are_spelled_for_a_header() {
-        let tag = |key: &str, value: &str| Tag::builder().key(key).value(value).build().unwrap();
-        let attributes = Attributes { tags: vec![tag("a b", "c&d=e"), tag("ü", "")], ..Attributes::default() };
-        assert_eq!(attributes.tagging().as_deref(), Some("a%20b=c%26d%3De&%C3%BC="));
-        assert_eq!(Attributes::default().tagging(), None);
-    }
-
-    #[test]
-    fn the_encoding_of_the_transport_is_not_carried_over() {
-        assert_eq!(stored_encoding("gzip,aws-chunked").as_deref(), Some("gzip"));
-        assert_eq!(stored_encoding("aws-chunked"), None);
     }
 }

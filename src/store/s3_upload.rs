@@ -20,9 +20,9 @@ pub(super) const PARTS_MAX: usize = 10_000;
 /// A multipart upload under way; aborted when dropped before its end.
 #[derive(Debug)]
 pub(super) struct Upload {
-    store: S3Store,
+    pub(super) store: S3Store,
     location: Location,
-    upload_id: String,
+    pub(super) upload_id: String,
     write_id: String,
     parts: Vec<CompletedPart>,
     size_bytes: u64,
@@ -65,12 +65,7 @@ impl Upload {
 
     pub(super) async fn send(&mut self, part: Bytes) -> Result<(), StoreError> {
         let place = place_of(&self.location)?;
-        if self.parts.len() == PARTS_MAX {
-            let reason = format!("its new content is larger than {PARTS_MAX} parts");
-            return Err(StoreError::Other { location: self.location.clone(), reason });
-        }
-        let number = self.parts.len() as i32 + 1;
-        let size_bytes = part.len() as u64;
+        let (number, size_bytes) = (self.next_number()?, part.len() as u64);
         let send = || async {
             let request = self.store.0.client.upload_part().bucket(place.bucket).key(place.key);
             let request = request.upload_id(&self.upload_id).part_number(number);
@@ -78,9 +73,22 @@ impl Upload {
             request.config_override(patience(size_bytes)).send().await.map_err(fault)
         };
         let reply = self.store.0.line.call(send).await.map_err(|fault| fault.error(&self.location))?;
-        self.parts.push(completed(number, reply));
-        self.size_bytes += size_bytes;
+        self.push(completed(number, reply), size_bytes);
         Ok(())
+    }
+
+    pub(super) fn next_number(&self) -> Result<i32, StoreError> {
+        if self.parts.len() == PARTS_MAX {
+            let reason = format!("its new content is larger than {PARTS_MAX} parts");
+            return Err(StoreError::Other { location: self.location.clone(), reason });
+        }
+        Ok(self.parts.len() as i32 + 1)
+    }
+
+    /// The part with the next number is there.
+    pub(super) fn push(&mut self, part: CompletedPart, size_bytes: u64) {
+        self.parts.push(part);
+        self.size_bytes += size_bytes;
     }
 
     pub(super) async fn complete(&mut self, when: &Precondition, look_first: bool) -> Result<Object, StoreError> {

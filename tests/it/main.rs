@@ -33,6 +33,7 @@ mod s3_faults;
 mod s3_scrub;
 #[path = "../support/s3_server.rs"]
 mod s3_server;
+mod s3_splice;
 mod stages;
 mod verify;
 mod verify_catches;

@@ -60,7 +60,8 @@ pub struct FaultProxy {
 struct Shared {
     upstream: Option<u16>,
     rules: Vec<Rule>,
-    requests: Mutex<Vec<String>>,
+    /// Each with the size of its body.
+    requests: Mutex<Vec<(String, usize)>>,
     is_dead: watch::Sender<bool>,
 }
 
@@ -113,7 +114,13 @@ impl FaultProxy {
 
     /// How many requests so far match.
     pub fn requests(&self, matches: fn(&str) -> bool) -> usize {
-        self.shared.requests.lock().unwrap().iter().filter(|request| matches(request)).count()
+        self.shared.requests.lock().unwrap().iter().filter(|(request, _)| matches(request)).count()
+    }
+
+    /// How many bytes came so far in the bodies of the requests that match.
+    pub fn bytes_sent(&self, matches: fn(&str) -> bool) -> usize {
+        let requests = self.shared.requests.lock().unwrap();
+        requests.iter().filter(|(request, _)| matches(request)).map(|(_, bytes)| bytes).sum()
     }
 
     /// Whether each rule met its request: a test whose fault never happened proves nothing.
@@ -203,7 +210,7 @@ async fn exchange(client: &mut BufReader<TcpStream>, shared: &Shared) -> std::io
     let request = Message { head, body };
     let line = request.first_line();
     let line = line.rsplit_once(' ').map_or(line.as_str(), |(line, _)| line).to_owned();
-    shared.requests.lock().unwrap().push(line.clone());
+    shared.requests.lock().unwrap().push((line.clone(), request.body.len()));
     let fault = fault_of(shared, &line);
     match fault {
         Some(Fault::DropBefore) => return Ok(false),
@@ -293,7 +300,7 @@ async fn forward(shared: &Shared, request: Message, line: &str, fault: Option<Fa
     let upstream = shared.upstream.expect("a proxy without a server behind it answers everything itself");
     let stripped: &[&str] = match fault {
         Some(Fault::StripConditions) => &["connection", "if-match", "if-none-match"],
-        Some(Fault::StripRange) => &["connection", "range"],
+        Some(Fault::StripRange) => &["connection", "range", "x-amz-copy-source-range"],
         Some(Fault::StripTags) => &["connection", "x-amz-tagging"],
         _ => &["connection"],
     };
