@@ -105,6 +105,7 @@ pub mod request_lines;
 pub mod request_text;
 pub mod key_table;
 pub mod tag_table;
+pub mod unlisted;
 pub mod match_index;
 pub mod drop_files;
 pub mod ledger_event;

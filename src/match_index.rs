@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 use siphasher::sip::SipHasher13;
@@ -21,6 +20,7 @@ use crate::key_table::{Key, KeyTable};
 use crate::request::Entry;
 use crate::signature::{KindTags, TagKey};
 use crate::tag_table::TagTable;
+use crate::unlisted::Unlisted;
 
 /// In which form two identifiers of one kind are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,6 +54,8 @@ pub struct MatchIndex {
     sets: BTreeMap<SetName, u16>,
     composites: BTreeMap<CompositeName, u16>,
     tags: Option<Tags>,
+    /// What the ledger was asked for in vain.
+    unlisted: Unlisted,
 }
 
 /// The identifiers of the request ledger: keyed tags, made anew of each value that is asked about.
@@ -180,6 +182,7 @@ impl<'a> Builder<'a> {
             sets: BTreeMap::new(),
             composites: BTreeMap::new(),
             tags: None,
+            unlisted: Unlisted::default(),
         };
         for column in lists.iter().flat_map(|list| &list.columns) {
             index.want(&column.kind, form_of(column.hashed), &None);
@@ -493,7 +496,7 @@ impl MatchIndex {
                 Some(_) => Vec::new(),
                 None => HashFunction::ALL.iter().filter_map(|f| Some((*f, set(Form::Hash(*f))?))).collect(),
             },
-            tags: self.tags.as_ref().and_then(|tags| ProbeTags::new(tags, part)),
+            tags: self.tags.as_ref().and_then(|tags| ProbeTags::new(tags, &self.secret, part)),
         }
     }
 
@@ -583,11 +586,12 @@ pub struct Probe {
 }
 
 /// What a value is asked of the ledger with. A plain value takes three SHA-256 compressions, a digest two; values repeat in most
-/// columns, and what was answered lately is not made anew.
+/// columns, and one that was not there is not made a tag of again.
 #[derive(Clone)]
 struct ProbeTags {
     table: TagTable,
-    answered: Arc<Answered>,
+    /// Tells the kinds apart that share a memory of what is not there.
+    salt: u128,
     own: KindTags,
     /// For numbers, beside `own`.
     numbers: Option<KindTags>,
@@ -595,7 +599,7 @@ struct ProbeTags {
 
 impl ProbeTags {
     /// `None`: the ledger can say nothing about the part.
-    fn new(tags: &Tags, part: &MatchPart) -> Option<Box<ProbeTags>> {
+    fn new(tags: &Tags, secret: &Secret, part: &MatchPart) -> Option<Box<ProbeTags>> {
         let is_comparable = part.hashed.is_none_or(|hashed| hashed.function() == HashFunction::Sha256);
         if part.list_column.is_some() || !is_comparable {
             return None;
@@ -603,21 +607,25 @@ impl ProbeTags {
         let numbers = tags.numbers.filter(|_| part.kind == Kind::Text && part.hashed.is_none());
         Some(Box::new(ProbeTags {
             table: tags.table.clone(),
-            answered: Arc::new(Answered::new(ANSWERS)),
+            salt: xxh3_128_with_secret(part.kind.name().as_bytes(), &secret.xxh3),
             own: tags.key.tags_of(part.kind.name()),
             numbers: numbers.map(|label| tags.key.tags_of(label)),
         }))
     }
 
     #[inline]
-    fn hold_canonical(&self, secret: &Secret, canonical: &[u8], is_number: bool) -> bool {
-        let salt = if is_number { u128::MAX / 3 } else { 0 };
-        let key = xxh3_128_with_secret(canonical, &secret.xxh3) ^ salt;
-        self.answered.get(key).unwrap_or_else(|| {
-            let is_held = self.hold_anew(canonical, is_number);
-            self.answered.put(key, is_held);
-            is_held
-        })
+    fn hold_canonical(&self, index: &MatchIndex, canonical: &[u8], is_number: bool) -> bool {
+        // A number is asked for under another label as well.
+        let salt = if is_number { !self.salt } else { self.salt };
+        let key = xxh3_128_with_secret(canonical, &index.secret.xxh3) ^ salt;
+        if index.unlisted.holds(key) {
+            return false;
+        }
+        let is_held = self.hold_anew(canonical, is_number);
+        if !is_held {
+            index.unlisted.insert(key);
+        }
+        is_held
     }
 
     fn hold_anew(&self, canonical: &[u8], is_number: bool) -> bool {
@@ -629,39 +637,6 @@ impl ProbeTags {
 
     fn hold_digest(&self, digest: &[u8]) -> bool {
         digest.try_into().is_ok_and(|digest| self.table.contains(&self.own.tag(digest)))
-    }
-}
-
-/// How many answers are kept for each rule, 16 bytes each.
-const ANSWERS: usize = 1 << 19;
-
-/// Answers by keyed 128-bit hash, shared by all threads without a lock. A later answer may take an earlier one's place; half of one
-/// answer and half of another answer nobody.
-struct Answered(Vec<[AtomicU64; 2]>);
-
-impl Answered {
-    /// `slots` is a power of two.
-    fn new(slots: usize) -> Answered {
-        let free = || [AtomicU64::new(0), AtomicU64::new(0)];
-        Answered(std::iter::repeat_with(free).take(slots).collect())
-    }
-
-    #[inline]
-    fn slot(&self, key: u128) -> &[AtomicU64; 2] {
-        &self.0[key as usize & (self.0.len() - 1)]
-    }
-
-    #[inline]
-    fn get(&self, key: u128) -> Option<bool> {
-        let [low, high] = self.slot(key);
-        let (low, high) = (low.load(Ordering::Relaxed), high.load(Ordering::Relaxed));
-        (low == key as u64 && high | 1 == (key >> 64) as u64 | 1).then_some(high & 1 == 1)
-    }
-
-    fn put(&self, key: u128, answer: bool) {
-        let [low, high] = self.slot(key);
-        low.store(key as u64, Ordering::Relaxed);
-        high.store((key >> 64) as u64 & !1 | u64::from(answer), Ordering::Relaxed);
     }
 }
 
@@ -707,7 +682,7 @@ impl Probe {
             (_, Canonical::Empty | Canonical::NotComparable) => false,
             (Some(_), Canonical::Text | Canonical::Number) => tags.hold_digest(&scratch.canonical),
             (None, Canonical::Text | Canonical::Number) => {
-                tags.hold_canonical(&self.index.secret, &scratch.canonical, read == Canonical::Number)
+                tags.hold_canonical(&self.index, &scratch.canonical, read == Canonical::Number)
             }
         };
         if listed
@@ -724,7 +699,7 @@ impl Probe {
     #[inline]
     fn check_canonical(&self, canonical: &[u8], scratch: &mut Scratch) -> Check {
         let listed = self.holds(self.plain, canonical)
-            || self.tags.as_ref().is_some_and(|tags| tags.hold_canonical(&self.index.secret, canonical, false))
+            || self.tags.as_ref().is_some_and(|tags| tags.hold_canonical(&self.index, canonical, false))
             || self.hashes.iter().any(|(function, set)| {
                 function.digest(canonical, &mut scratch.digest);
                 self.index.holds(*set, &scratch.digest)
@@ -1034,17 +1009,6 @@ mod tests {
                 assert_eq!(probe.check(value, &mut Scratch::default()), wanted, "{kind} {hashed}");
             }
         }
-    }
-
-    #[test]
-    fn an_answer_is_that_of_its_own_value() {
-        let answered = Answered::new(4);
-        let (a, same_slot) = (3 | 8 << 64, 7 | 8 << 64);
-        assert_eq!(answered.get(a), None);
-        answered.put(a, true);
-        assert_eq!((answered.get(a), answered.get(same_slot), answered.get(3 | 2 << 64)), (Some(true), None, None));
-        answered.put(same_slot, false);
-        assert_eq!((answered.get(a), answered.get(same_slot)), (None, Some(false)));
     }
 
     #[test]

@@ -3,8 +3,7 @@
 //! An object that fails is an outcome of its own and stays as it was; the others go on. Old bytes go only after the new
 //! ones were read back and compared: before the swap where the store can show them (a local disk), right after it otherwise.
 
-use std::io::{self, Write};
-use std::ops::Range;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -20,7 +19,7 @@ use crate::meter::Meter;
 use crate::plan::{DatasetPlan, Decision, Step};
 use crate::residue::Cleanse;
 use crate::store::{
-    self, Location, Object, ObjectReader, Replacement, ReplacementWriter, Sink, Store, StoreError, store_error,
+    self, Location, Object, ObjectReader, Replacement, ReplacementWriter, Store, StoreError, Written, store_error,
 };
 
 /// Everything the rewrite of one dataset needs.
@@ -165,8 +164,9 @@ async fn swap_rows(
     let encoded = format_of(step)?;
     let write_id = format!("{}-{}", rewrite.journal.run_id, random_hex()?);
     let replacement = rewrite.store.replace(&step.object, &write_id).await?;
-    let written = write_replacement(rewrite, step, encoded, rows, cleanse, replacement).await?;
-    let Written { mut replacement, proof, size_bytes, sha256 } = written;
+    let ready = write_replacement(rewrite, step, encoded, rows, cleanse, replacement).await?;
+    let Ready { mut replacement, proof, written } = ready;
+    let (size_bytes, sha256) = (written.size_bytes, hex::encode(written.sha256));
     let receipt = proof.receipt().clone();
     let staged = match check_counts(step, &rewrite.spec.action, &receipt) {
         Ok(()) => replacement.stage().await.map_err(Failure::from),
@@ -327,11 +327,11 @@ fn check_counts(step: &Step, action: &Action, receipt: &format::Receipt) -> Resu
     })
 }
 
-struct Written {
+/// A replacement that waits for its swap.
+struct Ready {
     replacement: Box<dyn Replacement>,
     proof: Proof,
-    size_bytes: u64,
-    sha256: String,
+    written: Written,
 }
 
 /// Decodes, filters and encodes on a thread of its own; bytes leave through the replacement as they are made.
@@ -342,9 +342,9 @@ async fn write_replacement(
     rows: &roaring::RoaringTreemap,
     cleanse: &Cleanse,
     replacement: Box<dyn Replacement>,
-) -> Result<Written, Failure> {
+) -> Result<Ready, Failure> {
     let reader = ObjectReader::new(rewrite.store.clone(), step.object.clone());
-    let mut out = Hashing { inner: ReplacementWriter::new(replacement), sha256: Sha256::new(), size_bytes: 0 };
+    let mut out = ReplacementWriter::new(replacement);
     let (rows, cleanse) = (rows.clone(), cleanse.clone());
     let (action, tagger) = (rewrite.spec.action.clone(), rewrite.tagger.clone());
     let dialect = rewrite.spec.csv.clone();
@@ -354,18 +354,17 @@ async fn write_replacement(
         let work = AssertUnwindSafe(|| format::rewrite(encoded, &dialect, &reader, &edit, &mut out));
         let outcome = std::panic::catch_unwind(work)
             .unwrap_or_else(|_| Err(FormatError::Corrupt("the decoder panicked".to_owned())));
-        let Hashing { inner, sha256, size_bytes } = out;
-        let (replacement, sent) = inner.finish();
-        let written = outcome.map_err(Failure::from).and_then(|proof| match sent {
-            Ok(()) => Ok((proof, size_bytes, hex::encode(sha256.finalize()))),
+        let (replacement, written) = out.finish();
+        let ready = outcome.map_err(Failure::from).and_then(|proof| match written {
+            Ok(written) => Ok((proof, written)),
             Err(error) => Err(io_failure(&error)),
         });
-        (replacement, written)
+        (replacement, ready)
     });
     let stopped = |_| Failure { exit: Exit::Internal, reason: "the writing thread ended".to_owned() };
-    let (replacement, written) = work.await.map_err(stopped)?;
-    match written {
-        Ok((proof, size_bytes, sha256)) => Ok(Written { replacement, proof, size_bytes, sha256 }),
+    let (replacement, ready) = work.await.map_err(stopped)?;
+    match ready {
+        Ok((proof, written)) => Ok(Ready { replacement, proof, written }),
         Err(failure) => {
             abort(rewrite, step, replacement).await;
             Err(failure)
@@ -397,32 +396,6 @@ async fn read_back(rewrite: &Rewrite<'_>, step: &Step, object: Object, proof: Pr
             exit: Exit::Incomplete,
             reason: "differs after the rewrite: the decoder panicked".to_owned(),
         }),
-    }
-}
-
-/// Counts and digests what passes through.
-struct Hashing {
-    inner: ReplacementWriter,
-    sha256: Sha256,
-    size_bytes: u64,
-}
-
-impl Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.inner.write(bytes)?;
-        self.sha256.update(&bytes[..n]);
-        self.size_bytes += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
-impl Sink for Hashing {
-    fn taken_over(&mut self, at: u64, source: Range<u64>) {
-        self.inner.taken_over(at, source);
     }
 }
 

@@ -49,6 +49,13 @@ pub struct Record<'a> {
     fields: Fields<'a>,
 }
 
+/// One record without a look at its fields: its bytes with the line end, and what stood before it.
+#[derive(Debug)]
+pub struct Whole<'a> {
+    pub gap: &'a [u8],
+    pub raw: &'a [u8],
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Fields<'a> {
     /// No quote anywhere: the record without its line end, cut at each delimiter.
@@ -93,6 +100,21 @@ enum Cut {
     Unquoted { in_fields: usize, in_ends: usize },
 }
 
+/// A record in the buffer, and where in it the gap before it begins.
+struct Found {
+    gap: usize,
+    extent: Placed,
+    line: u64,
+    cut: Cut,
+}
+
+/// Where in the buffer a record begins, its text ends, and its line end.
+struct Placed {
+    begin: usize,
+    text: usize,
+    end: usize,
+}
+
 /// How far a record reaches, from its first byte: its text, and its text with the line end.
 struct Extent {
     text: usize,
@@ -122,27 +144,8 @@ impl<R: Read> Records<R> {
 
     /// The next record; `None` at the end, whose trailing bytes are then [`Records::rest`].
     pub fn read(&mut self) -> Result<Option<Record<'_>>, FormatError> {
-        let gap = self.skip_gap()?;
-        if gap == self.rest().len() {
-            return Ok(None);
-        }
-        let line = self.line + newlines(&self.rest()[..gap]);
-        let (extent, cut) = if let Some(extent) = self.plain_record(gap, line)? {
-            (extent, Cut::Plain)
-        } else if let Some(whole) = self.neat_record(gap)? {
-            (Extent { text: whole, whole }, Cut::Neat)
-        } else {
-            let (whole, in_fields, in_ends) = self.quoted_record(gap, line)?;
-            (Extent { text: whole, whole }, Cut::Unquoted { in_fields, in_ends })
-        };
-        let begin = self.at + gap;
-        let (text, raw) = (&self.buffer[begin..begin + extent.text], &self.buffer[begin..begin + extent.whole]);
-        let gap = &self.buffer[self.at..begin];
-        self.at = begin + extent.whole;
-        self.line = match cut {
-            Cut::Plain => line + u64::from(raw.ends_with(b"\n")),
-            Cut::Neat | Cut::Unquoted { .. } => line + newlines(raw),
-        };
+        let Some(Found { gap, extent, line, cut }) = self.next(true)? else { return Ok(None) };
+        let (text, raw) = (&self.buffer[extent.begin..extent.text], &self.buffer[extent.begin..extent.end]);
         let fields = match cut {
             Cut::Plain => Fields::Plain { text, delimiter: self.delimiter },
             Cut::Neat => Fields::Neat { text, spans: &self.spans },
@@ -150,7 +153,39 @@ impl<R: Read> Records<R> {
                 Fields::Unquoted { text: &self.fields[..in_fields], ends: &self.ends[..in_ends] }
             }
         };
-        Ok(Some(Record { gap, raw, line, fields }))
+        Ok(Some(Record { gap: &self.buffer[gap..extent.begin], raw, line, fields }))
+    }
+
+    /// As [`Records::read`], of a record that nobody asks for its fields.
+    pub fn read_whole(&mut self) -> Result<Option<Whole<'_>>, FormatError> {
+        let Some(Found { gap, extent, .. }) = self.next(false)? else { return Ok(None) };
+        let raw = &self.buffer[extent.begin..extent.end];
+        Ok(Some(Whole { gap: &self.buffer[gap..extent.begin], raw }))
+    }
+
+    fn next(&mut self, with_fields: bool) -> Result<Option<Found>, FormatError> {
+        let gap = self.skip_gap()?;
+        if gap == self.rest().len() {
+            return Ok(None);
+        }
+        let line = self.line + newlines(&self.rest()[..gap]);
+        let (extent, cut) = if let Some(extent) = self.plain_record(gap, line)? {
+            (extent, Cut::Plain)
+        } else if let Some(whole) = self.neat_record(gap, with_fields)? {
+            (Extent { text: whole, whole }, Cut::Neat)
+        } else {
+            let (whole, in_fields, in_ends) = self.quoted_record(gap, line)?;
+            (Extent { text: whole, whole }, Cut::Unquoted { in_fields, in_ends })
+        };
+        let (before, begin) = (self.at, self.at + gap);
+        let extent = Placed { begin, text: begin + extent.text, end: begin + extent.whole };
+        let raw = &self.buffer[begin..extent.end];
+        self.line = match cut {
+            Cut::Plain => line + u64::from(raw.ends_with(b"\n")),
+            Cut::Neat | Cut::Unquoted { .. } => line + newlines(raw),
+        };
+        self.at = extent.end;
+        Ok(Some(Found { gap: before, extent, line, cut }))
     }
 
     /// The source begins at a record that is not the file's first: what stands there is no byte order mark.
@@ -199,11 +234,16 @@ impl<R: Read> Records<R> {
         Ok(Some(extent))
     }
 
-    /// The length of the record that begins at `from` when every quote in it opens or closes a field; its fields go to `spans`.
-    fn neat_record(&mut self, from: usize) -> Result<Option<usize>, FormatError> {
+    /// The length of the record that begins at `from` when every quote in it opens or closes a field; its fields go to `spans` when
+    /// they are asked for.
+    fn neat_record(&mut self, from: usize, with_fields: bool) -> Result<Option<usize>, FormatError> {
         loop {
             let (record, ended) = (&self.buffer[self.at + from..], self.source_ended);
-            match neat_fields(record, self.delimiter, self.quote, ended, &mut self.spans) {
+            let neat = match with_fields {
+                true => neat_fields(record, self.delimiter, self.quote, ended, &mut self.spans),
+                false => neat_end(record, self.delimiter, self.quote, ended),
+            };
+            match neat {
                 Neat::Text(text) => {
                     let whole = match record.get(text) {
                         Some(b'\r') => self.take_line_feed(from + text + 1)? - from,
@@ -344,6 +384,42 @@ fn neat_fields(record: &[u8], delimiter: u8, quote: u8, has_all: bool, spans: &m
             Some(_) => return Neat::No,
             None if has_all => return Neat::Text(at),
             None => return Neat::More,
+        }
+    }
+}
+
+/// Where [`neat_fields`] would end, found by its quotes and line ends alone. Two quotes inside a field are one of its text.
+fn neat_end(record: &[u8], delimiter: u8, quote: u8, has_all: bool) -> Neat {
+    // Always before a field or in one without quotes.
+    let mut at = 0;
+    loop {
+        let Some(next) = memchr3(quote, b'\r', b'\n', &record[at..]) else {
+            return if has_all { Neat::Text(record.len()) } else { Neat::More };
+        };
+        at += next;
+        if at > NEAT_BYTES_MAX {
+            return Neat::No;
+        }
+        if record[at] != quote {
+            return Neat::Text(at);
+        }
+        if at > 0 && record[at - 1] != delimiter {
+            return Neat::No;
+        }
+        at += 1;
+        loop {
+            let Some(length) = memchr(quote, &record[at..]) else {
+                return if has_all { Neat::No } else { Neat::More };
+            };
+            at += length + 1;
+            match record.get(at) {
+                Some(byte) if *byte == quote => at += 1,
+                Some(byte) if *byte == delimiter => break,
+                Some(b'\r' | b'\n') => return Neat::Text(at),
+                Some(_) => return Neat::No,
+                None if has_all => return Neat::Text(at),
+                None => return Neat::More,
+            }
         }
     }
 }
@@ -504,6 +580,28 @@ mod tests {
         Ok((all, bytes))
     }
 
+    /// Where each record ends when no field is looked at; `None` when the source ends inside quotes.
+    fn ends(source: impl Read) -> Option<Vec<usize>> {
+        let mut records = Records::new(source, &CsvDialect::default(), false);
+        let (mut ends, mut at) = (Vec::new(), 0);
+        while let Some(record) = records.read_whole().ok()? {
+            at += record.gap.len() + record.raw.len();
+            ends.push(at);
+        }
+        Some(ends)
+    }
+
+    /// The same by way of the fields.
+    fn ends_by_fields(source: &[u8]) -> Option<Vec<usize>> {
+        let mut records = Records::new(source, &CsvDialect::default(), false);
+        let (mut ends, mut at) = (Vec::new(), 0);
+        while let Some(record) = records.read().ok()? {
+            at += record.gap.len() + record.raw.len();
+            ends.push(at);
+        }
+        Some(ends)
+    }
+
     /// What `csv-core` makes of it alone.
     fn records_of_core(source: &[u8]) -> Vec<Fields> {
         let source = [source, b"\n"].concat();
@@ -521,6 +619,8 @@ mod tests {
         #[test]
         fn records_cut_without_the_parser_are_those_of_the_parser(source in "[ab,\"\r\n]{0,40}") {
             let source = source.as_bytes();
+            prop_assert_eq!(ends(source), ends_by_fields(source));
+            prop_assert_eq!(ends(Drip(source)), ends_by_fields(source));
             let Ok((records_at_once, bytes)) = records(source) else {
                 // It ends inside quotes.
                 return Ok(());

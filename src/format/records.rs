@@ -47,7 +47,7 @@ pub fn read_back(format: Format, dialect: &CsvDialect, new: impl Read, receipt: 
         Format::Csv | Format::Tsv => {
             let mut records = Records::new(source, dialect, format == Format::Tsv);
             let mut header = dialect.header;
-            while let Some(record) = records.read()? {
+            while let Some(record) = records.read_whole()? {
                 kept.keep(record.gap, &mut nowhere)?;
                 kept.keep(record.raw, &mut nowhere)?;
                 kept.rows_after += u64::from(!header);
@@ -183,6 +183,9 @@ struct Editor<'a> {
 impl Editor<'_> {
     fn csv(&self, source: impl Read, kept: &mut Kept, out: &mut dyn Sink) -> Result<(), FormatError> {
         let mut records = Records::new(source, self.dialect, self.tsv);
+        if matches!(self.edit.action, Action::Delete) && self.edit.cleanse.strays.is_empty() {
+            return self.csv_without(&mut records, kept, out);
+        }
         let mut names: Option<Vec<String>> = None;
         while let Some(record) = records.read()? {
             kept.keep(record.gap, out)?;
@@ -198,6 +201,25 @@ impl Editor<'_> {
                 continue;
             };
             kept.record(record.raw, self.edit, |columns| self.edit_csv(&record, names, columns), out)?;
+        }
+        kept.keep(records.rest(), out)
+    }
+
+    /// Rows go or stay: no field is looked at.
+    fn csv_without<R: Read>(
+        &self,
+        records: &mut Records<R>,
+        kept: &mut Kept,
+        out: &mut dyn Sink,
+    ) -> Result<(), FormatError> {
+        let mut is_header = self.dialect.header;
+        while let Some(record) = records.read_whole()? {
+            kept.keep(record.gap, out)?;
+            if std::mem::take(&mut is_header) {
+                kept.keep(record.raw, out)?;
+            } else {
+                kept.record(record.raw, self.edit, |_| Ok(record.raw.to_vec()), out)?;
+            }
         }
         kept.keep(records.rest(), out)
     }

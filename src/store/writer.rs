@@ -6,8 +6,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
 use super::{Replacement, StoreError};
 
@@ -31,6 +34,7 @@ impl<S: Sink + ?Sized> Sink for &mut S {
 /// Blocking writes to a [`Replacement`], the way back over the bridge. `finish` gives it back for the swap.
 pub struct ReplacementWriter {
     replacement: Box<dyn Replacement>,
+    digest: Digesting,
     buffer: Vec<u8>,
     /// Where in the output the buffer begins.
     sent_bytes: u64,
@@ -50,6 +54,46 @@ impl Taken {
     }
 }
 
+/// What was written in all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    pub size_bytes: u64,
+    pub sha256: [u8; 32],
+}
+
+/// A digest that is made on a thread of its own: SHA-256 takes longer than all else that is done with a byte that is only copied.
+struct Digesting {
+    pieces: SyncSender<Bytes>,
+    thread: JoinHandle<[u8; 32]>,
+}
+
+impl Digesting {
+    fn begin() -> Digesting {
+        let (pieces, waiting) = sync_channel::<Bytes>(PIECES_WAITING);
+        let digest = move || {
+            let mut sha256 = Sha256::new();
+            waiting.into_iter().for_each(|piece| sha256.update(&piece));
+            sha256.finalize().into()
+        };
+        Digesting { pieces, thread: std::thread::spawn(digest) }
+    }
+
+    fn update(&self, piece: &Bytes) -> io::Result<()> {
+        self.pieces.send(piece.clone()).map_err(|_| broken())
+    }
+
+    fn finish(self) -> io::Result<[u8; 32]> {
+        drop(self.pieces);
+        self.thread.join().map_err(|_| broken())
+    }
+}
+
+fn broken() -> io::Error {
+    io::Error::other("the digesting thread ended")
+}
+
+/// So many buffers are written and not yet digested, at most.
+const PIECES_WAITING: usize = 4;
 const WRITE_BUFFER_BYTES: usize = 1 << 20;
 /// A run that is shorter is not worth a call of its own.
 const RUN_BYTES_MIN: u64 = 256 << 10;
@@ -59,6 +103,7 @@ impl ReplacementWriter {
     pub fn new(replacement: Box<dyn Replacement>) -> Self {
         ReplacementWriter {
             replacement,
+            digest: Digesting::begin(),
             buffer: Vec::with_capacity(WRITE_BUFFER_BYTES),
             sent_bytes: 0,
             taken: VecDeque::new(),
@@ -67,9 +112,10 @@ impl ReplacementWriter {
     }
 
     /// The replacement comes back in any case: after a failure it is to be aborted.
-    pub fn finish(mut self) -> (Box<dyn Replacement>, io::Result<()>) {
-        let sent = self.send();
-        (self.replacement, sent)
+    pub fn finish(mut self) -> (Box<dyn Replacement>, io::Result<Written>) {
+        let (sent, sha256) = (self.send(), self.digest.finish());
+        let written = sent.and_then(|()| Ok(Written { size_bytes: self.sent_bytes, sha256: sha256? }));
+        (self.replacement, written)
     }
 
     fn send(&mut self) -> io::Result<()> {
@@ -78,6 +124,7 @@ impl ReplacementWriter {
         }
         let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(WRITE_BUFFER_BYTES));
         let mut rest = Bytes::from(full);
+        self.digest.update(&rest)?;
         while !rest.is_empty() {
             let (source_at, length) = self.next_piece(rest.len() as u64);
             let piece = rest.split_to(length as usize);
@@ -182,16 +229,17 @@ mod tests {
         let runs = runs.to_vec();
         let content: Vec<u8> = (0..3 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         let written = content.clone();
-        tokio::task::spawn_blocking(move || {
+        let digested = tokio::task::spawn_blocking(move || {
             runs.into_iter().for_each(|(at, source)| writer.taken_over(at, source));
             written.chunks(piece).for_each(|piece| writer.write_all(piece).unwrap());
-            writer.finish().1.unwrap();
-        })
-        .await
-        .unwrap();
+            writer.finish().1.unwrap()
+        });
+        let digested = digested.await.unwrap();
         let came = came.0.lock().unwrap();
         assert_eq!(came.0.join(" "), wanted);
         assert!(came.1 == content);
+        let sha256 = Sha256::digest(&content).into();
+        assert_eq!(digested, Written { size_bytes: content.len() as u64, sha256 });
     }
 
     #[tokio::test]

@@ -30,6 +30,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "ledger_event",
             "ledger_fold",
             "tag_table",
+            "unlisted",
         ],
     ),
     (
