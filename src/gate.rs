@@ -26,7 +26,8 @@ use crate::meter::Meter;
 use crate::plan::{Finding, Seen};
 use crate::request;
 use crate::request_import::NUMBER_OF_TEXT;
-use crate::run::{exit_json, print_json, print_lines, random, run_id, uses_s3};
+use crate::run::{exit_json, print_json, print_lines, run_id};
+use crate::session::{random, uses_s3};
 use crate::signature::TagKey;
 use crate::store::{Location, Object, Precondition, Stores};
 

@@ -32,7 +32,8 @@ use crate::ledger_run;
 use crate::request_import::{
     self, Columns, Receipt, TaggedList, Who, plainly_held, time_of, when, who, whole_microseconds,
 };
-use crate::run::{exit_json, honours_conditions, print_json, print_lines, self_test, uses_s3};
+use crate::run::{exit_json, print_json, print_lines};
+use crate::session::{honours_conditions, self_test, uses_s3};
 use crate::show;
 use crate::signature::TagKey;
 use crate::standing::{Dates, Standing, next_run, standing, whole_days};

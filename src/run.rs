@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
 use std::path::Path;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -13,42 +12,34 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::account::{self, Account, Recovered, RunFacts, Settlement};
-use crate::action::{Action, Redaction};
 use crate::canary;
 use crate::chain;
 use crate::cli::{self, Cli, Command, Common, ManifestCommand, print_result};
 use crate::drop;
-use crate::drop_consumers::{self, Withheld};
 use crate::error::{Error, Exit, Result};
-use crate::find::{self, Find};
-use crate::format::{Compression, Format};
+use crate::find;
 use crate::gate;
-use crate::identifier;
-use crate::job::{DatasetSpec, Job, Scope, Search, Stray};
+use crate::job::{DatasetSpec, Job, Search, Stray};
 use crate::journal::{self, AnnouncedPurge, Journal, Lock, Unfinished};
 use crate::keys;
-use crate::ledger::Ledger;
-use crate::ledger_event::Text;
 use crate::ledger_run::{self, Book, Looking};
 use crate::manifest::{Observed, Stage, StageName};
 use crate::manifest_check;
 use crate::manifest_diff;
-use crate::match_index::{Added, Builder, MatchIndex};
-use crate::plan::{self, DatasetPlan, Finding, Found, Plan};
-use crate::progress::Progress;
+use crate::match_index::MatchIndex;
+use crate::plan::{self, DatasetPlan, Plan};
 use crate::purge::{self, Purge, PurgeEnded, Purged, Replaced};
-use crate::request::{self, ListReport};
+use crate::request;
 use crate::request_import::moment;
 use crate::requests;
-use crate::residue::Residues;
 use crate::rewrite::{self, Ended, Outcome, Rewrite, Settled};
+use crate::session::{Clock, Session, Stop, check_constants, random};
 use crate::show;
 use crate::signature::{SigningKey, TagKey};
 use crate::store::s3::REQUESTS_IN_FLIGHT;
-use crate::store::{self, ConditionalWrites, Etag, Location, Stores};
+use crate::store::{self, Etag, Location, Stores};
 use crate::tag::{self, DatasetTagger};
-use crate::verify::{self, Verified};
-use crate::verify_read::Fault;
+use crate::verify;
 
 /// Runs one command to its end and says with which code the process is to exit.
 pub fn run(cli: &Cli) -> Result<Exit> {
@@ -87,9 +78,6 @@ async fn run_command(cli: &Cli) -> Result<Exit> {
     }
 }
 
-/// What the time is: the system's, the one `--now` names, or a test's.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
-
 /// How a run ended, and the result to print.
 #[derive(Debug)]
 pub struct RunResult {
@@ -102,416 +90,6 @@ impl RunResult {
     fn print(self) -> Result<Exit> {
         print_result(&self.result).map(|()| self.exit)
     }
-}
-
-/// What every command on a job starts from.
-struct Session {
-    job: Job,
-    stores: Stores,
-    common: Common,
-    clock: Clock,
-    progress: Progress,
-    stop: Stop,
-    /// As it was loaded, and when; `None` for a job without it.
-    ledger: Option<(Ledger, Timestamp)>,
-    /// DROP work items that this run leaves alone, and what it has looked into to know which.
-    withheld: Withheld,
-    /// A backup was restored: what was removed since then is expected to be back.
-    since_restore: Option<Timestamp>,
-}
-
-/// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself.
-type Loaded = (Arc<MatchIndex>, Vec<(ListReport, Added)>, verify::Lists);
-
-/// Which signal asked the run to stop: 0, or the exit code it means.
-#[derive(Clone, Default)]
-struct Stop {
-    asked: Arc<AtomicU8>,
-    bell: Arc<tokio::sync::Notify>,
-}
-
-impl Stop {
-    /// Listens for SIGINT and SIGTERM; the second one ends the process at once.
-    fn listen() -> Result<Stop> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let stop = Stop::default();
-        for (kind, exit) in [(SignalKind::interrupt(), Exit::Interrupted), (SignalKind::terminate(), Exit::Terminated)]
-        {
-            let mut signals =
-                signal(kind).map_err(|error| Error::internal(format!("cannot listen for signals: {error}")))?;
-            let stop = stop.clone();
-            tokio::spawn(async move {
-                while signals.recv().await.is_some() {
-                    if stop.asked.swap(exit.code(), Ordering::SeqCst) != 0 {
-                        std::process::exit(i32::from(exit.code()));
-                    }
-                    tracing::warn!("stopping after what has begun; a second signal stops at once");
-                    stop.bell.notify_waiters();
-                }
-            });
-        }
-        Ok(stop)
-    }
-
-    fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::SeqCst) != 0
-    }
-
-    fn error(&self) -> Error {
-        let exit = if self.asked.load(Ordering::SeqCst) == Exit::Terminated.code() {
-            Exit::Terminated
-        } else {
-            Exit::Interrupted
-        };
-        Error::new(exit, "interrupted; the journal is whole").hint("run again to resume")
-    }
-
-    /// `work`, unless a stop is asked for first: for stages that write nothing.
-    async fn unless<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let bell = self.bell.notified();
-        tokio::pin!(bell);
-        bell.as_mut().enable();
-        if self.is_asked() {
-            return Err(self.error());
-        }
-        tokio::select! {
-            done = work => done,
-            () = bell => Err(self.error()),
-        }
-    }
-}
-
-impl Session {
-    async fn open(common: &Common, path: &Path) -> Result<Session> {
-        // An empty `LAKESCRUB_SET` is none.
-        let set: Vec<String> = common.set.iter().filter(|set| !set.is_empty()).cloned().collect();
-        let job = Job::read(path, &set)?;
-        for key in [&job.state.signing_key, &job.state.tag_key] {
-            keys::open_to_others(key).into_iter().for_each(|warning| tracing::warn!("{warning}"));
-        }
-        let stop = Stop::listen()?;
-        let stores = Stores::open(&job.s3, job.resources.requests_in_flight, uses_s3(&job)).await?;
-        let now = common.now;
-        Session::with(common, job, stores, Arc::new(move || now.unwrap_or_else(Timestamp::now)), stop)
-    }
-
-    fn with(common: &Common, job: Job, stores: Stores, clock: Clock, stop: Stop) -> Result<Session> {
-        self_test()?;
-        let progress = Progress::new(common.shows_progress());
-        Ok(Session {
-            job,
-            stores,
-            common: common.clone(),
-            clock,
-            progress,
-            stop,
-            ledger: None,
-            since_restore: None,
-            withheld: Withheld::default(),
-        })
-    }
-
-    fn now(&self) -> Timestamp {
-        (self.clock)()
-    }
-
-    /// What is compared with, for a run that removes or plans to: without the DROP work items whose identifier leads to several
-    /// consumers or to who knows how many.
-    async fn load_to_remove(&mut self) -> Result<Loaded> {
-        let loaded = self.load(&BTreeSet::new()).await?;
-        let has_key = self.job.datasets.iter().any(|spec| spec.consumer_key.is_some());
-        let Some((ledger, now)) = self.ledger.as_ref().filter(|_| has_key) else { return Ok(loaded) };
-        let looking = drop_consumers::withheld(&self.job, &self.stores, &loaded.2, ledger.requests(), *now);
-        self.withheld = self.stop.unless(looking).await?;
-        let withheld = &self.withheld;
-        if withheld.is_empty() {
-            return Ok(loaded);
-        }
-        let (several, undecided) = (withheld.several.len(), withheld.undecided.len());
-        tracing::warn!(several, undecided, "work items of several consumers, or of who knows how many, are left alone");
-        let ids = withheld.ids();
-        self.load(&ids).await
-    }
-
-    /// Refuses to go on when objects with rows to remove came or changed since their consumers were counted.
-    fn check_counted(&self, found: &[Found]) -> Result<()> {
-        for (spec, found) in self.job.datasets.iter().zip(found) {
-            let (objects, name) = (self.withheld.uncounted(&spec.name, &found.findings), &spec.name);
-            if objects > 0 {
-                return Err(Error::new(
-                    Exit::Conflict,
-                    format!(
-                        "dataset {name}: {objects} objects changed while consumers were counted; nothing was written"
-                    ),
-                )
-                .hint("run again when their writer has finished"));
-            }
-        }
-        Ok(())
-    }
-
-    /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself. Requests of the ledger
-    /// that are `withheld`, by id, are as if exempted.
-    async fn load(&mut self, withheld: &BTreeSet<Text>) -> Result<Loaded> {
-        let stage = self.progress.begin(StageName::Load);
-        let now = self.now();
-        let (ledger, tags) = match &self.job.ledger {
-            None => (None, None),
-            Some(_) => {
-                let key = Arc::new(keys::load_tag_key(&self.job.state.tag_key)?);
-                let mut ledger = ledger_run::open(&self.job, &self.stores, &key, now).await?;
-                if let Some(ledger) = &mut ledger {
-                    ledger.suppose(&drop_consumers::as_events(withheld, now));
-                }
-                let tags = ledger.as_ref().map(|ledger| ledger_run::tags(ledger, key, now));
-                (ledger, tags)
-            }
-        };
-        let end = ledger.as_ref().map(|ledger| verify::LedgerEnd {
-            sequence: ledger.head().sequence,
-            at: now,
-            withheld: withheld.clone(),
-        });
-        let builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
-        let mut builder = builder.with_tags(tags);
-        let mut added: Vec<Added> = vec![Added::default(); self.job.lists.len()];
-        let numbers: Vec<String> = self.job.lists.iter().map(|list| list.name.clone()).collect();
-        let clock = || self.now();
-        let mut each = |entry: request::Entry<'_>| {
-            let number = numbers.iter().position(|name| *name == entry.list.name).unwrap_or(0);
-            added[number].merge(&builder.add(entry));
-        };
-        let reading = request::read_lists(&self.job, &self.stores, &clock, &stage.meter, &mut each);
-        let again = verify::read_lists_up_to(&self.job, &self.stores, &clock, end);
-        // Side by side, and the first one's errors count: the second leaves it to that to say what is wrong with a list.
-        let both = async { Ok(tokio::join!(reading, again)) };
-        let (reports, verifier_lists) = self.stop.unless(both).await?;
-        let (reports, verifier_lists) = (reports?, verifier_lists?);
-        let mut pairs = reports.iter().zip(verifier_lists.read());
-        if let Some(list) = pairs.find(|(report, again)| report.digest != again.digest).map(|(report, _)| &report.name)
-        {
-            return Err(Error::new(
-                Exit::Conflict,
-                format!("list {list} changed while it was read; nothing was written"),
-            )
-            .hint("run again when its writer has finished"));
-        }
-        let index = Arc::new(builder.finish());
-        self.progress.end(stage);
-        for ((report, added), list) in reports.iter().zip(&added).zip(&self.job.lists) {
-            if added.identifiers.values().sum::<u64>() == 0 && added.duplicates == 0 {
-                tracing::warn!(list = report.name, uri = list.uri, "list holds no identifier");
-            }
-        }
-        let unlisted = self.job.datasets.iter().flat_map(|spec| account::unlisted_kinds(&self.job, spec));
-        unlisted.for_each(|sentence| tracing::warn!("{sentence}"));
-        let is_let_go =
-            |ledger: &Ledger| ledger.requests().iter().filter(|request| !request.is_suppressed(now)).count();
-        let let_go = ledger.as_ref().map_or(0, is_let_go);
-        if let_go > 0 && !self.job.lists.is_empty() {
-            let requests = let_go;
-            tracing::warn!(
-                requests,
-                "requests are withdrawn or exempted in the ledger; the job's other lists are applied all the same, to these people, too"
-            );
-        }
-        let held = ledger.as_ref().map_or(0, |ledger| ledger_run::held(ledger, now));
-        if held > 0 {
-            let requests = held;
-            tracing::warn!(requests, "requests name people whose data stay by another's exemption, and are held by it");
-        }
-        let of_ledger = ledger.as_ref().and_then(|ledger| ledger_run::report(&self.job, ledger, now));
-        let standing = ledger.as_ref().map(|ledger| ledger.requests().suppressed(now).count() as u64);
-        if verifier_lists.tags() != standing {
-            return Err(Error::internal("two readers of the ledger count different identifiers; nothing was written"));
-        }
-        self.ledger = ledger.map(|ledger| (ledger, now));
-        let (mut reports, mut added) = (reports, added);
-        if let Some((report, of_ledger)) = of_ledger {
-            reports.push(report);
-            added.push(of_ledger);
-        }
-        let identifiers: u64 = added.iter().flat_map(|added| added.identifiers.values()).sum();
-        tracing::info!(identifiers, "lists loaded");
-        Ok((index, reports.into_iter().zip(added).collect(), verifier_lists))
-    }
-
-    /// What this run writes into the ledger, with what it has decided so far; `None` for a job without it.
-    async fn book(&mut self, run: &Run) -> Result<Option<Book>> {
-        let Some((ledger, now)) = self.ledger.take() else { return Ok(None) };
-        let mut book = Book::new(ledger, (&run.id, run.left_open.as_deref()), now, self.since_restore);
-        book.record_decided(self.withheld.events(now)).await?;
-        Ok(Some(book))
-    }
-
-    /// Scans the objects of every dataset, but for those that are `known` by dataset.
-    async fn find(&mut self, index: &Arc<MatchIndex>, known: Vec<HashSet<Location>>) -> Result<Vec<Found>> {
-        let mut known = known.into_iter();
-        let mut found = Vec::new();
-        for (number, spec) in self.job.datasets.iter().enumerate() {
-            let stage = self.progress.begin(StageName::Find);
-            let find = Find {
-                spec,
-                store: self.stores.of(spec.scope.root()),
-                matcher: Arc::new(index.matcher(number, spec)),
-                resources: &self.job.resources,
-                meter: stage.meter.clone(),
-                known: known.next(),
-            };
-            let now = self.now();
-            found.push(match self.stop.unless(find::find(&find, now)).await {
-                Err(error) if error.is_of_one_dataset() => {
-                    Found { listed_at: now, unlisted: Some(error), ..Found::default() }
-                }
-                other => other?,
-            });
-            self.progress.end(stage);
-        }
-        Ok(found)
-    }
-
-    /// Adds what the objects hold beside their rows: the verifier's own look at bytes and names, before anything is decided.
-    async fn inspect(&mut self, lists: &verify::Lists, found: &mut [Found]) -> Result<()> {
-        for (number, found) in found.iter_mut().enumerate() {
-            let stage = self.progress.begin(StageName::Find);
-            let spec = &self.job.datasets[number];
-            let (summaries, others) = std::mem::take(&mut found.not_in_scope).into_iter().partition(verify::is_summary);
-            found.not_in_scope = others;
-            let rows = |object| (object, plan::Seen::Rows { rows: 0, matched: Default::default() });
-            found.findings.extend(summaries.into_iter().map(rows).map(|(object, seen)| Finding {
-                is_summary: true,
-                ..Finding::new(object, Some(Format::Parquet), Compression::None, seen)
-            }));
-            let has_rows = |finding: &Finding| matches!(finding.seen, plan::Seen::Rows { .. });
-            let all = found.findings.iter_mut().chain(found.versions.iter_mut().flatten());
-            let all = all.filter(|finding| has_rows(finding));
-            let objects = all.map(|finding| (finding.object.clone(), std::mem::take(&mut finding.chunks))).collect();
-            let inspecting = verify::inspect(lists, &self.job, &self.stores, spec, objects);
-            let inspected = self.stop.unless(inspecting).await?;
-            let all = found.findings.iter_mut().chain(found.versions.iter_mut().flatten());
-            let all = all.filter(|finding| has_rows(finding));
-            all.zip(inspected).for_each(|(finding, inspected)| take_inspected(finding, inspected));
-            self.progress.end(stage);
-        }
-        Ok(())
-    }
-
-    fn plan(&mut self, found: Vec<Found>, shown: plan::Shown<'_>) -> Plan {
-        let stage = self.progress.begin(StageName::Plan);
-        let plan = plan::build(&self.job.datasets, found, shown);
-        self.progress.end(stage);
-        for dataset in &plan.datasets {
-            if let Some(error) = &dataset.unlisted {
-                tracing::error!(dataset = dataset.name, error = error.message, "dataset left alone");
-            } else if dataset.steps.is_empty() {
-                tracing::warn!(dataset = dataset.name, uri = dataset.uri, "no object matches the dataset's uri");
-            }
-            for step in &dataset.steps {
-                if let plan::Decision::Refuse { reason, .. } | plan::Decision::Skip { reason } = &step.decision {
-                    tracing::warn!(object = step.shown, reason, "object left alone");
-                }
-            }
-        }
-        plan
-    }
-
-    async fn verify(&mut self, lists: &verify::Lists) -> Result<Verified> {
-        let stage = self.progress.begin(StageName::Verify);
-        let clock = || self.now();
-        let verifying = verify::verify_with(lists, &self.job, &self.stores, &clock, &stage.meter);
-        let verified = self.stop.unless(verifying).await?;
-        self.progress.end(stage);
-        Ok(verified)
-    }
-
-    fn signing_key(&self) -> Result<SigningKey> {
-        keys::load_signing_key(&self.job.state.signing_key)
-    }
-
-    /// Refuses stores that ignore conditional writes, unless the job allows them; says which it allowed.
-    async fn probe(&self) -> Result<Vec<String>> {
-        let mut ignored = Vec::new();
-        let mut asked = std::collections::BTreeSet::new();
-        // With its slash: the probe object belongs where the state's objects are written, not beside the state.
-        let state = &self.job.state.location.join("");
-        for location in std::iter::once(state).chain(self.job.datasets.iter().map(|spec| spec.scope.root())) {
-            let Location::S3 { bucket, .. } = location else { continue };
-            if !asked.insert(bucket.clone()) {
-                continue;
-            }
-            // Its listing tells of another fault, and no object of it is written without the same question.
-            let verdict = match honours_conditions(&self.stores, &self.job, location).await {
-                Err(error) if location != state && error.is_of_one_dataset() => continue,
-                other => other?,
-            };
-            if !verdict {
-                ignored.push(bucket.clone());
-            }
-        }
-        Ok(ignored)
-    }
-}
-
-/// Refuses a store that ignores conditional writes, unless the job allows it: then `false`.
-pub async fn honours_conditions(stores: &Stores, job: &Job, location: &Location) -> Result<bool> {
-    let Location::S3 { bucket, .. } = location else { return Ok(true) };
-    match stores.of(location).probe(location).await? {
-        // On the second the store itself makes every swap a single write.
-        ConditionalWrites::Honoured | ConditionalWrites::SingleWritesOnly => Ok(true),
-        ConditionalWrites::Ignored if job.s3.unconditional_writes => Ok(false),
-        ConditionalWrites::Ignored => Err(Error::new(
-            Exit::Refused,
-            format!("the store of bucket {bucket} ignores conditional writes; nothing was written"),
-        )
-        .hint("if no other writer is active, set [storage.s3] unconditional_writes = \"allow\"")),
-    }
-}
-
-/// Refuses to redact a cell to a constant that is listed itself: the row would match again, as somebody else's.
-fn check_constants(job: &Job, index: &Arc<MatchIndex>) -> Result<()> {
-    for (number, spec) in job.datasets.iter().enumerate() {
-        let Action::Redact(columns) = &spec.action else { continue };
-        let matcher = index.matcher(number, spec);
-        for redact in columns {
-            let Redaction::Constant(text) = &redact.with else { continue };
-            if matcher.matches(&redact.column, identifier::Value::Text(text)) {
-                let (name, column) = (&spec.name, &redact.column);
-                return Err(Error::usage(format!(
-                    "dataset {name}: the constant that column {column} is redacted to is on a list itself; nothing was written"
-                )));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What could not be looked into is told by the plan, unless it is to be written anew anyway.
-fn take_inspected(finding: &mut Finding, inspected: std::result::Result<Residues, Fault>) {
-    match (inspected, &finding.seen) {
-        (Ok(residues), _) => finding.residues = residues,
-        (Err(Fault { exit, reason }), plan::Seen::Rows { matched, .. }) if matched.is_empty() => {
-            finding.seen = plan::Seen::Failed { exit, reason };
-        }
-        (Err(_), plan::Seen::Rows { .. } | plan::Seen::Skipped | plan::Seen::Failed { .. }) => {}
-    }
-}
-
-pub fn uses_s3(job: &Job) -> bool {
-    let scopes = job.lists.iter().map(|list| &list.scope).chain(job.datasets.iter().map(|spec| &spec.scope));
-    scopes.map(Scope::root).chain([&job.state.location]).any(|location| matches!(location, Location::S3 { .. }))
-}
-
-pub fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("no random bytes: {error}")))?;
-    Ok(bytes)
-}
-
-/// Both normalisers against the known answers, before every job.
-pub fn self_test() -> Result<()> {
-    identifier::self_test().and_then(|()| verify::self_test()).map_err(|reason| {
-        Error::internal(format!("the self-test of the normaliser failed: {reason}")).hint("do not use this build")
-    })
 }
 
 async fn plan(common: &Common, path: &Path) -> Result<Exit> {
@@ -597,7 +175,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         let mut plan = session.plan(found, &shown);
         plan::check_overlap(&plan)?;
         plan::check_guard(&plan, &session.job.guard)?;
-        let mut book = session.book(run).await?;
+        let mut book = session.book(&run.id, run.left_open.as_deref()).await?;
         announce(session, book.as_mut(), &verifier_lists, &shown, &mut plan).await?;
         let outcomes = rewrite(session, run, lock, &plan, tag_key.clone(), &verifier_lists).await?;
         let late = Late { index: &index, lists: &verifier_lists, tag_key: tag_key.clone(), shown: &shown };
@@ -673,7 +251,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
     locked(&mut session, "verify", async |session, run, lock| {
         let canaries = canaries(session, run, lock).await?;
         let (_, lists, verifier_lists) = session.load(&BTreeSet::new()).await?;
-        let mut book = session.book(run).await?;
+        let mut book = session.book(&run.id, run.left_open.as_deref()).await?;
         let verified = session.verify(&verifier_lists).await?;
         let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
         let shown = |spec: &DatasetSpec, location: &Location| {

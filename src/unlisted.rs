@@ -37,7 +37,8 @@ impl Unlisted {
     pub fn holds(&self, key: u128) -> bool {
         let (shelf, line) = self.shelf(key);
         let known = (key >> 64) as u64;
-        known != 0 && shelf.get().is_some_and(|lines| lines[line].0.iter().any(|it| it.load(Ordering::Relaxed) == known))
+        known != 0
+            && shelf.get().is_some_and(|lines| lines[line].0.iter().any(|it| it.load(Ordering::Relaxed) == known))
     }
 
     pub fn insert(&self, key: u128) {

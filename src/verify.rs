@@ -816,7 +816,7 @@ async fn scan(
         Shape::Parquet => scan_parquet(&**store, object, columns, gates, look).await,
         Shape::Records { layout, promised } => {
             let Some(work) = look.rows.clone() else { return Ok(Scanned::default()) };
-            let _held = gates.memory(HELD_BYTES.min(4 * object.size_bytes)).await;
+            let _held = gates.memory(HELD_BYTES.min(6 * object.size_bytes)).await;
             let _running = gates.cpu().await;
             let reader = ObjectReader::new(store.clone(), object.clone());
             let (layout, promised, columns) = (layout.clone(), *promised, columns.to_vec());

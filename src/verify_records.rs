@@ -6,6 +6,7 @@
 
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use polars::prelude::*;
 
@@ -27,10 +28,11 @@ pub enum Layout {
     Lines,
 }
 
-/// How large a block may grow before it is parsed, and about a quarter of what a scan of records holds.
+/// How large a block may grow before it is parsed, and about a sixth of what a scan of records holds: one block grows, one waits, one
+/// is parsed.
 const BLOCK_BYTES: usize = 8 << 20;
 
-pub const HELD_BYTES: u64 = 4 * BLOCK_BYTES as u64;
+pub const HELD_BYTES: u64 = 6 * BLOCK_BYTES as u64;
 
 /// A longer record would have to be held whole; most likely a quote was never closed.
 const RECORD_BYTES_MAX: usize = 256 << 20;
@@ -115,8 +117,31 @@ fn scan_delimited(
     work: &Work,
     others: bool,
 ) -> Result<Scanned, Fault> {
-    let mut records = Regular::new(delimiter, dialect.quote);
-    let (mut table, mut scanned) = (None, Scanned::default());
+    // One thread cuts and counts while another parses: each takes about as long.
+    std::thread::scope(|scope| {
+        let (blocks, waiting) = sync_channel::<Block>(1);
+        let parsing = scope.spawn(move || {
+            let (mut table, mut scanned) = (None, Scanned::default());
+            for block in waiting {
+                if table.is_none() {
+                    table = Some(DelimitedTable::of(&block, delimiter, dialect, columns, others)?);
+                }
+                let table = table.as_mut().expect("made above");
+                scanned.tally.add(&work(&table.parse(block)?)?);
+            }
+            scanned.missing = table.map(|table: DelimitedTable| table.missing()).unwrap_or_default();
+            Ok(scanned)
+        });
+        let cut = cut_blocks(content, Regular::new(delimiter, dialect.quote), &blocks);
+        drop(blocks);
+        let parsed = parsing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // What is wrong with a block comes before what is wrong with a later one.
+        parsed.and_then(|scanned| cut.map(|()| scanned))
+    })
+}
+
+/// Gives whole records away, block by block, until nobody takes them.
+fn cut_blocks(content: &mut dyn BufRead, mut records: Regular, blocks: &SyncSender<Block>) -> Result<(), Fault> {
     loop {
         let piece = content.fill_buf().map_err(read_fault)?;
         let (read, ended) = (piece.len(), piece.is_empty());
@@ -125,17 +150,9 @@ fn scan_delimited(
         if ended {
             records.end()?;
         }
-        if records.whole_bytes >= BLOCK_BYTES || (ended && records.whole > 0) {
-            let block = records.take();
-            if table.is_none() {
-                table = Some(DelimitedTable::of(&block, delimiter, dialect, columns, others)?);
-            }
-            let table = table.as_mut().expect("made above");
-            scanned.tally.add(&work(&table.parse(block)?)?);
-        }
-        if ended {
-            scanned.missing = table.map(|table| table.missing()).unwrap_or_default();
-            return Ok(scanned);
+        let is_due = records.whole_bytes >= BLOCK_BYTES || (ended && records.whole > 0);
+        if is_due && blocks.send(records.take()).is_err() || ended {
+            return Ok(());
         }
     }
 }
@@ -207,7 +224,7 @@ impl Regular {
                 |byte: &u8| *byte == self.delimiter || *byte == self.quote || *byte == b'\n' || *byte == b'\r';
             let run = match self.at {
                 At::Unquoted => rest.iter().position(special).unwrap_or(rest.len()),
-                At::Quoted => rest.iter().position(|byte| *byte == self.quote).unwrap_or(rest.len()),
+                At::Quoted => memchr::memchr(self.quote, rest).unwrap_or(rest.len()),
                 At::RecordStart | At::FieldStart | At::Quote | At::AfterQuoted => 0,
             };
             let (taken, after) = rest.split_at(run);

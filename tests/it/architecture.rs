@@ -71,6 +71,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "drop",
             "drop_consumers",
             "gate",
+            "session",
             "run",
             "main",
             "lib",
