@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
 use siphasher::sip::SipHasher13;
 use xxhash_rust::xxh3::{xxh3_64_with_secret, xxh3_128_with_secret};
 
@@ -629,10 +628,9 @@ impl ProbeTags {
     }
 
     fn hold_anew(&self, canonical: &[u8], is_number: bool) -> bool {
-        let digest: [u8; 32] = Sha256::digest(canonical).into();
+        let (tag, digest) = self.own.tag_of_canonical(canonical);
         let numbers = self.numbers.as_ref().filter(|_| is_number);
-        self.table.contains(&self.own.tag(&digest))
-            || numbers.is_some_and(|numbers| self.table.contains(&numbers.tag(&digest)))
+        self.table.contains(&tag) || numbers.is_some_and(|numbers| self.table.contains(&numbers.tag(&digest)))
     }
 
     fn hold_digest(&self, digest: &[u8]) -> bool {
@@ -817,6 +815,8 @@ fn stored_part<'v>(part: &MatchPart, form: Form, values: &[Placed<'v>], scratch:
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use sha2::{Digest, Sha256};
 
     use super::*;
     use crate::job::Job;

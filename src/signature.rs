@@ -236,6 +236,25 @@ pub struct KindTags {
 }
 
 impl KindTags {
+    /// The tag of a canonical form, and with it the form's SHA-256.
+    #[inline]
+    pub fn tag_of_canonical(&self, canonical: &[u8]) -> ([u8; 32], [u8; 32]) {
+        let mut digest = [0; 32];
+        let mut block = [0; 64];
+        // Most fit one block with SHA-256's own padding: nothing is gathered.
+        if canonical.len() <= 55 {
+            block[..canonical.len()].copy_from_slice(canonical);
+            block[canonical.len()] = 0x80;
+            block[56..].copy_from_slice(&(8 * canonical.len() as u64).to_be_bytes());
+            let mut state = SHA256_START;
+            compress256(&mut state, &[block]);
+            spell(&state, &mut digest);
+        } else {
+            digest = Sha256::digest(canonical).into();
+        }
+        (self.tag(&digest), digest)
+    }
+
     #[inline]
     pub fn tag(&self, canonical_sha256: &[u8; 32]) -> [u8; 32] {
         let mut block = self.block;
@@ -321,6 +340,16 @@ mod tests {
 
     fn key(seed: u8) -> SigningKey {
         SigningKey::from_seed(&[seed; 32])
+    }
+
+    #[test]
+    fn the_tag_of_a_form_is_that_of_its_digest_however_long_it_is() {
+        let tags = TagKey::new([7; 32]).tags_of("email");
+        for length in [0, 1, 32, 54, 55, 56, 63, 64, 65, 300] {
+            let canonical = vec![b'a'; length];
+            let digest = Sha256::digest(&canonical).into();
+            assert_eq!(tags.tag_of_canonical(&canonical), (tags.tag(&digest), digest), "{length}");
+        }
     }
 
     #[test]

@@ -43,9 +43,9 @@ impl Tagger {
 
     /// Under which tags a canonical form may stand: a number of kind `text` also under that of the texts which are written otherwise.
     pub fn of_canonical(&self, canonical: &[u8], is_number: bool) -> impl Iterator<Item = u128> {
-        let digest: [u8; 32] = Sha256::digest(canonical).into();
+        let (tag, digest) = self.own.tag_of_canonical(canonical);
         let number = self.number.as_ref().filter(|_| is_number).map(|tags| head(&tags.tag(&digest)));
-        std::iter::once(head(&self.own.tag(&digest))).chain(number)
+        std::iter::once(head(&tag)).chain(number)
     }
 }
 
