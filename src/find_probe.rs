@@ -326,17 +326,23 @@ impl Work {
             probes.iter().for_each(|probe| verdict.add(probe.check_bytes(bytes, is_text, &mut scratch)));
             verdict
         };
+        let fetch = |bytes: &[u8]| probes.iter().for_each(|probe| probe.fetch(bytes));
+        let soon: Option<&dyn Fn(&[u8])> =
+            if probes.iter().any(|probe| probe.looks_far()) { Some(&fetch) } else { None };
         match chunk {
             Chunk::Held { pages: bytes, column_index } => {
                 let start = range(column, object_bytes).map_or(0, |range| range.start);
                 let in_pages = page_bounds(&bytes, column_index.as_deref());
                 let in_footer = footer_bounds(column);
                 let by_page = in_pages.iter().flatten().map(|bounds| bytes_of(bounds)).collect();
-                let mut answer = probe_chunk(Slice { start, bytes }, column, rows, in_footer.clone(), by_page, ask)?;
+                let mut answer =
+                    probe_chunk(Slice { start, bytes }, column, rows, in_footer.clone(), by_page, soon, ask)?;
                 let beside = answer.beside.take();
                 Ok((answer, in_pages.zip(beside).map(|(in_pages, beside)| seen_chunk(in_footer, in_pages, beside))))
             }
-            Chunk::Streamed(reader) => Ok((probe_chunk(reader, column, rows, Vec::new(), Vec::new(), ask)?, None)),
+            Chunk::Streamed(reader) => {
+                Ok((probe_chunk(reader, column, rows, Vec::new(), Vec::new(), soon, ask)?, None))
+            }
         }
     }
 }

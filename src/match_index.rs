@@ -612,11 +612,17 @@ impl ProbeTags {
         }))
     }
 
+    /// By what a value is known that is not there.
     #[inline]
-    fn hold_canonical(&self, index: &MatchIndex, canonical: &[u8], is_number: bool) -> bool {
+    fn unlisted_key(&self, secret: &Secret, canonical: &[u8], is_number: bool) -> u128 {
         // A number is asked for under another label as well.
         let salt = if is_number { !self.salt } else { self.salt };
-        let key = xxh3_128_with_secret(canonical, &index.secret.xxh3) ^ salt;
+        xxh3_128_with_secret(canonical, &secret.xxh3) ^ salt
+    }
+
+    #[inline]
+    fn hold_canonical(&self, index: &MatchIndex, canonical: &[u8], is_number: bool) -> bool {
+        let key = self.unlisted_key(&index.secret, canonical, is_number);
         if index.unlisted.holds(key) {
             return false;
         }
@@ -646,6 +652,20 @@ pub struct Scratch {
 }
 
 impl Probe {
+    /// Whether [`Probe::fetch`] has anything to do.
+    pub fn looks_far(&self) -> bool {
+        self.tags.is_some() && self.hashed.is_none()
+    }
+
+    /// Tells of a value that will be asked about soon: what is looked up far away is on its way until then. Costs a wrong guess, no
+    /// more, when the value is not its own canonical form.
+    #[inline]
+    pub fn fetch(&self, bytes: &[u8]) {
+        if let Some(tags) = &self.tags {
+            self.index.unlisted.fetch(tags.unlisted_key(&self.index.secret, bytes, false));
+        }
+    }
+
     /// As [`Probe::check`] of a column's bytes, which are a text when they are UTF-8 and the column `is_text`.
     #[inline]
     pub fn check_bytes(&self, bytes: &[u8], is_text: bool, scratch: &mut Scratch) -> Check {

@@ -64,13 +64,14 @@ pub struct Beside {
 }
 
 /// Asks each value of `column`, which `reader` holds; `rows` is what its row group claims. Bounds that are told of the chunk and of
-/// each of its data pages are looked for among the values.
+/// each of its data pages are looked for among the values. `soon` is told of plain values some time before they are asked.
 pub fn probe_chunk<R, F>(
     reader: R,
     column: &ColumnChunkMetaData,
     rows: u64,
     chunk_bounds: Vec<Vec<u8>>,
     page_bounds: Vec<Vec<Vec<u8>>>,
+    soon: Option<&dyn Fn(&[u8])>,
     ask: F,
 ) -> Result<Answer>
 where
@@ -78,7 +79,7 @@ where
     F: FnMut(&[u8]) -> Verdict,
 {
     let pages = SerializedPageReader::new(Arc::new(Window::new(reader, column)), column, rows as usize, None)?;
-    let mut probe = Probe::new(column, Bounds::new(chunk_bounds, page_bounds), ask);
+    let mut probe = Probe::new(column, Bounds::new(chunk_bounds, page_bounds), soon, ask);
     if is_known(column) {
         probe.pages(pages)?;
         probe.answer.beside = Some(probe.beside()?);
@@ -98,7 +99,8 @@ fn is_known(column: &ColumnChunkMetaData) -> bool {
     })
 }
 
-struct Probe<F> {
+struct Probe<'s, F> {
+    soon: Option<&'s dyn Fn(&[u8])>,
     max_definition: u16,
     max_repetition: u16,
     /// Bytes of a value of fixed length; `None`: each value tells its own.
@@ -161,11 +163,15 @@ struct Levels {
     repetition: Vec<u16>,
 }
 
-impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
-    fn new(column: &ColumnChunkMetaData, bounds: Bounds, ask: F) -> Self {
+/// So many values lie between the telling of a value and the asking.
+const VALUES_AHEAD: usize = 16;
+
+impl<'s, F: FnMut(&[u8]) -> Verdict> Probe<'s, F> {
+    fn new(column: &ColumnChunkMetaData, bounds: Bounds, soon: Option<&'s dyn Fn(&[u8])>, ask: F) -> Self {
         let descr = column.column_descr();
         let is_fixed = descr.physical_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY;
         Probe {
+            soon,
             max_definition: descr.max_def_level().unsigned_abs(),
             max_repetition: descr.max_rep_level().unsigned_abs(),
             fixed_bytes: is_fixed.then(|| descr.type_length().max(0) as usize),
@@ -231,8 +237,17 @@ impl<F: FnMut(&[u8]) -> Verdict> Probe<F> {
         match encoding {
             Encoding::PLAIN => {
                 let mut plain = Plain::new(data, self.fixed_bytes);
+                let (soon, mut ahead) = (self.soon, Plain::new(data, self.fixed_bytes));
+                // What is wrong with a value is said when it is read itself.
+                let mut tell = |values: usize| {
+                    if let Some(soon) = soon {
+                        (0..values).map_while(|_| ahead.read().ok()).for_each(soon);
+                    }
+                };
+                tell(VALUES_AHEAD);
                 let mut bounds = std::mem::take(&mut self.bounds);
                 let outcome = self.each_value(levels, |ask| {
+                    tell(1);
                     let value = plain.read()?;
                     bounds.see(value);
                     Ok(ask(value))

@@ -2,9 +2,10 @@
 //!
 //! Shared by all threads without a lock. A value is known by 64 bits of a keyed 128-bit hash, of which the other half says where it
 //! stands: that another value is taken for it has a probability of 2^-64 for each question. Only what is not listed is kept, so that
-//! whatever is found was asked for itself. Small enough for a processor's cache: to look a value up in main memory takes about as long
-//! as to make its tag.
+//! whatever is found was asked for itself. Room is made when it is first needed, 64 MiB at most; once all of it is taken, later values
+//! take the place of earlier ones.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// As many values as one line of a cache holds; 0 is nobody.
@@ -12,36 +13,61 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Default)]
 struct Line([AtomicU64; 8]);
 
-/// 4 MiB.
-const LINES: usize = 1 << 16;
+const SHELVES: usize = 1 << 10;
+const LINES_ON_A_SHELF: usize = 1 << 10;
 
-/// A set of keyed hashes that forgets: once a line is full, later values take the place of earlier ones.
-pub struct Unlisted(Box<[Line]>);
+/// A set of keyed hashes that forgets.
+pub struct Unlisted(Box<[OnceLock<Box<[Line]>>]>);
 
 impl Default for Unlisted {
     fn default() -> Self {
-        Unlisted(std::iter::repeat_with(Line::default).take(LINES).collect())
+        Unlisted(std::iter::repeat_with(OnceLock::new).take(SHELVES).collect())
     }
 }
 
 impl Unlisted {
     /// By other bits than a value is known by.
     #[inline]
-    fn line(&self, key: u128) -> &[AtomicU64; 8] {
-        &self.0[key as usize % LINES].0
+    fn shelf(&self, key: u128) -> (&OnceLock<Box<[Line]>>, usize) {
+        let place = key as u64;
+        (&self.0[(place >> 32) as usize % SHELVES], place as usize % LINES_ON_A_SHELF)
     }
 
     #[inline]
     pub fn holds(&self, key: u128) -> bool {
+        let (shelf, line) = self.shelf(key);
         let known = (key >> 64) as u64;
-        known != 0 && self.line(key).iter().any(|it| it.load(Ordering::Relaxed) == known)
+        known != 0
+            && shelf.get().is_some_and(|lines| lines[line].0.iter().any(|it| it.load(Ordering::Relaxed) == known))
+    }
+
+    /// Has the processor fetch what [`Unlisted::holds`] will look at, which for a set of this size stands in main memory.
+    #[inline]
+    pub fn fetch(&self, key: u128) {
+        let (shelf, line) = self.shelf(key);
+        if let Some(lines) = shelf.get() {
+            prefetch(&lines[line]);
+        }
     }
 
     pub fn insert(&self, key: u128) {
-        let (known, line) = ((key >> 64) as u64, self.line(key));
+        let (shelf, line) = self.shelf(key);
+        let lines = shelf.get_or_init(|| std::iter::repeat_with(Line::default).take(LINES_ON_A_SHELF).collect());
+        let (known, line) = ((key >> 64) as u64, &lines[line].0);
         let free = line.iter().find(|it| it.load(Ordering::Relaxed) == 0);
         free.unwrap_or(&line[known as usize % line.len()]).store(known, Ordering::Relaxed);
     }
+}
+
+#[inline]
+fn prefetch(line: &Line) {
+    // Safety: a hint, which reads nothing, and every x86-64 processor knows it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(line).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 #[cfg(test)]

@@ -182,6 +182,8 @@ def write_lists(folder, arrival, in_order, users):
         "spread_20": rng.choice(users, 20, replace=False) + 1,
         # A twentieth of them are in the lake.
         "five_million": np.concatenate([rng.choice(users, min(250_000, users // 4), replace=False) + 1, np.arange(users + 1, users + 4_750_001)]),
+        # As many people in every row group as "one_group_of_five" has in each that it touches.
+        "all_groups": of_row_groups(in_order, range(FILES * GROUPS_PER_FILE), GROUPS_PER_FILE * thousand),
     }
     counts = np.bincount(arrival, minlength=max(int(ids.max()) for ids in lists.values()) + 1)
     made = {}
