@@ -130,7 +130,7 @@ async fn import(common: &Common, mut desk: Desk, zip: &Path) -> Result<Exit> {
     for items in items.chunks(ITEMS_A_TIME) {
         record(&mut desk, &download, &receipt, items, &mut imported).await?;
     }
-    desk.refresh_probe(Appended { events: imported.added + imported.withdrawn, known: 0 }).await;
+    desk.refresh_probe(imported.added + imported.withdrawn).await;
     tracing::info!(download = %download.archive, added = imported.added, withdrawn = imported.withdrawn, "download imported");
     let access = desk.job.regimes.due(ACCESS, received).map_err(|error| Error::usage(error.to_string()))?;
     told_import(common, &desk, &download, archived.as_ref(), (&due, &access), &imported)

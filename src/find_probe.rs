@@ -27,7 +27,7 @@ use parquet::file::reader::{ChunkReader, Length};
 use crate::match_index::{Matcher, Rule, Scratch};
 use crate::meter::Meter;
 use crate::page_bytes::page_bounds;
-use crate::probe_chunk::{Answer, Beside, Verdict, probe_chunk};
+use crate::probe_chunk::{Answer, Beside, Soon, Verdict, probe_chunk};
 use crate::residue::{Bound, SeenChunk};
 use crate::store::{self, Object, ObjectReader, Store, StoreError};
 
@@ -327,8 +327,7 @@ impl Work {
             verdict
         };
         let fetch = |bytes: &[u8]| probes.iter().for_each(|probe| probe.fetch(bytes));
-        let soon: Option<&dyn Fn(&[u8])> =
-            if probes.iter().any(|probe| probe.looks_far()) { Some(&fetch) } else { None };
+        let soon: Soon<'_> = if probes.iter().any(|probe| probe.looks_far()) { Some(&fetch) } else { None };
         match chunk {
             Chunk::Held { pages: bytes, column_index } => {
                 let start = range(column, object_bytes).map_or(0, |range| range.start);

@@ -63,15 +63,18 @@ pub struct Beside {
     pub unseen_bounds: Vec<Vec<u8>>,
 }
 
+/// Is told of plain values some time before they are asked, so that what is looked up far away can be on its way.
+pub type Soon<'s> = Option<&'s dyn Fn(&[u8])>;
+
 /// Asks each value of `column`, which `reader` holds; `rows` is what its row group claims. Bounds that are told of the chunk and of
-/// each of its data pages are looked for among the values. `soon` is told of plain values some time before they are asked.
+/// each of its data pages are looked for among the values.
 pub fn probe_chunk<R, F>(
     reader: R,
     column: &ColumnChunkMetaData,
     rows: u64,
     chunk_bounds: Vec<Vec<u8>>,
     page_bounds: Vec<Vec<Vec<u8>>>,
-    soon: Option<&dyn Fn(&[u8])>,
+    soon: Soon<'_>,
     ask: F,
 ) -> Result<Answer>
 where
@@ -100,7 +103,7 @@ fn is_known(column: &ColumnChunkMetaData) -> bool {
 }
 
 struct Probe<'s, F> {
-    soon: Option<&'s dyn Fn(&[u8])>,
+    soon: Soon<'s>,
     max_definition: u16,
     max_repetition: u16,
     /// Bytes of a value of fixed length; `None`: each value tells its own.
@@ -167,7 +170,7 @@ struct Levels {
 const VALUES_AHEAD: usize = 16;
 
 impl<'s, F: FnMut(&[u8]) -> Verdict> Probe<'s, F> {
-    fn new(column: &ColumnChunkMetaData, bounds: Bounds, soon: Option<&'s dyn Fn(&[u8])>, ask: F) -> Self {
+    fn new(column: &ColumnChunkMetaData, bounds: Bounds, soon: Soon<'s>, ask: F) -> Self {
         let descr = column.column_descr();
         let is_fixed = descr.physical_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY;
         Probe {

@@ -76,7 +76,7 @@ impl Desk {
     /// Records events, see [`Desk::append`], and lets the gate know.
     pub async fn record(&mut self, events: Vec<Event>) -> Result<Appended> {
         let appended = self.append(events).await?;
-        self.refresh_probe(appended).await;
+        self.refresh_probe(appended.events).await;
         Ok(appended)
     }
 
@@ -87,8 +87,8 @@ impl Desk {
     }
 
     /// Once behind all appends of a command: the file is made of the whole ledger.
-    pub async fn refresh_probe(&self, appended: Appended) {
-        if appended.events > 0 {
+    pub async fn refresh_probe(&self, appended_events: u64) {
+        if appended_events > 0 {
             let (state, now) = (&self.job.state.location, self.now);
             ledger_probe::refresh(self.stores.of(state).as_ref(), &self.ledger, state, &self.key, now).await;
         }
@@ -301,7 +301,7 @@ async fn import(
         lines
             .push(format!("list {name}: {rows} rows, {} identifiers added, {} known", appended.events, appended.known));
     }
-    desk.refresh_probe(total).await;
+    desk.refresh_probe(total.events).await;
     if common.json {
         print_json(&json!({
             "command": "requests import",

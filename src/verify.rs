@@ -26,7 +26,7 @@ use crate::verify_list::{Asked, Rules, Suppressed, add};
 use crate::verify_names;
 use crate::verify_normalise;
 use crate::verify_read::{CutBound, Fault, Gates, Look, Scanned, Tally, Work, scan_parquet, scan_summary};
-use crate::verify_records::{HELD_BYTES, Layout, Promised, scan_records};
+use crate::verify_records::{Layout, Promised, held_bytes, scan_records};
 use crate::verify_tokens::Around;
 
 /// What the verifier saw.
@@ -816,7 +816,7 @@ async fn scan(
         Shape::Parquet => scan_parquet(&**store, object, columns, gates, look).await,
         Shape::Records { layout, promised } => {
             let Some(work) = look.rows.clone() else { return Ok(Scanned::default()) };
-            let _held = gates.memory(HELD_BYTES.min(6 * object.size_bytes)).await;
+            let _held = gates.memory(held_bytes(object.size_bytes)).await;
             let _running = gates.cpu().await;
             let reader = ObjectReader::new(store.clone(), object.clone());
             let (layout, promised, columns) = (layout.clone(), *promised, columns.to_vec());

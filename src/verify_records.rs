@@ -28,11 +28,13 @@ pub enum Layout {
     Lines,
 }
 
-/// How large a block may grow before it is parsed, and about a sixth of what a scan of records holds: one block grows, one waits, one
-/// is parsed.
+/// How large a block may grow before it is parsed.
 const BLOCK_BYTES: usize = 8 << 20;
 
-pub const HELD_BYTES: u64 = 6 * BLOCK_BYTES as u64;
+/// What a scan of an object's records holds at most, about: a block that grows, one that waits, and one that is parsed, each of them twice.
+pub fn held_bytes(object_bytes: u64) -> u64 {
+    6 * object_bytes.min(BLOCK_BYTES as u64)
+}
 
 /// A longer record would have to be held whole; most likely a quote was never closed.
 const RECORD_BYTES_MAX: usize = 256 << 20;

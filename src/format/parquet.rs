@@ -34,7 +34,7 @@ use super::parquet_pages::{self, copy_pages};
 use super::{Edit, FormatError, Receipt, scrubbed};
 use crate::action::{Action, Redact, Redaction};
 use crate::parquet_bounds;
-use crate::store::{Sink, store_error};
+use crate::store::{InMemory, Sink, store_error};
 
 /// What a rewrite counted, and what the file that it wrote must hold.
 #[derive(Debug, Clone)]
@@ -277,29 +277,6 @@ impl Write for Output<'_> {
 impl Sink for Output<'_> {
     fn taken_over(&mut self, at: u64, source: Range<u64>) {
         self.out.taken_over(at, source);
-    }
-}
-
-/// A chunk that is encoded in memory, and what is to be told of it once its place is known.
-#[derive(Default)]
-struct InMemory {
-    bytes: Vec<u8>,
-    taken: Vec<(u64, Range<u64>)>,
-}
-
-impl Write for InMemory {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.bytes.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Sink for InMemory {
-    fn taken_over(&mut self, at: u64, source: Range<u64>) {
-        self.taken.push((at, source));
     }
 }
 

@@ -218,6 +218,7 @@ impl Editor<'_> {
             if std::mem::take(&mut is_header) {
                 kept.keep(record.raw, out)?;
             } else {
+                // Without redactions and strays no record is edited.
                 kept.record(record.raw, self.edit, |_| Ok(record.raw.to_vec()), out)?;
             }
         }
@@ -334,8 +335,7 @@ fn replaced(raw: &[u8], mut replacements: Vec<(std::ops::Range<usize>, Vec<u8>)>
 
 #[cfg(test)]
 mod tests {
-    use std::io::{self, Write};
-    use std::ops::Range;
+    use std::io::Write;
 
     use roaring::RoaringTreemap;
 
@@ -343,6 +343,7 @@ mod tests {
     use crate::format::Tagger;
     use crate::identifier::ColumnPath;
     use crate::residue::Cleanse;
+    use crate::store::InMemory;
 
     struct Upper;
 
@@ -359,48 +360,22 @@ mod tests {
         action: &Action,
     ) -> Result<(Vec<u8>, Receipt), FormatError> {
         let rows: RoaringTreemap = rows.iter().copied().collect();
-        let mut out = Told::default();
+        let mut out = InMemory::default();
         let edit = Edit { rows: &rows, action, tagger: &Upper, cleanse: &Cleanse::default() };
         let receipt = rewrite(format, &CsvDialect::default(), source, &edit, &mut out)?;
         read_back(format, &CsvDialect::default(), out.bytes.as_slice(), &receipt)?;
-        out.own_bytes(source);
+        told_as_own(&out, source);
         Ok((out.bytes, receipt))
     }
 
-    /// Content, and what was told of it before it came.
-    #[derive(Default)]
-    struct Told {
-        bytes: Vec<u8>,
-        taken: Vec<(u64, Range<u64>)>,
-    }
-
-    impl Write for Told {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.bytes.write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Sink for Told {
-        fn taken_over(&mut self, at: u64, source: Range<u64>) {
-            assert!(at >= self.bytes.len() as u64, "told too late");
-            self.taken.push((at, source));
-        }
-    }
-
-    impl Told {
-        /// How many bytes are said to be the source's own, if they are.
-        fn own_bytes(&self, source: &[u8]) -> usize {
-            let own = self.taken.iter().map(|(at, range)| {
-                let (at, range) = (*at as usize, range.start as usize..range.end as usize);
-                assert_eq!(self.bytes[at..at + range.len()], source[range.clone()]);
-                range.len()
-            });
-            own.sum()
-        }
+    /// How many bytes are said to be the source's own, if they are.
+    fn told_as_own(told: &InMemory, source: &[u8]) -> usize {
+        let own = told.taken.iter().map(|(at, range)| {
+            let (at, range) = (*at as usize, range.start as usize..range.end as usize);
+            assert_eq!(told.bytes[at..at + range.len()], source[range.clone()]);
+            range.len()
+        });
+        own.sum()
     }
 
     #[test]
@@ -424,15 +399,15 @@ mod tests {
         ] {
             let rows = RoaringTreemap::from_iter(rows);
             let edit = Edit { rows: &rows, action: &action, tagger: &Upper, cleanse: &Cleanse::default() };
-            let mut out = Told::default();
+            let mut out = InMemory::default();
             rewrite(format, &CsvDialect::default(), source.as_bytes(), &edit, &mut out).unwrap();
-            assert_eq!(out.own_bytes(source.as_bytes()), own_bytes);
+            assert_eq!(told_as_own(&out, source.as_bytes()), own_bytes);
         }
         let zst = zstd::encode_all(lines.as_bytes(), 3).unwrap();
-        let (rows, mut out) = (RoaringTreemap::from_iter([1]), Told::default());
+        let (rows, mut out) = (RoaringTreemap::from_iter([1]), InMemory::default());
         let edit = Edit { rows: &rows, action: &Action::Delete, tagger: &Upper, cleanse: &Cleanse::default() };
         rewrite(Format::Ndjson, &CsvDialect::default(), zst.as_slice(), &edit, &mut out).unwrap();
-        assert_eq!(out.own_bytes(&zst), 0);
+        assert_eq!(told_as_own(&out, &zst), 0);
     }
 
     fn check(format: Format, source: &str, rows: &[u64], wanted: &str) {

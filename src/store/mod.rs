@@ -27,7 +27,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-pub use self::writer::{ReplacementWriter, Sink, Written};
+pub use self::writer::{InMemory, ReplacementWriter, Sink, Written};
 use crate::error::{Error, Exit};
 
 /// The name of one object, or of a prefix of objects, exactly as the store spells it: keys are never decoded,

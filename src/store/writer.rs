@@ -22,6 +22,30 @@ pub trait Sink: io::Write + Send {
     }
 }
 
+/// What was written, kept in memory, and what was told of it.
+#[derive(Debug, Default)]
+pub struct InMemory {
+    pub bytes: Vec<u8>,
+    pub taken: Vec<(u64, Range<u64>)>,
+}
+
+impl io::Write for InMemory {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sink for InMemory {
+    fn taken_over(&mut self, at: u64, source: Range<u64>) {
+        debug_assert!(at >= self.bytes.len() as u64, "told too late");
+        self.taken.push((at, source));
+    }
+}
+
 impl Sink for Vec<u8> {}
 impl Sink for io::Sink {}
 
@@ -34,7 +58,7 @@ impl<S: Sink + ?Sized> Sink for &mut S {
 /// Blocking writes to a [`Replacement`], the way back over the bridge. `finish` gives it back for the swap.
 pub struct ReplacementWriter {
     replacement: Box<dyn Replacement>,
-    digest: Digesting,
+    digest: DigestThread,
     buffer: Vec<u8>,
     /// Where in the output the buffer begins.
     sent_bytes: u64,
@@ -62,20 +86,20 @@ pub struct Written {
 }
 
 /// A digest that is made on a thread of its own: SHA-256 takes longer than all else that is done with a byte that is only copied.
-struct Digesting {
+struct DigestThread {
     pieces: SyncSender<Bytes>,
     thread: JoinHandle<[u8; 32]>,
 }
 
-impl Digesting {
-    fn begin() -> Digesting {
+impl DigestThread {
+    fn begin() -> DigestThread {
         let (pieces, waiting) = sync_channel::<Bytes>(PIECES_WAITING);
         let digest = move || {
             let mut sha256 = Sha256::new();
             waiting.into_iter().for_each(|piece| sha256.update(&piece));
             sha256.finalize().into()
         };
-        Digesting { pieces, thread: std::thread::spawn(digest) }
+        DigestThread { pieces, thread: std::thread::spawn(digest) }
     }
 
     fn update(&self, piece: &Bytes) -> io::Result<()> {
@@ -103,7 +127,7 @@ impl ReplacementWriter {
     pub fn new(replacement: Box<dyn Replacement>) -> Self {
         ReplacementWriter {
             replacement,
-            digest: Digesting::begin(),
+            digest: DigestThread::begin(),
             buffer: Vec::with_capacity(WRITE_BUFFER_BYTES),
             sent_bytes: 0,
             taken: VecDeque::new(),

@@ -1,8 +1,6 @@
 //! The surgical Parquet rewrite against its slow twin, decode and filter: rows, order, schema and metadata of what is kept, and no
 //! byte of what is removed.
 
-use std::io::Write;
-use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::*;
@@ -14,7 +12,7 @@ use lakescrub::format::parquet::{ParquetReceipt, read_back, rewrite};
 use lakescrub::format::{Edit, FormatError, Tagger};
 use lakescrub::identifier::ColumnPath;
 use lakescrub::residue::Cleanse;
-use lakescrub::store::Sink;
+use lakescrub::store::InMemory;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, Encoding, PageType};
@@ -46,54 +44,24 @@ pub fn edited(
     action: &Action,
 ) -> Result<(Bytes, ParquetReceipt), FormatError> {
     let rows: RoaringTreemap = rows.into_iter().collect();
-    let mut out = Told::default();
+    let mut out = InMemory::default();
     let receipt =
         rewrite(source, &Edit { rows: &rows, action, tagger: &NoTag, cleanse: &Cleanse::default() }, &mut out)?;
-    let out = out.checked(source);
+    let out = checked(out, source);
     read_back(&out, &receipt)?;
     Ok((out, receipt))
 }
 
-/// A file, and what was told of its bytes before they came.
-#[derive(Default)]
-pub struct Told {
-    bytes: Vec<u8>,
-    taken: Vec<(u64, Range<u64>)>,
-}
-
-impl Told {
-    /// The file, if each byte that is said to be the source's own is.
-    pub fn checked(self, source: &[u8]) -> Bytes {
-        let mut end = 0;
-        for (at, range) in self.taken {
-            let (at, range) = (at as usize, range.start as usize..range.end as usize);
-            assert!(at >= end, "told out of order");
-            end = at + range.len();
-            assert!(self.bytes[at..end] == source[range.clone()], "{range:?} of the source is not at {at}");
-        }
-        self.bytes.into()
+/// The file, if each byte that is said to be the source's own is.
+fn checked(told: InMemory, source: &[u8]) -> Bytes {
+    let mut end = 0;
+    for (at, range) in told.taken {
+        let (at, range) = (at as usize, range.start as usize..range.end as usize);
+        assert!(at >= end, "told out of order");
+        end = at + range.len();
+        assert!(told.bytes[at..end] == source[range.clone()], "{range:?} of the source is not at {at}");
     }
-
-    pub fn taken_bytes(&self) -> u64 {
-        self.taken.iter().map(|(_, range)| range.end - range.start).sum()
-    }
-}
-
-impl Write for Told {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.bytes.write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Sink for Told {
-    fn taken_over(&mut self, at: u64, source: Range<u64>) {
-        assert!(at >= self.bytes.len() as u64, "told too late");
-        self.taken.push((at, source));
-    }
+    told.bytes.into()
 }
 
 pub fn scrubbed(source: &Bytes, rows: impl IntoIterator<Item = u64>) -> Bytes {
@@ -550,14 +518,14 @@ fn what_is_copied_is_told_before_it_is_written() {
         &people(900, &email),
         groups_of(300).set_data_page_row_count_limit(20).set_write_batch_size(20).build(),
     );
-    let (rows, mut out) = (RoaringTreemap::from_iter([301]), Told::default());
+    let (rows, mut out) = (RoaringTreemap::from_iter([301]), InMemory::default());
     let edit = Edit { rows: &rows, action: &Action::Delete, tagger: &NoTag, cleanse: &Cleanse::default() };
     rewrite(&source, &edit, &mut out).unwrap();
     let group_bytes: Vec<u64> =
         footer(&source).row_groups().iter().map(|group| group.compressed_size() as u64).collect();
     let untouched = 4 + group_bytes[0] + group_bytes[2];
-    let told = out.taken_bytes();
-    out.checked(&source);
+    let told: u64 = out.taken.iter().map(|(_, range)| range.end - range.start).sum();
+    checked(out, &source);
     // Of the touched group, too, the pages that are copied.
     let of_touched = told.checked_sub(untouched).unwrap();
     assert!((group_bytes[1] / 4..group_bytes[1]).contains(&of_touched), "{of_touched} of {}", group_bytes[1]);
