@@ -100,8 +100,8 @@ async fn through_the_run(
     let (job, mut counts) = plant(job, &store, scratch, &Invented { seed }).await?;
     let (meter, clock) = (Arc::new(Meter::default()), || now);
     let mut builder = Builder::new(&job.lists, &job.datasets, seed);
-    request::read_lists(&job, stores, &clock, &meter, &mut |entry| drop(builder.add(entry))).await?;
-    let index = Arc::new(builder.finish());
+    request::read_lists(&job, stores, &clock, &meter, &mut |entry| builder.add(entry)).await?;
+    let index = Arc::new(builder.finish().0);
     let mut found = Vec::new();
     for (number, spec) in job.datasets.iter().enumerate() {
         let matcher = Arc::new(index.matcher(number, spec));

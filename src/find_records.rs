@@ -404,7 +404,7 @@ mod tests {
         let mut builder = Builder::new(&job.lists, &job.datasets, [7; 16]);
         builder.add(Entry { list: &job.lists[0], cells: &[Some(b"1")] });
         let spec = &job.datasets[0];
-        let matcher = Arc::new(builder.finish()).matcher(0, spec);
+        let matcher = Arc::new(builder.finish().0).matcher(0, spec);
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let store: Arc<dyn Store> = Arc::new(LocalStore);
         let object = runtime.block_on(store.head(&Location::Local(path))).unwrap();

@@ -186,12 +186,11 @@ async fn load(job: &Job, stores: &Stores, key: Arc<TagKey>, now: Timestamp) -> R
         }
     };
     let mut builder = Builder::new(&job.lists, &job.datasets, random()?).with_tags(tags);
-    let reports =
-        request::read_lists(job, stores, &|| now, &Meter::default(), &mut |entry| drop(builder.add(entry))).await?;
+    let reports = request::read_lists(job, stores, &|| now, &Meter::default(), &mut |entry| builder.add(entry)).await?;
     for report in reports {
         lists.push(json!({ "name": report.name, "uri": report.uri, "digest": report.digest, "rows": report.rows }));
     }
-    Ok((Arc::new(builder.finish()), lists))
+    Ok((Arc::new(builder.finish().0), lists))
 }
 
 /// Looks at every object of a scope with the rules of dataset `number`.

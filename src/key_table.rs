@@ -64,6 +64,16 @@ impl KeyTable {
         }
     }
 
+    /// Has the processor fetch what [`KeyTable::insert`] of a key of that fast half will look at.
+    #[inline]
+    pub fn fetch(&self, fast: u64) {
+        if !self.tags.is_empty() {
+            let slot = place(fast, self.tags.len());
+            prefetch(&self.tags[slot]);
+            prefetch(&self.keys[slot]);
+        }
+    }
+
     #[inline]
     pub fn contains(&self, key: &impl Key) -> bool {
         if self.tags.is_empty() {
@@ -108,6 +118,18 @@ impl KeyTable {
         }
         self
     }
+}
+
+/// Has the processor fetch the line of memory that begins with, or holds, `place`.
+#[inline]
+pub fn prefetch<T>(place: &T) {
+    // Safety: a hint, which reads nothing, and every x86-64 processor knows it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(place).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
 }
 
 #[cfg(test)]

@@ -106,6 +106,7 @@ pub mod request_text;
 pub mod key_table;
 pub mod tag_table;
 pub mod unlisted;
+pub mod screen;
 pub mod match_index;
 pub mod drop_files;
 pub mod ledger_event;

@@ -5,7 +5,7 @@
 //! readable. Two different values compare equal with a probability of 2^-128, and of 2^-64 should somebody outside be able
 //! to construct values that collide under an XXH3 whose secret they do not know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::Hasher;
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use crate::identifier::{Canonical, ColumnPath, HashFunction, Hashed, Kind, Value
 use crate::job::{DatasetSpec, ListColumn, ListSpec, MatchPart, MatchRule};
 use crate::key_table::{Key, KeyTable};
 use crate::request::Entry;
+use crate::screen::{self, Screen};
 use crate::signature::{KindTags, TagKey};
 use crate::tag_table::TagTable;
 use crate::unlisted::Unlisted;
@@ -52,6 +53,8 @@ pub struct MatchIndex {
     secret: Secret,
     sets: BTreeMap<SetName, u16>,
     composites: BTreeMap<CompositeName, u16>,
+    /// Of the e-mail addresses that are listed as they are.
+    screen: Arc<Screen>,
     tags: Option<Tags>,
     /// What the ledger was asked for in vain.
     unlisted: Unlisted,
@@ -118,21 +121,28 @@ impl Key for Hashes<'_> {
     }
 }
 
-/// How many identifiers an entry added, and how many were there before.
+/// A key whose halves are both made.
+struct Made {
+    fast: u64,
+    slow: u64,
+}
+
+impl Key for Made {
+    fn fast(&self) -> u64 {
+        self.fast
+    }
+
+    fn slow(&self) -> u64 {
+        self.slow
+    }
+}
+
+/// How many identifiers a list added, and how many were there before.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Added {
     /// New identifiers by kind.
     pub identifiers: BTreeMap<&'static str, u64>,
     pub duplicates: u64,
-}
-
-impl Added {
-    pub fn merge(&mut self, other: &Added) {
-        for (kind, count) in &other.identifiers {
-            *self.identifiers.entry(kind).or_default() += count;
-        }
-        self.duplicates += other.duplicates;
-    }
 }
 
 /// Fills a [`MatchIndex`] with what the datasets' rules can ask for.
@@ -143,7 +153,16 @@ pub struct Builder<'a> {
     /// By list, by column.
     targets: Vec<Vec<Targets>>,
     scratch: Vec<u8>,
+    /// Of e-mail addresses, for the screen.
+    fingerprints: Vec<u32>,
+    /// Keys on their way into the table, with the list and the column of those that are an identifier of their own.
+    waiting: VecDeque<(Made, Option<(usize, usize)>)>,
+    /// By list, by column: how many identifiers were new, and how many there before.
+    counts: Vec<Vec<[u64; 2]>>,
 }
+
+/// So many keys wait for the memory that they will stand in.
+const KEYS_AHEAD: usize = 16;
 
 /// The sets that a cell of one list column goes to.
 struct Targets {
@@ -180,6 +199,7 @@ impl<'a> Builder<'a> {
             secret: Secret::new(secret),
             sets: BTreeMap::new(),
             composites: BTreeMap::new(),
+            screen: Arc::new(Screen::new(&[])),
             tags: None,
             unlisted: Unlisted::default(),
         };
@@ -197,7 +217,9 @@ impl<'a> Builder<'a> {
         }
         let target = |column: &ListColumn| Targets::new(&index, column);
         let targets = lists.iter().map(|list| list.columns.iter().map(target).collect()).collect();
-        Builder { index, lists, datasets, targets, scratch: Vec::new() }
+        let counts = lists.iter().map(|list| vec![[0; 2]; list.columns.len()]).collect();
+        let (fingerprints, waiting) = (Vec::new(), VecDeque::with_capacity(KEYS_AHEAD));
+        Builder { index, lists, datasets, targets, scratch: Vec::new(), fingerprints, waiting, counts }
     }
 
     /// Compares with the ledger as well: every rule of its own that names no list column.
@@ -207,48 +229,83 @@ impl<'a> Builder<'a> {
     }
 
     /// Adds one list row.
-    pub fn add(&mut self, entry: Entry<'_>) -> Added {
-        let mut added = Added::default();
-        let list = self.lists.iter().position(|list| list.name == entry.list.name);
+    pub fn add(&mut self, entry: Entry<'_>) {
+        let list = self.lists.iter().position(|list| std::ptr::eq(list, entry.list) || list.name == entry.list.name);
         let list = list.expect("entries come from the lists the index was made for");
         for (column, cell) in entry.cells.iter().enumerate() {
             if let Some(cell) = cell {
-                self.add_cell(list, column, cell, &mut added);
+                self.add_cell(list, column, cell);
             }
         }
         if !self.index.composites.is_empty() {
             self.add_composites(&entry);
         }
-        added
     }
 
-    pub fn finish(mut self) -> MatchIndex {
+    /// The index, and what each list added to it.
+    pub fn finish(mut self) -> (MatchIndex, Vec<Added>) {
+        while self.settle_one() {}
+        let added = self.lists.iter().zip(&self.counts).map(|(list, counts)| {
+            let mut added = Added::default();
+            for (column, [new, known]) in list.columns.iter().zip(counts).filter(|(_, counts)| **counts != [0; 2]) {
+                added.duplicates += known;
+                if *new > 0 {
+                    *added.identifiers.entry(column.kind.name()).or_default() += new;
+                }
+            }
+            added
+        });
+        let added = added.collect();
         self.index.keys = self.index.keys.settled();
-        self.index
+        self.index.screen = Arc::new(Screen::new(&self.fingerprints));
+        (self.index, added)
     }
 
-    fn add_cell(&mut self, list: usize, column: usize, cell: &[u8], added: &mut Added) {
-        let Builder { index, lists, targets, scratch, .. } = self;
-        let (column, targets) = (&lists[list].columns[column], &targets[list][column]);
-        if index.insert(targets.own, cell) {
-            *added.identifiers.entry(column.kind.name()).or_default() += 1;
-        } else {
-            added.duplicates += 1;
+    fn add_cell(&mut self, list: usize, column: usize, cell: &[u8]) {
+        let lists = self.lists;
+        let spec = &lists[list].columns[column];
+        let Targets { own, named, .. } = self.targets[list][column];
+        if spec.kind == Kind::Email && spec.hashed.is_none() {
+            self.fingerprints.extend(screen::fingerprint(cell));
         }
-        if let Some(named) = targets.named {
-            index.insert(named, cell);
+        self.put(own, cell, Some((list, column)));
+        if let Some(named) = named {
+            self.put(named, cell, None);
         }
-        for (function, set) in &targets.hashes {
-            function.digest(cell, scratch);
-            index.insert(*set, scratch);
+        for i in 0..self.targets[list][column].hashes.len() {
+            let (function, set) = self.targets[list][column].hashes[i];
+            let mut digest = std::mem::take(&mut self.scratch);
+            function.digest(cell, &mut digest);
+            self.put(set, &digest, None);
+            self.scratch = digest;
         }
-        if !targets.numbers.is_empty()
-            && let Some(number) = number_of(&column.kind, cell)
+        if !self.targets[list][column].numbers.is_empty()
+            && let Some(number) = number_of(&spec.kind, cell)
         {
-            targets.numbers.iter().for_each(|set| {
-                index.insert(*set, number.as_bytes());
-            });
+            for i in 0..self.targets[list][column].numbers.len() {
+                self.put(self.targets[list][column].numbers[i], number.as_bytes(), None);
+            }
         }
+    }
+
+    fn put(&mut self, set: u16, bytes: &[u8], counted: Option<(usize, usize)>) {
+        let hashes = Hashes::new(&self.index.secret, set, bytes);
+        let key = Made { fast: hashes.fast, slow: hashes.slow() };
+        self.index.keys.fetch(key.fast);
+        if self.waiting.len() == KEYS_AHEAD {
+            self.settle_one();
+        }
+        self.waiting.push_back((key, counted));
+    }
+
+    /// Whether one was waiting.
+    fn settle_one(&mut self) -> bool {
+        let Some((key, counted)) = self.waiting.pop_front() else { return false };
+        let is_new = self.index.keys.insert(&key);
+        if let Some((list, column)) = counted {
+            self.counts[list][column][usize::from(!is_new)] += 1;
+        }
+        true
     }
 
     fn add_composites(&mut self, entry: &Entry<'_>) {
@@ -440,12 +497,6 @@ impl MatchIndex {
         self.sets.get(&SetName { kind: kind.name(), form, list_column: list_column.clone() }).copied()
     }
 
-    /// Whether the key is new.
-    fn insert(&mut self, set: u16, bytes: &[u8]) -> bool {
-        let MatchIndex { keys, secret, .. } = self;
-        keys.insert(&Hashes::new(secret, set, bytes))
-    }
-
     #[inline]
     fn holds(&self, set: u16, bytes: &[u8]) -> bool {
         self.keys.contains(&Hashes::new(&self.secret, set, bytes))
@@ -485,7 +536,7 @@ impl MatchIndex {
 
     fn probe(self: &Arc<Self>, part: &MatchPart) -> Probe {
         let set = |form| self.set(&part.kind, form, &part.list_column);
-        Probe {
+        let mut probe = Probe {
             index: self.clone(),
             kind: part.kind.clone(),
             hashed: part.hashed,
@@ -496,7 +547,12 @@ impl MatchIndex {
                 None => HashFunction::ALL.iter().filter_map(|f| Some((*f, set(Form::Hash(*f))?))).collect(),
             },
             tags: self.tags.as_ref().and_then(|tags| ProbeTags::new(tags, &self.secret, part)),
-        }
+            screen: None,
+        };
+        // Digests and tags say nothing about the text that they are of.
+        let is_screened = part.kind == Kind::Email && part.hashed.is_none();
+        probe.screen = (is_screened && probe.hashes.is_empty() && probe.tags.is_none()).then(|| self.screen.clone());
+        probe
     }
 
     fn composite(self: &Arc<Self>, dataset: usize, rule: usize, parts: &[MatchPart]) -> Composite {
@@ -582,6 +638,8 @@ pub struct Probe {
     hashes: Vec<(HashFunction, u16)>,
     /// Boxed: most jobs have none.
     tags: Option<Box<ProbeTags>>,
+    /// Where it knows all that the value is compared with.
+    screen: Option<Arc<Screen>>,
 }
 
 /// What a value is asked of the ledger with. A plain value takes three SHA-256 compressions, a digest two; values repeat in most
@@ -669,6 +727,12 @@ impl Probe {
     /// As [`Probe::check`] of a column's bytes, which are a text when they are UTF-8 and the column `is_text`.
     #[inline]
     pub fn check_bytes(&self, bytes: &[u8], is_text: bool, scratch: &mut Scratch) -> Check {
+        if let Some(screen) = &self.screen
+            && is_text
+            && screen::fingerprint(bytes).is_some_and(|fingerprint| !screen.holds(fingerprint))
+        {
+            return Check::NoMatch;
+        }
         if is_text && self.hashed.is_none() && self.kind.is_canonical_ascii(bytes) {
             return self.check_canonical(bytes, scratch);
         }
@@ -851,11 +915,11 @@ mod tests {
 
     fn index(job: &Job, rows: &[&[Option<&[u8]>]]) -> (Arc<MatchIndex>, Added) {
         let mut builder = Builder::new(&job.lists, &job.datasets, [7; 16]);
-        let mut added = Added::default();
         for cells in rows {
-            added.merge(&builder.add(Entry { list: &job.lists[0], cells }));
+            builder.add(Entry { list: &job.lists[0], cells });
         }
-        (Arc::new(builder.finish()), added)
+        let (index, mut added) = builder.finish();
+        (Arc::new(index), added.remove(0))
     }
 
     fn check(job: &Job, rows: &[&[Option<&[u8]>]], value: Value<'_>) -> Check {
@@ -1021,8 +1085,9 @@ mod tests {
             let job = job(&column(kind, ""), &rule(kind, hashed));
             let table = TagTable::build(tags.len(), tags.iter());
             let builder = Builder::new(&job.lists, &job.datasets, [7; 16]);
-            let index =
-                Arc::new(builder.with_tags(Some(Tags { key: key.clone(), table, numbers: Some("numbers") })).finish());
+            let index = Arc::new(
+                builder.with_tags(Some(Tags { key: key.clone(), table, numbers: Some("numbers") })).finish().0,
+            );
             let matcher = index.matcher(0, &job.datasets[0]);
             let Rule::Single { probe, .. } = &matcher.rules[0] else { panic!("a single rule") };
             for _ in 0..3 {

@@ -54,6 +54,15 @@ pub struct Answer {
     pub beside: Option<Beside>,
 }
 
+impl Answer {
+    fn note(&mut self, row: u64, verdict: Verdict) {
+        self.not_comparable += u64::from(verdict.not_comparable);
+        if verdict.is_listed {
+            self.matched.push(row);
+        }
+    }
+}
+
 /// What a chunk holds, or is said to hold, that is none of its values.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Beside {
@@ -144,7 +153,7 @@ impl Bounds {
     #[inline]
     fn see(&mut self, value: &[u8]) {
         for waiting in [&mut self.of_chunk, &mut self.of_page] {
-            if waiting.iter().any(|bound| bound == value) {
+            if waiting.iter().any(|bound| is_same(bound, value)) {
                 waiting.retain(|bound| bound != value);
             }
         }
@@ -157,6 +166,12 @@ impl Bounds {
         unseen.dedup();
         unseen
     }
+}
+
+/// Looks at the heads before it compares the whole: most values differ there.
+#[inline]
+fn is_same(bound: &[u8], value: &[u8]) -> bool {
+    bound.len() == value.len() && bound.first_chunk::<8>() == value.first_chunk::<8>() && bound == value
 }
 
 /// The levels of one page. Empty where the column has none of the kind.
@@ -293,6 +308,18 @@ impl<'s, F: FnMut(&[u8]) -> Verdict> Probe<'s, F> {
 
     /// Calls `next` for each value that is there, and notes what it says under the value's row.
     fn each_value(&mut self, levels: usize, mut next: impl FnMut(&mut F) -> Result<Verdict>) -> Result<()> {
+        let Levels { definition, repetition } = &self.levels;
+        if repetition.is_empty() && definition.iter().all(|level| *level == self.max_definition) {
+            let first_row = self.answer.rows;
+            self.answer.rows += levels as u64;
+            for row in first_row..self.answer.rows {
+                let verdict = next(&mut self.ask)?;
+                if verdict.is_remarkable() {
+                    self.answer.note(row, verdict);
+                }
+            }
+            return Ok(());
+        }
         for i in 0..levels {
             if self.levels.repetition.get(i).is_none_or(|level| *level == 0) {
                 self.answer.rows += 1;
@@ -303,10 +330,7 @@ impl<'s, F: FnMut(&[u8]) -> Verdict> Probe<'s, F> {
             let verdict = next(&mut self.ask)?;
             if verdict.is_remarkable() {
                 let row = self.answer.rows.checked_sub(1).ok_or_else(|| corrupt("a value before the first row"))?;
-                self.answer.not_comparable += u64::from(verdict.not_comparable);
-                if verdict.is_listed {
-                    self.answer.matched.push(row);
-                }
+                self.answer.note(row, verdict);
             }
         }
         Ok(())

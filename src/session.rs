@@ -205,13 +205,8 @@ impl Session {
         });
         let builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
         let mut builder = builder.with_tags(tags);
-        let mut added: Vec<Added> = vec![Added::default(); self.job.lists.len()];
-        let numbers: Vec<String> = self.job.lists.iter().map(|list| list.name.clone()).collect();
         let clock = || self.now();
-        let mut each = |entry: request::Entry<'_>| {
-            let number = numbers.iter().position(|name| *name == entry.list.name).unwrap_or(0);
-            added[number].merge(&builder.add(entry));
-        };
+        let mut each = |entry: request::Entry<'_>| builder.add(entry);
         let reading = request::read_lists(&self.job, &self.stores, &clock, &stage.meter, &mut each);
         let again = verify::read_lists_up_to(&self.job, &self.stores, &clock, end);
         // Side by side, and the first one's errors count: the second leaves it to that to say what is wrong with a list.
@@ -227,7 +222,8 @@ impl Session {
             )
             .hint("run again when its writer has finished"));
         }
-        let index = Arc::new(builder.finish());
+        let (index, mut added) = builder.finish();
+        let index = Arc::new(index);
         self.progress.end(stage);
         for ((report, added), list) in reports.iter().zip(&added).zip(&self.job.lists) {
             if added.identifiers.values().sum::<u64>() == 0 && added.duplicates == 0 {
@@ -257,7 +253,7 @@ impl Session {
             return Err(Error::internal("two readers of the ledger count different identifiers; nothing was written"));
         }
         self.ledger = ledger.map(|ledger| (ledger, now));
-        let (mut reports, mut added) = (reports, added);
+        let mut reports = reports;
         if let Some((report, of_ledger)) = of_ledger {
             reports.push(report);
             added.push(of_ledger);

@@ -8,6 +8,8 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::key_table::prefetch;
+
 /// As many values as one line of a cache holds; 0 is nobody.
 #[repr(align(64))]
 #[derive(Default)]
@@ -57,17 +59,6 @@ impl Unlisted {
         let free = line.iter().find(|it| it.load(Ordering::Relaxed) == 0);
         free.unwrap_or(&line[known as usize % line.len()]).store(known, Ordering::Relaxed);
     }
-}
-
-#[inline]
-fn prefetch(line: &Line) {
-    // Safety: a hint, which reads nothing, and every x86-64 processor knows it.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(line).cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
 }
 
 #[cfg(test)]

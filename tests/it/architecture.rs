@@ -31,6 +31,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "ledger_fold",
             "tag_table",
             "unlisted",
+            "screen",
         ],
     ),
     (

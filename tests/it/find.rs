@@ -57,7 +57,7 @@ fn found(rules: &[(&str, &str, &str)], files: Vec<(&str, Vec<u8>)>) -> Found {
         let cells = [Some(email.as_bytes()), Some(text.as_bytes()), Some(uuid.as_bytes()), None];
         builder.add(Entry { list: &job.lists[0], cells: &cells });
     }
-    let index = Arc::new(builder.finish());
+    let index = Arc::new(builder.finish().0);
     let store = MemoryStore::new(files);
     let spec = &job.datasets[0];
     let runtime = tokio::runtime::Runtime::new().unwrap();
