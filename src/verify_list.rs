@@ -34,8 +34,8 @@ pub struct Suppressed {
     stored_functions: Vec<HashFunction>,
     /// Their spellings.
     stored_spellings: Vec<Hashed>,
-    /// Of the list that is being read, to count what is different.
-    current: HashSet<u128, Spread>,
+    /// Of the list that is being read, half of each entry's key, to count what is different: half as large as keys in a set.
+    current: Vec<u64>,
     /// The identifiers of the request ledger, where it is a list of the job.
     pub tagged: Option<Tagged>,
 }
@@ -286,7 +286,7 @@ impl Suppressed {
             composites: Vec::new(),
             stored_functions: Vec::new(),
             stored_spellings: Vec::new(),
-            current: HashSet::with_hasher(Spread),
+            current: Vec::new(),
             tagged: None,
         };
         let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::compared);
@@ -344,7 +344,10 @@ impl Suppressed {
 
     /// How many different identifiers (or digests of some) have been added since the last call.
     pub fn count_identifiers(&mut self) -> u64 {
-        std::mem::replace(&mut self.current, HashSet::with_hasher(Spread)).len() as u64
+        let mut seen = std::mem::take(&mut self.current);
+        seen.sort_unstable();
+        seen.dedup();
+        seen.len() as u64
     }
 
     /// The rules of a dataset of the job that these sets were made for.
@@ -779,7 +782,7 @@ pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> Po
     let mut sets = locked();
     let Suppressed { fingerprints, selections, composites, current, .. } = &mut *sets;
     for (column, (keyed, filter_hashes)) in list.columns.iter().zip(&keyed) {
-        current.extend(keyed.iter().filter(|keyed| keyed.is_entry).map(|keyed| keyed.key));
+        current.extend(keyed.iter().filter(|keyed| keyed.is_entry).map(|keyed| keyed.key as u64));
         for selection in selections.iter_mut().filter(|selection| selection.takes(column)) {
             selection.keys.extend(keyed.iter().map(|keyed| keyed.key));
             for (hashed, hashes) in filter_hashes {
