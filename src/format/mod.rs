@@ -2,6 +2,7 @@
 
 pub mod compression;
 pub mod csv;
+pub mod csv_runs;
 pub mod ndjson;
 pub mod parquet;
 pub mod parquet_chunk;

@@ -46,12 +46,14 @@ pub fn read_back(format: Format, dialect: &CsvDialect, new: impl Read, receipt: 
     match format {
         Format::Csv | Format::Tsv => {
             let mut records = Records::new(source, dialect, format == Format::Tsv);
-            let mut header = dialect.header;
-            while let Some(record) = records.read_whole()? {
-                kept.keep(record.gap, &mut nowhere)?;
-                kept.keep(record.raw, &mut nowhere)?;
-                kept.rows_after += u64::from(!header);
-                header = false;
+            if dialect.header
+                && let Some(header) = records.read_run(1)?
+            {
+                kept.keep(header.bytes, &mut nowhere)?;
+            }
+            while let Some(run) = records.read_run(u64::MAX)? {
+                kept.keep(run.bytes, &mut nowhere)?;
+                kept.rows_after += run.records;
             }
             kept.keep(records.rest(), &mut nowhere)?;
         }
@@ -105,9 +107,16 @@ impl Kept {
 
     /// The source's next bytes leave as they are.
     fn keep(&mut self, bytes: &[u8], out: &mut dyn Sink) -> Result<(), FormatError> {
-        self.gathered.extend_from_slice(bytes);
+        if bytes.len() < GATHERED_BYTES {
+            self.gathered.extend_from_slice(bytes);
+            self.source_bytes += bytes.len() as u64;
+            return self.flush_if_full(out);
+        }
+        self.flush(out)?;
+        let begin = self.source_bytes;
         self.source_bytes += bytes.len() as u64;
-        self.flush_if_full(out)
+        out.taken_over(self.written_bytes, begin..self.source_bytes);
+        self.write(bytes, out)
     }
 
     /// The source's next bytes make way for `bytes`.
@@ -137,11 +146,17 @@ impl Kept {
     /// What was gathered leaves; to be called once more after the last record.
     fn flush(&mut self, out: &mut dyn Sink) -> Result<(), FormatError> {
         self.tell(out);
-        self.digest.update(&self.gathered);
-        out.write_all(&self.gathered).map_err(FormatError::from_io)?;
-        self.written_bytes += self.gathered.len() as u64;
-        self.gathered.clear();
-        self.own = 0;
+        let mut gathered = std::mem::take(&mut self.gathered);
+        self.write(&gathered, out)?;
+        gathered.clear();
+        (self.gathered, self.own) = (gathered, 0);
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8], out: &mut dyn Sink) -> Result<(), FormatError> {
+        self.digest.update(bytes);
+        out.write_all(bytes).map_err(FormatError::from_io)?;
+        self.written_bytes += bytes.len() as u64;
         Ok(())
     }
 
@@ -212,14 +227,26 @@ impl Editor<'_> {
         kept: &mut Kept,
         out: &mut dyn Sink,
     ) -> Result<(), FormatError> {
-        let mut is_header = self.dialect.header;
-        while let Some(record) = records.read_whole()? {
-            kept.keep(record.gap, out)?;
-            if std::mem::take(&mut is_header) {
-                kept.keep(record.raw, out)?;
+        if self.dialect.header
+            && let Some(header) = records.read_run(1)?
+        {
+            kept.keep(header.bytes, out)?;
+        }
+        let mut removed = self.edit.rows.iter().peekable();
+        loop {
+            let rows_to_keep = removed.peek().map_or(u64::MAX, |next| next - kept.rows_before);
+            if rows_to_keep > 0 {
+                let Some(run) = records.read_run(rows_to_keep)? else { break };
+                kept.keep(run.bytes, out)?;
+                kept.rows_before += run.records;
+                kept.rows_after += run.records;
             } else {
-                // Without redactions and strays no record is edited.
-                kept.record(record.raw, self.edit, |_| Ok(record.raw.to_vec()), out)?;
+                let Some(record) = records.read_whole()? else { break };
+                kept.keep(record.gap, out)?;
+                kept.exchange(record.raw, b"", out)?;
+                kept.rows_before += 1;
+                kept.rows_removed += 1;
+                removed.next();
             }
         }
         kept.keep(records.rest(), out)
