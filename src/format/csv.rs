@@ -10,7 +10,7 @@ use std::ops::Range;
 use csv_core::{ReadRecordResult, Reader as Core, ReaderBuilder};
 use memchr::{memchr, memchr_iter, memchr3};
 
-use super::csv_runs::{self, Marks};
+use super::csv_runs::{self, Cuts, Marks, Wanted};
 use super::{CsvDialect, FormatError};
 use crate::identifier::ColumnPath;
 
@@ -171,18 +171,35 @@ impl<R: Read> Records<R> {
     pub fn read_run(&mut self, most: u64) -> Result<Option<Run<'_>>, FormatError> {
         // A byte order mark, of whatever encoding, stands on the first line: that is not skipped over.
         if self.line > 1 {
-            let marks = Marks { delimiter: self.delimiter, quote: self.quote };
-            let run = csv_runs::run(self.rest(), marks, self.source_ended, most);
+            let run = csv_runs::run(self.rest(), self.marks(), self.source_ended, most);
             if run.records > 0 {
-                let begin = self.at;
-                self.at += run.bytes;
-                let bytes = &self.buffer[begin..self.at];
-                self.line += newlines(bytes);
-                return Ok(Some(Run { bytes, records: run.records }));
+                return Ok(Some(Run { bytes: self.give_out(run.bytes), records: run.records }));
             }
         }
         let Some(Found { gap, begin, extent, .. }) = self.next(false)? else { return Ok(None) };
         Ok(Some(Run { bytes: &self.buffer[gap..begin + extent.whole], records: 1 }))
+    }
+
+    /// The next records, as many as can be cut without a parser, at least one: their bytes, and where the wanted fields stand in
+    /// them. `None`: ask [`Records::read`] for one.
+    pub fn read_cut(&mut self, wanted: &Wanted, cuts: &mut Cuts) -> Option<&[u8]> {
+        if self.line == 1 {
+            return None;
+        }
+        let bytes = csv_runs::cut(self.rest(), self.marks(), self.source_ended, wanted, cuts);
+        (bytes > 0).then(|| self.give_out(bytes))
+    }
+
+    fn marks(&self) -> Marks {
+        Marks { delimiter: self.delimiter, quote: self.quote }
+    }
+
+    fn give_out(&mut self, bytes: usize) -> &[u8] {
+        let begin = self.at;
+        self.at += bytes;
+        let bytes = &self.buffer[begin..self.at];
+        self.line += newlines(bytes);
+        bytes
     }
 
     fn next(&mut self, with_fields: bool) -> Result<Option<Found>, FormatError> {
@@ -629,6 +646,32 @@ mod tests {
         Some(ends)
     }
 
+    /// The first two fields of records that have as many as the first one, and where the records begin and end: cut at once where
+    /// that can be done, or all read singly.
+    fn firsts(source: impl Read, at_once: bool) -> Option<Vec<(usize, usize, Fields)>> {
+        let mut records = Records::new(source, &CsvDialect::default(), false);
+        let (mut all, mut at, mut cuts, mut wanted) = (Vec::new(), 0, Cuts::default(), None);
+        loop {
+            if let Some(wanted) = wanted.as_ref().filter(|_| at_once)
+                && let Some(run) = records.read_cut(wanted, &mut cuts)
+            {
+                for (extent, fields) in cuts.records(wanted) {
+                    let fields = fields.iter().map(|(begin, end)| run[*begin as usize..*end as usize].to_vec());
+                    all.push((at + extent.start, at + extent.end, fields.collect()));
+                }
+                at += run.len();
+                continue;
+            }
+            let Some(record) = records.read().ok()? else { return Some(all) };
+            let wanted =
+                wanted.get_or_insert_with(|| Wanted::new(record.width(), (0..record.width().min(2)).collect()));
+            let begin = at + record.gap.len();
+            at = begin + record.raw.len();
+            let fields = wanted.positions().iter().map(|i| record.field(*i).unwrap_or(b"").to_vec());
+            all.push((begin, at, if record.width() == wanted.width() { fields.collect() } else { Vec::new() }));
+        }
+    }
+
     /// What `csv-core` makes of it alone.
     fn records_of_core(source: &[u8]) -> Vec<Fields> {
         let source = [source, b"\n"].concat();
@@ -657,6 +700,8 @@ mod tests {
                     prop_assert!(runs.iter().all(|(at, count)| singly[*count as usize - 1] == *at), "{:?} {:?}", runs, singly);
                 }
             }
+            prop_assert_eq!(firsts(source, true), firsts(source, false));
+            prop_assert_eq!(firsts(Drip(source), true), firsts(source, false));
             let Ok((records_at_once, bytes)) = records(source) else {
                 // It ends inside quotes.
                 return Ok(());
