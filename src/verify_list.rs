@@ -582,6 +582,7 @@ impl Suppressed {
                 let probe = Probe::of(selection.kind.clone(), None, number);
                 let mut keys = Vec::new();
                 self.hits(&probe, &leaf, &mut keys)?;
+                keys.sort_by_key(|held| held.row);
                 keys.dedup_by_key(|held| held.row);
                 hits.extend(keys.iter().map(|held| Hit::of(words[held.row as usize], &selection.kind, None)));
             }
@@ -602,39 +603,51 @@ impl Suppressed {
     /// The values of a leaf that some list holds, by row.
     fn hits(&self, probe: &Probe, leaf: &Leaf, found: &mut Vec<Held>) -> PolarsResult<u64> {
         let selection = &self.selections[probe.selection];
-        let in_ledger = |tag: u128| self.tagged.as_ref().is_some_and(|tagged| tagged.holds(tag));
+        let ledger = self.tagged.as_ref().zip(selection.tagger.as_ref());
         let mut keep = |index: usize, key: u128| {
-            if selection.keys.contains(&key) || selection.is_tagged && in_ledger(key) {
-                found.push(Held { row: leaf.row(index), element: leaf.element(index), key });
-            }
+            found.push(Held { row: leaf.row(index), element: leaf.element(index), key });
         };
         if let Some(hashed) = probe.hashed {
             let function = function_of(hashed);
-            let tagger = selection.tagger.as_ref().filter(|_| function == HashFunction::Sha256);
+            let ledger = ledger.filter(|_| function == HashFunction::Sha256);
             return digests(hashed, &leaf.values, &mut |index, digest| {
-                keep(index, self.fingerprints.digest(function, digest));
-                if let Some(tag) = tagger.and_then(|tagger| tagger.of_digest(digest)) {
+                let key = self.fingerprints.digest(function, digest);
+                if selection.keys.contains(&key) {
+                    keep(index, key);
+                }
+                let held =
+                    |(tagged, tagger): (&Tagged, &Tagger)| tagger.of_digest(digest).filter(|it| tagged.holds(*it));
+                if let Some(tag) = ledger.and_then(held) {
                     keep(index, tag);
                 }
             });
         }
         // A value that comes again is not hashed again: columns of identifiers repeat a few of them over and over.
         let mut known: HashMap<u128, Vec<u128>, Spread> = HashMap::with_hasher(Spread);
-        canonicals(&probe.kind, &leaf.values, &mut |index, form, canonical| {
+        let mut asking = ledger.map(|(tagged, tagger)| tagged.asking(tagger));
+        let not_comparable = canonicals(&probe.kind, &leaf.values, &mut |index, form, canonical| {
             let key = self.fingerprints.canonical(form, canonical);
-            keep(index, key);
-            if !selection.listed_functions.is_empty() || selection.tagger.is_some() {
+            if selection.keys.contains(&key) {
+                keep(index, key);
+            }
+            if !selection.listed_functions.is_empty() {
                 if known.len() >= KNOWN_MAX {
                     known.clear();
                 }
                 let under =
                     |function: &HashFunction| self.fingerprints.digest(*function, &digest_of(*function, canonical));
-                let tags = || selection.tagger.iter().flat_map(|it| it.of_canonical(canonical, form == Form::Number));
                 let keys = known.entry(key);
-                let keys = keys.or_insert_with(|| selection.listed_functions.iter().map(under).chain(tags()).collect());
-                keys.iter().for_each(|key| keep(index, *key));
+                let keys = keys.or_insert_with(|| selection.listed_functions.iter().map(under).collect());
+                keys.iter().filter(|key| selection.keys.contains(*key)).for_each(|key| keep(index, *key));
             }
-        })
+            if let Some(asking) = &mut asking {
+                asking.ask(index, key, canonical, form == Form::Number, &mut keep);
+            }
+        })?;
+        if let Some(asking) = &mut asking {
+            asking.answer(&mut keep);
+        }
+        Ok(not_comparable)
     }
 }
 
