@@ -679,8 +679,8 @@ impl ProbeTags {
     }
 
     #[inline]
-    fn hold_canonical(&self, index: &MatchIndex, canonical: &[u8], is_number: bool) -> bool {
-        let key = self.unlisted_key(&index.secret, canonical, is_number);
+    fn hold_canonical(&self, index: &MatchIndex, canonical: &[u8], key: Option<u128>, is_number: bool) -> bool {
+        let key = key.unwrap_or_else(|| self.unlisted_key(&index.secret, canonical, is_number));
         if index.unlisted.holds(key) {
             return false;
         }
@@ -716,17 +716,19 @@ impl Probe {
     }
 
     /// Tells of a value that will be asked about soon: what is looked up far away is on its way until then. Costs a wrong guess, no
-    /// more, when the value is not its own canonical form.
+    /// more, when the value is not its own canonical form. What it is looked up by, for [`Probe::check_bytes`].
     #[inline]
-    pub fn fetch(&self, bytes: &[u8]) {
-        if let Some(tags) = &self.tags {
-            self.index.unlisted.fetch(tags.unlisted_key(&self.index.secret, bytes, false));
-        }
+    pub fn fetch(&self, bytes: &[u8]) -> u128 {
+        let Some(tags) = &self.tags else { return 0 };
+        let key = tags.unlisted_key(&self.index.secret, bytes, false);
+        self.index.unlisted.fetch(key);
+        key
     }
 
-    /// As [`Probe::check`] of a column's bytes, which are a text when they are UTF-8 and the column `is_text`.
+    /// As [`Probe::check`] of a column's bytes, which are a text when they are UTF-8 and the column `is_text`; `key` is what
+    /// [`Probe::fetch`] of this probe gave for these bytes.
     #[inline]
-    pub fn check_bytes(&self, bytes: &[u8], is_text: bool, scratch: &mut Scratch) -> Check {
+    pub fn check_bytes(&self, bytes: &[u8], is_text: bool, key: Option<u128>, scratch: &mut Scratch) -> Check {
         if let Some(screen) = &self.screen
             && is_text
             && screen::fingerprint(bytes).is_some_and(|fingerprint| !screen.holds(fingerprint))
@@ -734,7 +736,7 @@ impl Probe {
             return Check::NoMatch;
         }
         if is_text && self.hashed.is_none() && self.kind.is_canonical_ascii(bytes) {
-            return self.check_canonical(bytes, scratch);
+            return self.check_canonical(bytes, key, scratch);
         }
         let value = match is_text {
             true => std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Text),
@@ -748,7 +750,7 @@ impl Probe {
             && self.hashed.is_none()
             && self.kind.is_canonical(text)
         {
-            return self.check_canonical(text.as_bytes(), scratch);
+            return self.check_canonical(text.as_bytes(), None, scratch);
         }
         let read = match self.hashed {
             Some(hashed) => hashed.read(value, &mut scratch.canonical),
@@ -764,7 +766,7 @@ impl Probe {
             (_, Canonical::Empty | Canonical::NotComparable) => false,
             (Some(_), Canonical::Text | Canonical::Number) => tags.hold_digest(&scratch.canonical),
             (None, Canonical::Text | Canonical::Number) => {
-                tags.hold_canonical(&self.index, &scratch.canonical, read == Canonical::Number)
+                tags.hold_canonical(&self.index, &scratch.canonical, None, read == Canonical::Number)
             }
         };
         if listed
@@ -779,9 +781,9 @@ impl Probe {
 
     /// For a value that is its own canonical form: nothing is copied.
     #[inline]
-    fn check_canonical(&self, canonical: &[u8], scratch: &mut Scratch) -> Check {
+    fn check_canonical(&self, canonical: &[u8], key: Option<u128>, scratch: &mut Scratch) -> Check {
         let listed = self.holds(self.plain, canonical)
-            || self.tags.as_ref().is_some_and(|tags| tags.hold_canonical(&self.index, canonical, false))
+            || self.tags.as_ref().is_some_and(|tags| tags.hold_canonical(&self.index, canonical, key, false))
             || self.hashes.iter().any(|(function, set)| {
                 function.digest(canonical, &mut scratch.digest);
                 self.index.holds(*set, &scratch.digest)
@@ -841,7 +843,7 @@ impl Composite {
                 let choices: Vec<Vec<Choice<'_>>> =
                     parts.map(|(part, values)| joined_part(part, values, scratch)).collect();
                 combinations(&choices, &together, &mut |bytes| {
-                    found |= probe.check_canonical(bytes, scratch) == Check::Match;
+                    found |= probe.check_canonical(bytes, None, scratch) == Check::Match;
                 });
             }
         }

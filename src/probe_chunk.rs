@@ -4,6 +4,7 @@
 //! that this does not know go through the crate's own column reader. Statistics are never looked at: every value of the chunk is
 //! asked, and the rows are counted.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -72,8 +73,9 @@ pub struct Beside {
     pub unseen_bounds: Vec<Vec<u8>>,
 }
 
-/// Is told of plain values some time before they are asked, so that what is looked up far away can be on its way.
-pub type Soon<'s> = Option<&'s dyn Fn(&[u8])>;
+/// Is told of plain values some time before they are asked, so that what is looked up far away can be on its way. What it gives is
+/// handed on when the value is asked.
+pub type Soon<'s> = Option<&'s dyn Fn(&[u8]) -> u128>;
 
 /// Asks each value of `column`, which `reader` holds; `rows` is what its row group claims. Bounds that are told of the chunk and of
 /// each of its data pages are looked for among the values.
@@ -88,7 +90,7 @@ pub fn probe_chunk<R, F>(
 ) -> Result<Answer>
 where
     R: ChunkReader + 'static,
-    F: FnMut(&[u8]) -> Verdict,
+    F: FnMut(&[u8], Option<u128>) -> Verdict,
 {
     let pages = SerializedPageReader::new(Arc::new(Window::new(reader, column)), column, rows as usize, None)?;
     let mut probe = Probe::new(column, Bounds::new(chunk_bounds, page_bounds), soon, ask);
@@ -184,7 +186,7 @@ struct Levels {
 /// So many values lie between the telling of a value and the asking.
 const VALUES_AHEAD: usize = 16;
 
-impl<'s, F: FnMut(&[u8]) -> Verdict> Probe<'s, F> {
+impl<'s, F: FnMut(&[u8], Option<u128>) -> Verdict> Probe<'s, F> {
     fn new(column: &ColumnChunkMetaData, bounds: Bounds, soon: Soon<'s>, ask: F) -> Self {
         let descr = column.column_descr();
         let is_fixed = descr.physical_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY;
@@ -221,7 +223,7 @@ impl<'s, F: FnMut(&[u8]) -> Verdict> Probe<'s, F> {
         let mut verdicts = Vec::new();
         let mut plain = Plain::new(buf, self.fixed_bytes);
         for _ in 0..entries {
-            verdicts.push((self.ask)(plain.read()?));
+            verdicts.push((self.ask)(plain.read()?, None));
         }
         self.is_dictionary_remarkable = verdicts.iter().any(|verdict| verdict.is_remarkable());
         self.used = vec![false; if self.is_dictionary_remarkable { entries } else { 0 }];
@@ -257,18 +259,19 @@ impl<'s, F: FnMut(&[u8]) -> Verdict> Probe<'s, F> {
                 let mut plain = Plain::new(data, self.fixed_bytes);
                 let (soon, mut ahead) = (self.soon, Plain::new(data, self.fixed_bytes));
                 // What is wrong with a value is said when it is read itself.
-                let mut tell = |values: usize| {
+                let mut told = VecDeque::with_capacity(VALUES_AHEAD + 1);
+                let mut tell = |values: usize, told: &mut VecDeque<u128>| {
                     if let Some(soon) = soon {
-                        (0..values).map_while(|_| ahead.read().ok()).for_each(soon);
+                        told.extend((0..values).map_while(|_| ahead.read().ok()).map(soon));
                     }
                 };
-                tell(VALUES_AHEAD);
+                tell(VALUES_AHEAD, &mut told);
                 let mut bounds = std::mem::take(&mut self.bounds);
                 let outcome = self.each_value(levels, |ask| {
-                    tell(1);
+                    tell(1, &mut told);
                     let value = plain.read()?;
                     bounds.see(value);
-                    Ok(ask(value))
+                    Ok(ask(value, told.pop_front()))
                 });
                 self.bounds = bounds;
                 outcome
@@ -366,7 +369,7 @@ impl<'s, F: FnMut(&[u8]) -> Verdict> Probe<'s, F> {
             let mut values = decoded.iter();
             self.each_value(levels, |ask| {
                 let value = values.next().ok_or_else(|| corrupt("fewer values than levels"))?;
-                Ok(ask(value.as_bytes()))
+                Ok(ask(value.as_bytes(), None))
             })?;
         }
     }
