@@ -240,13 +240,14 @@ fn is_canonical(kind: &Kind, text: &str) -> bool {
 
 /// Sixteen bytes at a time, without a way out in between, as processors like it.
 fn is_printed_without_capitals(bytes: &[u8]) -> bool {
-    let is_fit = |piece: &[u8]| {
-        let unfit = |byte: &u8| !byte.is_ascii_graphic() | byte.is_ascii_uppercase();
-        !piece.iter().fold(false, |any, byte| any | unfit(byte))
-    };
+    let is_unfit = |byte: u8| !byte.is_ascii_graphic() | byte.is_ascii_uppercase();
     let (pieces, rest) = bytes.as_chunks::<16>();
+    let mut unfit = [0u8; 16];
     // The end may be looked at twice.
-    pieces.iter().all(|piece| is_fit(piece)) && is_fit(bytes.last_chunk::<16>().map_or(rest, |end| end))
+    for piece in pieces.iter().chain(bytes.last_chunk::<16>()) {
+        unfit.iter_mut().zip(piece).for_each(|(unfit, byte)| *unfit |= u8::from(is_unfit(*byte)));
+    }
+    unfit == [0; 16] && (!pieces.is_empty() || !rest.iter().any(|byte| is_unfit(*byte)))
 }
 
 /// The canonical form of column `v` as an expression; null where there is none.
