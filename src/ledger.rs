@@ -137,6 +137,19 @@ impl Ledger {
         }
     }
 
+    /// Whether it shows more than is written.
+    pub fn is_supposing(&self) -> bool {
+        !self.supposed.is_empty()
+    }
+
+    /// Reads on, if somebody has written behind the head, and supposes what it supposed.
+    pub async fn catch_up(&mut self) -> Result<()> {
+        match segments_behind(self.store.as_ref(), &self.state, &self.head()).await? {
+            Some(behind) if behind.is_empty() => Ok(()),
+            Some(_) | None => self.reopen().await,
+        }
+    }
+
     /// Reads it anew, and supposes what it supposed.
     async fn reopen(&mut self) -> Result<()> {
         let supposed = std::mem::take(&mut self.supposed);
@@ -240,6 +253,9 @@ impl Ledger {
             let place = of_request.as_ref().and_then(|known| known.iter().position(|known| known.fact == event.fact));
             if let Some((known, place)) = of_request.zip(place) {
                 known.swap_remove(place);
+                if known.is_empty() {
+                    self.supposed.remove(&event.request_id);
+                }
                 news.push(true);
                 continue;
             }

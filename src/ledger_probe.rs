@@ -98,15 +98,32 @@ fn seal(key: &TagKey, bytes: &[u8]) -> [u8; 32] {
     key.raw_tag("probe file", &sha.finalize().into())
 }
 
-/// Writes the file anew, for the next gate. What goes wrong is told and costs no more than a slow start.
-pub async fn refresh(store: &dyn Store, ledger: &Ledger, state: &Location, key: &TagKey, now: Timestamp) {
-    write(store, &ProbeTable::of(ledger, now), state, key).await;
+/// Writes the file anew, for the next gate. What goes wrong is told and costs no more than a slow start. No file is made of a ledger
+/// that no gate may compare with, as long as requests of another key are in it, and none of what a run only supposes.
+pub async fn refresh(store: &Arc<dyn Store>, ledger: &Ledger, state: &Location, key: &TagKey, now: Timestamp) {
+    let written = match ledger.is_supposing() {
+        true => Ledger::open(store.clone(), state, key).await.map(Some),
+        false => Ok(None),
+    };
+    match &written {
+        Ok(written) => {
+            let ledger = written.as_ref().unwrap_or(ledger);
+            if ledger.check_key(now).is_ok() {
+                write(store.as_ref(), &ProbeTable::of(ledger, now), state, key).await;
+            }
+        }
+        Err(error) => told(error),
+    }
+}
+
+fn told(error: &dyn std::fmt::Display) {
+    tracing::warn!(%error, "the gate's probe file not written; its next start folds the ledger");
 }
 
 async fn write(store: &dyn Store, probe: &ProbeTable, state: &Location, key: &TagKey) {
     let bytes = probe.encode(key);
     if let Err(error) = store.put(&place(state), bytes, Precondition::None).await {
-        tracing::warn!(%error, "the gate's probe file not written; its next start folds the ledger");
+        told(&error);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::identifier::Kind;
 use crate::job::{Job, LEDGER_URI};
 use crate::ledger::{self, Anchor, Head, Ledger};
 use crate::ledger_event::{Event, Fact, Text};
-use crate::ledger_fold::{Mark, Request};
+use crate::ledger_fold::{Holds, Mark, Request};
 use crate::ledger_probe::{self, ProbeTable};
 use crate::manifest::{LedgerRecord, REAPPEARANCES_TOLD, Reappearance, sha256_hex};
 use crate::match_index::{Added, Tags};
@@ -99,6 +99,9 @@ pub fn report(job: &Job, ledger: &Ledger, now: Timestamp) -> Option<(ListReport,
 pub struct Book {
     ledger: Ledger,
     mark: Mark,
+    /// As they were when the ledger was loaded; so are the requests that a match means, by their positions.
+    holds: Holds,
+    asked: Vec<bool>,
     run_id: Text,
     /// A run that never ended, which this one leaves to the next scrub: nobody can say yet what became of its plan.
     left_open: Option<Text>,
@@ -125,6 +128,16 @@ struct Held {
     consumers: BTreeSet<u64>,
 }
 
+/// What a run has left of a dataset.
+pub struct Left {
+    /// `false`: nothing of it was looked at.
+    pub is_listed: bool,
+    /// The objects and noncurrent versions, by their ids, that are as they were.
+    pub objects: Vec<(Location, Option<String>)>,
+    /// Those of them whose rows may not have been read.
+    pub unread: Vec<Location>,
+}
+
 /// What is needed to look into a dataset's objects once more.
 pub struct Looking<'a> {
     pub job: &'a Job,
@@ -141,10 +154,13 @@ impl Book {
         now: Timestamp,
         since_restore: Option<Timestamp>,
     ) -> Book {
-        let mark = ledger.requests().mark(now);
+        let (mark, holds) = (ledger.requests().mark(now), ledger.requests().holds(now));
+        let asked = ledger.requests().iter().map(|request| request.is_suppressed(now)).collect();
         Book {
             ledger,
             mark,
+            holds,
+            asked,
             run_id: run_id.into(),
             left_open: left_open.map(Text::from),
             now: whole_microseconds(now),
@@ -183,9 +199,32 @@ impl Book {
         }
         let planned = self.planned(looking.job);
         let reappeared = self.came_back(looking).await;
-        self.ledger.append(planned).await?;
+        // Whoever writes behind the last segment has read it. What a killed attempt had announced is not written again.
+        if self.ledger.append(planned).await?.events == 0 {
+            self.ledger.catch_up().await?;
+        }
         self.ledger.append(reappeared).await?;
         Ok(())
+    }
+
+    /// Refuses to go on when somebody whose rows are planned has opted in again, or is held, since the ledger was loaded.
+    pub fn check_still_asked(&self) -> Result<()> {
+        let requests = self.ledger.requests();
+        let holds = requests.holds(self.now);
+        let planned: BTreeSet<u32> = self.seen.iter().flatten().flat_map(|seen| seen.held.keys().copied()).collect();
+        let is_asked = |number: &u32| {
+            let request = requests.at(*number);
+            request.is_suppressed(self.now)
+                && requests.held_by(request, &holds) == requests.held_by(request, &self.holds)
+        };
+        match planned.iter().filter(|number| !is_asked(number)).count() {
+            0 => Ok(()),
+            requests => Err(Error::new(
+                Exit::Conflict,
+                format!("{requests} requests with rows to remove were withdrawn or exempted while the run was at work"),
+            )
+            .hint("run again: their rows stay then")),
+        }
     }
 
     /// For a run that removes nothing: who is back in the objects that the verifier found rows in.
@@ -236,7 +275,7 @@ impl Book {
         let requests = self.ledger.requests();
         for (tags, sighting) in sightings {
             let meant = tags.iter().flat_map(|tag| requests.with_tag(tag.to_be_bytes()));
-            let meant: BTreeSet<u32> = meant.filter(|number| requests.at(*number).is_suppressed(self.now)).collect();
+            let meant: BTreeSet<u32> = meant.filter(|number| self.asked.get(*number as usize) == Some(&true)).collect();
             for number in meant {
                 let held = held.entry(number).or_default();
                 held.rows += sighting.rows;
@@ -355,27 +394,26 @@ impl Book {
         }
     }
 
-    /// Writes down what was removed, given the objects and versions of each dataset that are as they were, and who is verified clean.
-    pub async fn close(
-        &mut self,
-        manifest_digest: &str,
-        exit: Exit,
-        job: &Job,
-        left: &[Vec<(Location, Option<String>)>],
-    ) -> Result<()> {
+    /// Writes down what was removed, given what is left of each dataset, and who is verified clean.
+    pub async fn close(&mut self, manifest_digest: &str, exit: Exit, job: &Job, left: &[Left]) -> Result<()> {
         let manifest_digest: Text = manifest_digest.into();
         let mut removed = Vec::new();
+        // A killed attempt saw rows of theirs where this one has not looked.
+        let mut out_of_sight = BTreeSet::new();
         for (number, request) in self.ledger.requests().iter().enumerate() {
             for (dataset, facts) in &request.datasets {
                 let Some(planned) = facts.planned.as_ref().filter(|planned| planned.run_id == self.run_id) else {
                     continue;
                 };
                 let place = job.datasets.iter().position(|spec| *spec.name == **dataset);
-                let kept = place.map_or(0, |place| self.rows_left(place, number as u32, left.get(place)));
+                if place.is_none() {
+                    out_of_sight.insert(number as u32);
+                }
+                let rows = place.map_or(0, |place| self.rows_gone(place, number as u32, planned.rows, left.get(place)));
                 let fact = Fact::Removed {
                     dataset: dataset.clone(),
                     run_id: self.run_id.clone(),
-                    rows: planned.rows.saturating_sub(kept),
+                    rows,
                     consumers: planned.consumers,
                     manifest_digest: manifest_digest.clone(),
                 };
@@ -390,9 +428,10 @@ impl Book {
         // Any other plan without a manifest is void: its run ended before it had changed anything.
         let is_left_open =
             |request: &Request| self.left_open.as_ref().is_some_and(|run| request.has_plan_of(Some(run)));
-        let unsaid = requests.asked_at(&self.mark).filter(|(_, request)| {
+        let unsaid = requests.asked_at(&self.mark).filter(|(number, request)| {
             let is_said = request.verified.is_some() && request.reappeared_at.is_none() && !request.has_plan_of(None);
-            !is_left_open(request) && (!is_said || self.since_restore.is_some())
+            let is_unknown = is_left_open(request) || out_of_sight.contains(number);
+            !is_unknown && (!is_said || self.since_restore.is_some())
         });
         let verified: Vec<Event> = unsaid
             .map(|(number, _)| {
@@ -406,19 +445,34 @@ impl Book {
     /// For the next gate.
     pub async fn refresh_probe(&self, job: &Job, stores: &Stores, key: &TagKey) {
         let state = &job.state.location;
-        ledger_probe::refresh(stores.of(state).as_ref(), &self.ledger, state, key, self.now).await;
+        ledger_probe::refresh(&stores.of(state), &self.ledger, state, key, self.now).await;
+    }
+
+    /// How many of the `planned` rows are gone. A plan of a killed attempt may count rows that this one has not seen: these are gone, too,
+    /// if it has seen all that there is.
+    fn rows_gone(&self, dataset: usize, request: u32, planned: u64, left: Option<&Left>) -> u64 {
+        let is_seen = |location: &Location| {
+            let mut seen = self.seen.get(dataset).into_iter().flatten();
+            seen.any(|seen| seen.location == *location)
+        };
+        let sees_all = left.is_none_or(|left| left.is_listed && left.unread.iter().all(is_seen));
+        let all = match sees_all {
+            true => planned,
+            false => planned.min(self.rows_seen(dataset, request, |_| true)),
+        };
+        let is_left = |seen: &Seen| {
+            let mut left = left.into_iter().flat_map(|left| &left.objects);
+            left.any(|(location, version_id)| (location, version_id) == (&seen.location, &seen.version_id))
+        };
+        all.saturating_sub(self.rows_seen(dataset, request, is_left))
     }
 
     /// Counted as [`Book::planned`] counts: the rows of old versions where no current object has any.
-    fn rows_left(&self, dataset: usize, request: u32, left: Option<&Vec<(Location, Option<String>)>>) -> u64 {
+    fn rows_seen(&self, dataset: usize, request: u32, is_meant: impl Fn(&Seen) -> bool) -> u64 {
         let seen = || self.seen.get(dataset).into_iter().flatten().filter(|seen| seen.held.contains_key(&request));
         let is_current = seen().any(|seen| seen.version_id.is_none());
         let counted = seen().filter(|seen| seen.version_id.is_none() == is_current);
-        let is_left = |seen: &&Seen| {
-            let mut left = left.into_iter().flatten();
-            left.any(|(location, version_id)| (location, version_id) == (&seen.location, &seen.version_id))
-        };
-        counted.filter(is_left).map(|seen| seen.held[&request].rows).sum()
+        counted.filter(|seen| is_meant(seen)).map(|seen| seen.held[&request].rows).sum()
     }
 
     /// A run that was killed after its manifest and before its last word here has removed what the manifest says: all that it planned

@@ -90,7 +90,7 @@ impl Desk {
     pub async fn refresh_probe(&self, appended_events: u64) {
         if appended_events > 0 {
             let (state, now) = (&self.job.state.location, self.now);
-            ledger_probe::refresh(self.stores.of(state).as_ref(), &self.ledger, state, &self.key, now).await;
+            ledger_probe::refresh(&self.stores.of(state), &self.ledger, state, &self.key, now).await;
         }
     }
 

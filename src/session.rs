@@ -149,7 +149,7 @@ impl Session {
     /// What is compared with, for a run that removes or plans to: without the DROP work items whose identifier leads to several
     /// consumers or to who knows how many.
     pub async fn load_to_remove(&mut self) -> Result<Loaded> {
-        let loaded = self.load(&BTreeSet::new()).await?;
+        let loaded = self.load().await?;
         let has_key = self.job.datasets.iter().any(|spec| spec.consumer_key.is_some());
         let Some((ledger, now)) = self.ledger.as_ref().filter(|_| has_key) else { return Ok(loaded) };
         let looking = drop_consumers::withheld(&self.job, &self.stores, &loaded.2, ledger.requests(), *now);
@@ -161,7 +161,9 @@ impl Session {
         let (several, undecided) = (withheld.several.len(), withheld.undecided.len());
         tracing::warn!(several, undecided, "work items of several consumers, or of who knows how many, are left alone");
         let ids = withheld.ids();
-        self.load(&ids).await
+        // The very ledger whose work items were counted: what has come in since then was counted by nobody.
+        let ledger = self.ledger.take();
+        self.load_with(ledger, &ids).await
     }
 
     /// Refuses to go on when objects with rows to remove came or changed since their consumers were counted.
@@ -181,18 +183,25 @@ impl Session {
         Ok(())
     }
 
-    /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself. Requests of the ledger
-    /// that are `withheld`, by id, are as if exempted.
-    pub async fn load(&mut self, withheld: &BTreeSet<Text>) -> Result<Loaded> {
+    /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself.
+    pub async fn load(&mut self) -> Result<Loaded> {
+        self.load_with(None, &BTreeSet::new()).await
+    }
+
+    /// [`Session::load`] with the ledger as it was `opened` before. Its requests that are `withheld`, by id, are as if exempted.
+    async fn load_with(&mut self, opened: Option<(Ledger, Timestamp)>, withheld: &BTreeSet<Text>) -> Result<Loaded> {
         let stage = self.progress.begin(StageName::Load);
-        let now = self.now();
+        let now = opened.as_ref().map_or_else(|| self.now(), |(_, now)| *now);
         let (ledger, tags) = match &self.job.ledger {
             None => (None, None),
             Some(_) => {
                 let key = Arc::new(keys::load_tag_key(&self.job.state.tag_key)?);
-                let mut ledger = ledger_run::open(&self.job, &self.stores, &key, now).await?;
+                let mut ledger = match opened {
+                    Some((ledger, _)) => Some(ledger),
+                    None => ledger_run::open(&self.job, &self.stores, &key, now).await?,
+                };
                 if let Some(ledger) = &mut ledger {
-                    ledger.suppose(&drop_consumers::as_events(withheld, now));
+                    ledger.suppose(&self.withheld.supposed(now));
                 }
                 let tags = ledger.as_ref().map(|ledger| ledger_run::tags(ledger, key, now));
                 (ledger, tags)

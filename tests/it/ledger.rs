@@ -426,6 +426,30 @@ fn what_is_removed_was_written_down_before_even_when_the_run_is_killed_then() {
 }
 
 #[test]
+fn what_a_killed_run_announced_and_nobody_sees_any_more_is_not_recorded_as_removed() {
+    let killed = || {
+        let lake = lake();
+        add_all(&lake);
+        let mut command = lake.command(&["scrub", "job.toml"]);
+        command.env("LAKESCRUB_TEST_KILL_AFTER_ENTRY", "1");
+        assert_eq!(ran(command).code, None);
+        lake
+    };
+    let lake = killed();
+    lake.write("lake/a.parquet", "PAR1 nonsense PAR1");
+    lake.run(&["scrub", "job.toml"]).exits(3);
+    assert!(requests(&lake).iter().all(|request| request["rows_removed"] == 2), "{:#?}", requests(&lake));
+    let lake = killed();
+    lake.write("other/a.csv", "email,phone_hash,member\nzoe@example.com,,\n");
+    lake.write("job.toml", JOB.replacen("name = \"people\"\nuri = \"lake/\"", "name = \"other\"\nuri = \"other/\"", 1));
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(states(&lake), ["R1 open", "R2 open", "R3 open"]);
+    lake.write("job.toml", JOB);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(states(&lake), ["R1 done", "R2 done", "R3 done"]);
+}
+
+#[test]
 fn an_object_that_failed_is_not_recorded_as_removed_and_nobody_as_clean() {
     let lake = lake();
     add_all(&lake);
@@ -538,10 +562,14 @@ fn a_request_of_which_one_identifier_is_under_another_key_is_not_compared_by_hal
     for _ in 0..2 {
         rotate();
         add(&lake, "R1", "email=ada@example.com");
-        for command in ["check", "plan", "scrub", "verify"] {
-            lake.run(&[command, "job.toml"])
-                .exits(2)
-                .says(&["1 requests of the ledger are tagged with another tag_key"]);
+        for args in [
+            &["check", "job.toml"][..],
+            &["plan", "job.toml"],
+            &["scrub", "job.toml"],
+            &["verify", "job.toml"],
+            &["gate", "job.toml", "lake/b.csv"],
+        ] {
+            lake.run(args).exits(2).says(&["1 requests of the ledger are tagged with another tag_key"]);
         }
         add(&lake, "R1", "phone=+1 415 555 9317");
         lake.run(&["check", "job.toml"]).exits(0);
