@@ -196,7 +196,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
             left_open: None,
             shown: &shown,
             canaries,
-            ledger: book.as_ref().map(Book::record),
+            ledger: book.as_ref().map(|book| book.record(&session.job)),
             undecided: session.withheld.undecided.len() as u64,
         };
         let (result, digest) = publish(session, &account, &signing_key, run).await?;
@@ -286,7 +286,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
             left_open: run.left_open.as_deref(),
             shown: &shown,
             canaries,
-            ledger: book.as_ref().map(Book::record),
+            ledger: book.as_ref().map(|book| book.record(&session.job)),
             undecided: 0,
         };
         let (result, digest) = publish(session, &account, &signing_key, run).await?;
@@ -695,13 +695,15 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
     let reports =
         request::read_lists(&session.job, &session.stores, &|| session.now(), &Default::default(), &mut |_| {}).await?;
     for report in &reports {
-        lines.push(format!("list {}: {} rows in {} files", report.name, report.rows, report.files));
+        let files = show::plural(report.files as u64, "file", "files");
+        lines.push(format!("list {}: {} in {files}", report.name, show::plural(report.rows, "row", "rows")));
     }
     let key = keys::load_tag_key(&session.job.state.tag_key)?;
     if let Some(ledger) = ledger_run::open(&session.job, &session.stores, &key, session.now()).await? {
         let name = session.job.ledger.as_ref().map_or("", |list| &list.name);
         let standing = ledger.requests().suppressed(session.now()).count();
         lines.push(format!("list {name}: {} requests, {standing} identifiers in the ledger", ledger.requests().len()));
+        lines.extend(ledger_run::not_compared(&session.job, &ledger, session.now()).sentences());
     }
     let mut owners: BTreeMap<Location, &str> = BTreeMap::new();
     for spec in &session.job.datasets {
@@ -714,7 +716,8 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
             reached => {
                 let objects = reached?;
                 exits.extend(objects.is_empty().then_some(Exit::Incomplete));
-                lines.push(format!("dataset {}: {} objects at {}", spec.name, objects.len(), spec.uri));
+                let count = show::plural(objects.len() as u64, "object", "objects");
+                lines.push(format!("dataset {}: {count} at {}", spec.name, spec.uri));
                 let taken = objects.into_iter().filter_map(|object| owners.insert(object.location, &spec.name)).next();
                 if let Some(other) = taken {
                     exits.push(Exit::Usage);

@@ -21,7 +21,7 @@ use crate::keys;
 use crate::ledger::Ledger;
 use crate::ledger_event::Text;
 use crate::ledger_run::{self, Book};
-use crate::manifest::StageName;
+use crate::manifest::{NotCompared, StageName};
 use crate::match_index::{Added, Builder, MatchIndex};
 use crate::plan::{self, Finding, Found, Plan};
 use crate::progress::Progress;
@@ -235,22 +235,15 @@ impl Session {
         let index = Arc::new(index);
         self.progress.end(stage);
         for ((report, added), list) in reports.iter().zip(&added).zip(&self.job.lists) {
-            if added.identifiers.values().sum::<u64>() == 0 && added.duplicates == 0 {
+            if added.identifiers.values().sum::<u64>() == 0 && added.duplicates == 0 && added.let_go == 0 {
                 tracing::warn!(list = report.name, uri = list.uri, "list holds no identifier");
             }
+            account::let_go(report, added).into_iter().for_each(|sentence| tracing::warn!("{sentence}"));
         }
         let unlisted = self.job.datasets.iter().flat_map(|spec| account::unlisted_kinds(&self.job, spec));
         unlisted.for_each(|sentence| tracing::warn!("{sentence}"));
-        let is_let_go =
-            |ledger: &Ledger| ledger.requests().iter().filter(|request| !request.is_suppressed(now)).count();
-        let let_go = ledger.as_ref().map_or(0, is_let_go);
-        if let_go > 0 && !self.job.lists.is_empty() {
-            let requests = let_go;
-            tracing::warn!(
-                requests,
-                "requests are withdrawn or exempted in the ledger; the job's other lists are applied all the same, to these people, too"
-            );
-        }
+        let uncompared = ledger.as_ref().map(|ledger| ledger_run::not_compared(&self.job, ledger, now));
+        uncompared.iter().flat_map(NotCompared::sentences).for_each(|sentence| tracing::warn!("{sentence}"));
         let held = ledger.as_ref().map_or(0, |ledger| ledger_run::held(ledger, now));
         if held > 0 {
             let requests = held;

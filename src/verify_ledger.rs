@@ -24,6 +24,8 @@ pub struct Tagged {
     key: Arc<TagKey>,
     /// The first 16 bytes of each.
     tags: HashSet<u128, Spread>,
+    /// Those that requests have and nobody asks for: of whom opted in again, or what an exemption holds. No other list asks for them.
+    pub let_go: Arc<HashSet<u128, Spread>>,
     /// Kinds that any request has.
     pub kinds: BTreeSet<String>,
 }
@@ -175,7 +177,11 @@ async fn read_listed(
     for tag in events.requests.iter().filter(is_kept).flat_map(|(_, request)| &request.tags) {
         tags.remove(tag);
     }
-    Ok(Tagged { key, tags, kinds: events.kinds })
+    let resting = |(id, request): &(&String, &Asked)| request.withdrawn_at.is_some() || is_kept(&(id, request));
+    let mut let_go = HashSet::with_hasher(Spread);
+    let_go.extend(events.requests.iter().filter(resting).flat_map(|(_, request)| &request.tags));
+    let_go.retain(|tag| !tags.contains(tag));
+    Ok(Tagged { key, tags, let_go: Arc::new(let_go), kinds: events.kinds })
 }
 
 fn unreadable(location: &Location) -> Error {
