@@ -25,6 +25,7 @@ use crate::purge::{PurgeEnded, Purged};
 use crate::request::ListReport;
 use crate::residue::Place;
 use crate::rewrite::{Ended, Outcome};
+use crate::show;
 use crate::store::{Location, Object};
 use crate::verify::{Verified, VerifiedDataset, VerifiedObject, VerifiedVersions, VerifyOutcome};
 
@@ -263,6 +264,8 @@ impl Account<'_> {
                 "{held} requests name somebody whose data stay by the exemption of another request: what they share was not looked for."
             ));
         }
+        limits.extend(self.ledger.iter().flat_map(|ledger| ledger.not_compared.sentences()));
+        limits.extend(self.lists.iter().flat_map(|(report, added)| let_go(report, added)));
         if self.undecided > 0 {
             limits.push(format!(
                 "{} DROP work items were left alone: an object that could not be read, or lacks its consumer key, hides how many consumers they mean.",
@@ -307,9 +310,12 @@ impl Account<'_> {
                     spec.name
                 ));
             }
-            limits.extend(verified.not_comparable.iter().map(|(column, count)| {
-                format!("Dataset {}: {count} values of column {column} are no identifiers of its kind and were not compared.", spec.name)
-            }));
+            limits.extend(
+                verified
+                    .not_comparable
+                    .iter()
+                    .map(|(column, count)| format!("Dataset {}: {}.", spec.name, show::no_identifiers(column, *count))),
+            );
             limits.extend(unlisted_kinds(self.job, spec));
             limits.extend(tagged_columns(spec));
         }
@@ -338,6 +344,20 @@ impl Account<'_> {
         }
         limits
     }
+}
+
+/// What of a list was not applied because the ledger has let it go, and what was applied without a look at the ledger.
+pub fn let_go(report: &ListReport, added: &Added) -> Vec<String> {
+    let name = &report.name;
+    let entries = added.let_go;
+    let left_out = (entries > 0).then(|| {
+        let entries = show::plural(entries, "entry", "entries");
+        format!("List {name}: {entries} withdrawn or exempted in the ledger, and so not applied.")
+    });
+    let blind = added.not_looked_up.iter().map(|column| {
+        format!("List {name}: the hashes of column {column} lead to no tag, so they were applied whatever the ledger has withdrawn or exempted.")
+    });
+    left_out.into_iter().chain(blind).collect()
 }
 
 /// Names that are told one by one in a limit.
@@ -796,7 +816,9 @@ impl VersionRows<'_> {
 fn residue(object: &VerifiedObject, undeclared: bool) -> Option<String> {
     let mut found = Vec::new();
     if object.rows_matched > 0 {
-        found.push(format!("{} of {} rows hold a listed identifier", object.rows_matched, object.rows));
+        let (rows, holds) =
+            (show::plural(object.rows, "row", "rows"), if object.rows_matched == 1 { "holds" } else { "hold" });
+        found.push(format!("{} of {rows} {holds} a listed identifier", object.rows_matched));
     }
     found.extend(object.residues.words(undeclared).map(|words| format!("a listed identifier is in {words}")));
     if !object.residues.named.is_empty() {

@@ -19,9 +19,10 @@ use crate::drop_files::{
     ArchiveName, Content, FileSummary, ListType, Status, WorkItem, encrypt_archive, read_download, write_upload,
 };
 use crate::error::{Error, Exit, Result};
-use crate::job::{DropSpec, MatchRule};
+use crate::job::DropSpec;
 use crate::ledger::Appended;
 use crate::ledger_event::{DueDate, Event, Fact, Text};
+use crate::ledger_run;
 use crate::request_import::tagged;
 use crate::requests::Desk;
 use crate::run::{exit_json, print_json, print_lines};
@@ -280,12 +281,13 @@ fn told_import(
 async fn answer(common: &Common, mut desk: Desk, out: &Path) -> Result<Exit> {
     let spec = settings(&desk)?;
     desk.ledger.check_key(desk.now)?;
-    let answers = answers(desk.ledger.requests(), desk.now, spec.rows_per_file);
+    let looked_for = ledger_run::compared_kinds(&desk.job).into_iter().filter_map(ListType::of_kind).collect();
+    let answers = answers(desk.ledger.requests(), desk.now, spec.rows_per_file, &looked_for);
     if !answers.unsettled.is_empty() {
         return Err(unsettled(&answers));
     }
     let not_comparable = not_comparable(&desk).await?;
-    warn_of_blind_types(&desk, &answers);
+    warn_of_blind_types(&looked_for, &answers);
     std::fs::create_dir_all(out).map_err(|error| unwritable(out, &error))?;
     for file in &answers.files {
         let mut bytes = Vec::new();
@@ -308,9 +310,7 @@ async fn answer(common: &Common, mut desk: Desk, out: &Path) -> Result<Exit> {
 }
 
 /// "Not found" is true of what nobody looked for as well; whoever answers must know that it was not looked for.
-fn warn_of_blind_types(desk: &Desk, answers: &Answers) {
-    let parts = desk.job.datasets.iter().flat_map(|spec| &spec.rules).flat_map(MatchRule::compared);
-    let looked_for: BTreeSet<ListType> = parts.filter_map(|part| ListType::of_kind(part.kind.name())).collect();
+fn warn_of_blind_types(looked_for: &BTreeSet<ListType>, answers: &Answers) {
     let mut blind: BTreeMap<ListType, usize> = BTreeMap::new();
     for file in &answers.files {
         if let Content::List(list_type) = file.name.content

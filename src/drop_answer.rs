@@ -66,8 +66,9 @@ pub fn status_of(request: &Request, now: Timestamp) -> Option<Status> {
     }
 }
 
-/// Every work item that has no status yet, or another one than it was answered. Files hold `rows_per_file` rows at most.
-pub fn answers(requests: &Requests, now: Timestamp, rows_per_file: u64) -> Answers {
+/// Every work item that has no status yet, or another one than it was answered. Files hold `rows_per_file` rows at most. Of list types
+/// that are not `looked_for` no run says anything: their items were not found.
+pub fn answers(requests: &Requests, now: Timestamp, rows_per_file: u64, looked_for: &BTreeSet<ListType>) -> Answers {
     let mut answers = Answers::default();
     let mut groups: BTreeMap<Group, Vec<(WorkItemId, Status)>> = BTreeMap::new();
     // Of every answer ever given: the last one of each work item does not tell all names that DROP has seen.
@@ -77,7 +78,9 @@ pub fn answers(requests: &Requests, now: Timestamp, rows_per_file: u64) -> Answe
         let (Some(archive), Some(id)) = (download_of(request), WorkItemId::parse(&request.id)) else { continue };
         let answered = request.answered.as_ref();
         let list_type = requests.identifiers(request).find_map(|tagged| ListType::of_kind(&tagged.kind));
-        match (request.state(now), status_of(request, now), list_type) {
+        let is_blind = list_type.is_some_and(|list_type| !looked_for.contains(&list_type));
+        let of_blind = (is_blind && request.state(now) == State::Open).then_some(Status::NotFound);
+        match (request.state(now), status_of(request, now).or(of_blind), list_type) {
             (State::Withdrawn, _, _) => answers.withdrawn += 1,
             (_, Some(status), _) if answered.is_some_and(|it| it.status == u64::from(status.code())) => {
                 answers.unchanged += 1;
@@ -207,7 +210,7 @@ mod tests {
 
     /// Files as `name: id=code ...`.
     fn check(facts: &[(&str, Fact)], rows_per_file: u64, wanted: &[&str]) -> Answers {
-        let answers = answers(&requests(facts), now(), rows_per_file);
+        let answers = answers(&requests(facts), now(), rows_per_file, &ListType::ALL.into_iter().collect());
         let rows = |file: &AnswerFile| -> Vec<String> {
             file.rows.iter().map(|(id, status)| format!("{id}={}", status.code())).collect()
         };
@@ -253,6 +256,14 @@ mod tests {
         for facts in [vec![(A, received("email", 1))], vec![(A, received("email", 1)), (A, removed())]] {
             assert_eq!(check(&facts, 10, &[]).unsettled, [Text::from(A)]);
         }
+    }
+
+    #[test]
+    fn what_no_run_looks_for_was_not_found() {
+        let requests = requests(&[(A, received("maid", 1)), (B, received("email", 2))]);
+        let answers = answers(&requests, now(), 10, &BTreeSet::from([ListType::Email]));
+        assert_eq!(answers.statuses, BTreeMap::from([(Status::NotFound, 1)]));
+        assert_eq!(answers.unsettled, [Text::from(B)]);
     }
 
     #[test]

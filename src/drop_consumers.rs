@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use crate::dataset::listing;
 use crate::drop_answer::{SEVERAL_CONSUMERS, download_of, means_several};
 use crate::error::Result;
-use crate::job::{DatasetSpec, Job};
+use crate::job::{DatasetSpec, Job, MatchRule};
 use crate::ledger_event::{Event, Fact, Text};
 use crate::ledger_fold::{Request, Requests};
 use crate::plan::{Finding, Seen};
@@ -24,7 +24,7 @@ use crate::verify_read::Fault;
 pub struct Withheld {
     /// Several consumers stand behind the identifier.
     pub several: BTreeSet<Text>,
-    /// One does, as far as can be told: an object of a dataset that holds it could not be read.
+    /// One does or none, as far as can be told: an object that may hold more could not be read.
     pub undecided: BTreeSet<Text>,
     /// By dataset, each object that was asked, as it was then; empty when there was nothing to ask.
     counted: BTreeMap<String, HashMap<Location, Etag>>,
@@ -37,7 +37,12 @@ impl Withheld {
 
     /// What the ledger is to know of those that are decided.
     pub fn events(&self, now: Timestamp) -> Vec<Event> {
-        as_events(&self.several, now)
+        as_events(&self.several, SEVERAL_CONSUMERS, now)
+    }
+
+    /// That all of them are left alone by this run: a supposition, of which only [`Withheld::events`] are written down.
+    pub fn supposed(&self, now: Timestamp) -> Vec<Event> {
+        [self.events(now), as_events(&self.undecided, UNDECIDED, now)].concat()
     }
 
     /// Whether consumers were counted in this dataset, so that nothing is removed from objects that were not asked.
@@ -64,9 +69,11 @@ impl Withheld {
     }
 }
 
-/// That these requests are opted out.
-pub fn as_events(ids: &BTreeSet<Text>, recorded_at: Timestamp) -> Vec<Event> {
-    let fact = Fact::Exempted { ground: SEVERAL_CONSUMERS.into(), until: None };
+/// Why a work item is left alone of which nobody can say how many consumers it means. Never recorded.
+const UNDECIDED: &str = "consumers not counted";
+
+fn as_events(ids: &BTreeSet<Text>, ground: &str, recorded_at: Timestamp) -> Vec<Event> {
+    let fact = Fact::Exempted { ground: ground.into(), until: None };
     ids.iter().map(|id| Event { recorded_at, request_id: id.clone(), fact: fact.clone() }).collect()
 }
 
@@ -118,29 +125,42 @@ pub async fn withheld(
         let mut behind: HashMap<u128, Behind> = HashMap::new();
         // Nobody reads what a link leads to.
         let mut unread = linked.len() as u64;
+        let (mut lacking, mut without_key) = (0, BTreeSet::new());
         let mut each = |_, sighted: Result<verify::Sighted, Fault>| match sighted {
             Ok(sighted) => {
                 add(&mut behind, &sighted.sightings);
-                unread += u64::from(sighted.lacks_consumer_key && !sighted.sightings.is_empty());
+                if sighted.lacks_consumer_key && !sighted.sightings.is_empty() {
+                    lacking += 1;
+                    without_key.extend(sighted.sightings.keys().flatten().copied());
+                }
             }
             // The run itself tells of an object that cannot be read.
             Err(_) => unread += 1,
         };
         verify::attribute(lists, job, stores, spec, Some(consumer_key), objects, &mut each).await;
-        if unread > 0 {
-            let dataset = &spec.name;
+        if unread + lacking > 0 {
+            let (dataset, objects) = (&spec.name, unread + lacking);
             tracing::warn!(
                 dataset,
-                objects = unread,
-                "consumers not counted; DROP work items with rows here are left alone"
+                objects,
+                "consumers not counted; DROP work items that may have rows here are left alone"
             );
+        }
+        if unread > 0 {
+            // Its rows may be anybody's who is looked for here; whoever has rows elsewhere alone may have a second consumer in it.
+            let kinds: BTreeSet<&str> =
+                spec.rules.iter().flat_map(MatchRule::compared).map(|part| part.kind.name()).collect();
+            let may_be_here = |request: &&Request| {
+                is_asked(request) && requests.identifiers(request).any(|own| kinds.contains(&*own.kind))
+            };
+            withheld.undecided.extend(requests.iter().filter(may_be_here).map(|request| request.id.clone()));
         }
         for (tag, behind) in behind {
             let numbers = requests.with_tag(tag.to_be_bytes()).map(|number| requests.at(number));
             let ids = numbers.filter(|request| is_asked(request)).map(|request| request.id.clone());
             match behind {
                 Behind::Several => withheld.several.extend(ids),
-                Behind::Nobody | Behind::One(_) if unread > 0 => withheld.undecided.extend(ids),
+                Behind::Nobody | Behind::One(_) if without_key.contains(&tag) => withheld.undecided.extend(ids),
                 Behind::Nobody | Behind::One(_) => {}
             }
         }

@@ -3,6 +3,7 @@
 //! Wiring: finds with the rules of the dataset that an object is meant for, writes a small signed manifest, and says with exit code 4
 //! that one holds a suppressed identifier. Reads only the objects it is given; nothing in them is changed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,27 +12,26 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cli::{Common, print_error};
-use crate::dataset::listing;
+use crate::dataset::listing::{self, Listing};
 use crate::error::{Error, Exit, Result};
 use crate::find::{self, Find};
-use crate::identifier::{self, Kind, Value as Cell};
+use crate::format::Compression;
+use crate::identifier::{self, Kind, NORMALISER_VERSION, Value as Cell};
 use crate::job::{DatasetSpec, Job, MatchRule, Scope, scope_of};
 use crate::keys;
 use crate::ledger;
 use crate::ledger_probe;
 use crate::ledger_run;
-use crate::manifest::{PAYLOAD_TYPE, STATEMENT_TYPE, sha256_hex};
-use crate::match_index::{Builder, MatchIndex, Matcher, Tags};
+use crate::manifest::{GATE_TYPE, PAYLOAD_TYPE, STATEMENT_TYPE, sha256_hex};
+use crate::match_index::{Builder, MatchIndex, Matcher};
 use crate::meter::Meter;
 use crate::plan::{Finding, Seen};
 use crate::request;
-use crate::request_import::NUMBER_OF_TEXT;
 use crate::run::{exit_json, print_json, print_lines, run_id};
 use crate::session::{random, uses_s3};
+use crate::show::{self, plural};
 use crate::signature::TagKey;
 use crate::store::{Location, Object, Precondition, Stores};
-
-const GATE_TYPE: &str = "urn:lakescrub:gate:v1";
 
 /// What the gate says of one object.
 struct Judged {
@@ -71,7 +71,10 @@ impl Judged {
 
     fn line(&self) -> String {
         let counted = self.rows.zip(self.rows_matched);
-        let counts = counted.map(|(rows, matched)| format!("{matched} of {rows} rows hold a suppressed identifier"));
+        let counts = counted.map(|(rows, matched)| {
+            let (rows, holds) = (plural(rows, "row", "rows"), if matched == 1 { "holds" } else { "hold" });
+            format!("{matched} of {rows} {holds} a suppressed identifier")
+        });
         format!("{}  {}  {}", self.outcome(), self.shown, self.reason.clone().or(counts).unwrap_or_default())
     }
 }
@@ -92,9 +95,9 @@ pub async fn gate(common: &Common, path: &Path, uris: &[String], dataset: Option
     let numbers = scopes.iter().map(|scope| dataset_of(&job, scope, dataset)).collect::<Result<Vec<usize>>>()?;
     let (index, lists) = load(&job, &stores, key.clone(), now).await?;
     let start_ms = started.elapsed().as_millis() as u64;
-    let mut judged = Vec::new();
+    let (mut judged, mut not_comparable) = (Vec::new(), NotComparable::new());
     for (number, (scope, uri)) in numbers.into_iter().zip(scopes.iter().zip(uris)) {
-        judged.extend(judge(&job, &stores, &index, (number, scope, uri), &key).await);
+        judged.extend(judge(&job, &stores, &index, (number, scope, uri), &key, &mut not_comparable).await);
     }
     let exit = Exit::gravest(judged.iter().map(|judged| judged.exit));
     let id = run_id(now)?;
@@ -112,7 +115,9 @@ pub async fn gate(common: &Common, path: &Path, uris: &[String], dataset: Option
                 "job": { "name": job.name, "digest": job.digest },
             },
             "lists": lists,
+            "normaliser": { "version": NORMALISER_VERSION, "self_test": "passed" },
             "objects": objects,
+            "not_comparable": not_comparable,
             "verdict": if exit == Exit::Clean { "clean" } else if exit == Exit::Residue { "suppressed" } else { "incomplete" },
         },
     });
@@ -127,16 +132,21 @@ pub async fn gate(common: &Common, path: &Path, uris: &[String], dataset: Option
             "start_ms": start_ms,
             "lists": lists,
             "objects": objects,
+            "not_comparable": not_comparable,
             "manifest": { "location": location.to_string(), "digest": sha256_hex(&payload) },
         }))?;
     } else {
         let mut lines: Vec<String> = judged.iter().map(Judged::line).collect();
+        lines.extend(not_comparable.iter().flat_map(|(dataset, columns)| {
+            columns.iter().map(|(column, count)| show::not_comparable(dataset, column, *count))
+        }));
         lines.push(format!("manifest  {location}"));
         print_lines(&lines)?;
     }
     if exit == Exit::Residue {
         let held = judged.iter().filter(|judged| judged.exit == Exit::Residue).count();
-        let error = Error::new(exit, format!("{held} of {} objects hold a suppressed identifier", judged.len()));
+        let (all, holds) = (plural(judged.len() as u64, "object", "objects"), if held == 1 { "holds" } else { "hold" });
+        let error = Error::new(exit, format!("{held} of {all} {holds} a suppressed identifier"));
         print_error(common, &error.hint("do not publish them; `lakescrub scrub` removes the rows where they are"));
     }
     Ok(exit)
@@ -180,9 +190,9 @@ async fn load(job: &Job, stores: &Stores, key: Arc<TagKey>, now: Timestamp) -> R
                 Error::usage(format!("list {name} is missing: there is no ledger at {folder}"))
                     .hint("`lakescrub requests import` makes one")
             })?;
-            let segments = probe.head.sequence;
-            lists.push(json!({ "name": list.name, "uri": "ledger", "segments": segments }));
-            Some(Tags { key, table: probe.table, numbers: probe.has_numbers.then_some(NUMBER_OF_TEXT) })
+            let (segments, digest) = (probe.head.sequence, probe.head.digest_hex());
+            lists.push(json!({ "name": list.name, "uri": "ledger", "digest": digest, "segments": segments }));
+            Some(probe.tags(key))
         }
     };
     let mut builder = Builder::new(&job.lists, &job.datasets, random()?).with_tags(tags);
@@ -193,6 +203,9 @@ async fn load(job: &Job, stores: &Stores, key: Arc<TagKey>, now: Timestamp) -> R
     Ok((Arc::new(builder.finish().0), lists))
 }
 
+/// Values that no rule could read, by dataset and column.
+type NotComparable = BTreeMap<String, BTreeMap<String, u64>>;
+
 /// Looks at every object of a scope with the rules of dataset `number`.
 async fn judge(
     job: &Job,
@@ -200,6 +213,7 @@ async fn judge(
     index: &Arc<MatchIndex>,
     (number, scope, uri): (usize, &Scope, &str),
     key: &TagKey,
+    not_comparable: &mut NotComparable,
 ) -> Vec<Judged> {
     let mut spec = job.datasets[number].clone();
     let matcher = Arc::new(index.matcher(number, &spec));
@@ -214,11 +228,14 @@ async fn judge(
         reason: Some(reason),
     };
     let belongs = |name: &str| listing::belongs(name, spec.format);
-    let objects = match listing::list(store.as_ref(), scope, &belongs).await {
-        Ok(listing) if listing.in_scope.is_empty() => {
-            return vec![not_checked(Exit::Incomplete, "no object matches".to_owned())];
+    let (objects, others) = match listing::list(store.as_ref(), scope, &belongs).await {
+        Ok(Listing { in_scope, mut not_in_scope, .. }) => {
+            not_in_scope.retain(|object| !is_marker(object));
+            if in_scope.is_empty() && not_in_scope.is_empty() {
+                return vec![not_checked(Exit::Incomplete, "no object matches".to_owned())];
+            }
+            (in_scope, not_in_scope)
         }
-        Ok(listing) => listing.in_scope,
         Err(error) => {
             let name = scope.root().to_string();
             let reason = error.to_string().replace(&name, "it").replace(uri, "it");
@@ -240,11 +257,30 @@ async fn judge(
         meter: Arc::new(Meter::default()),
         known: None,
     };
-    let found = find::look(&find, objects).await;
+    let mut found = find::look(&find, objects).await;
+    // What is published with the others was looked at, or is told.
+    found.findings.extend(others.into_iter().map(|object| {
+        let reason = format!("by its name it is no object of dataset {}: not looked at", spec.name);
+        Finding::new(object, None, Compression::None, Seen::Failed { exit: Exit::Incomplete, reason })
+    }));
+    for (column, count) in found.not_comparable {
+        *not_comparable.entry(spec.name.clone()).or_default().entry(column).or_default() += count;
+    }
     let mut judged: Vec<Judged> =
         found.findings.into_iter().map(|finding| judged(&spec, &matcher, key, finding)).collect();
     judged.sort_by(|a, b| a.shown.cmp(&b.shown));
     judged
+}
+
+/// Holds no rows: empty, or what Hadoop and Spark write beside data to say that it is whole.
+fn is_marker(object: &Object) -> bool {
+    let name = object.location.file_name();
+    let is_checksum = name.starts_with('.') && name.ends_with(".crc");
+    object.size_bytes == 0
+        || name == "_SUCCESS"
+        || name.starts_with("_committed_")
+        || name.starts_with("_started_")
+        || is_checksum
 }
 
 fn judged(spec: &DatasetSpec, matcher: &Matcher, key: &TagKey, finding: Finding) -> Judged {

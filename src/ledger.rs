@@ -137,12 +137,30 @@ impl Ledger {
         }
     }
 
+    /// Whether it shows more than is written.
+    pub fn is_supposing(&self) -> bool {
+        !self.supposed.is_empty()
+    }
+
+    /// Reads on, if somebody has written behind the head, and supposes what it supposed.
+    pub async fn catch_up(&mut self) -> Result<()> {
+        match segments_behind(self.store.as_ref(), &self.state, &self.head()).await? {
+            Some((_, behind)) if behind.is_empty() => Ok(()),
+            Some(_) | None => self.reopen().await,
+        }
+    }
+
     /// Reads it anew, and supposes what it supposed.
     async fn reopen(&mut self) -> Result<()> {
         let supposed = std::mem::take(&mut self.supposed);
         *self = Ledger::open_as(self.store.clone(), &self.state, self.key_id.clone()).await?;
         supposed.into_values().for_each(|events| self.suppose(&events));
         Ok(())
+    }
+
+    /// A digest of what a listing shows of its files.
+    pub fn listing(&self) -> [u8; 32] {
+        listing_digest(self.files.iter())
     }
 
     pub fn head(&self) -> Head {
@@ -240,6 +258,9 @@ impl Ledger {
             let place = of_request.as_ref().and_then(|known| known.iter().position(|known| known.fact == event.fact));
             if let Some((known, place)) = of_request.zip(place) {
                 known.swap_remove(place);
+                if known.is_empty() {
+                    self.supposed.remove(&event.request_id);
+                }
                 news.push(true);
                 continue;
             }
@@ -360,11 +381,31 @@ impl Ledger {
     }
 }
 
-/// The segments behind `head`, where they stand in files of their own and follow it; `None`: the ledger must be read as a whole, as
-/// when the head itself is gone.
-pub async fn segments_behind(store: &dyn Store, state: &Location, head: &Head) -> Result<Option<Vec<Segment>>> {
+/// What tells one listing of a ledger from another: names, sizes and ETags of its files.
+fn listing_digest<'a>(files: impl Iterator<Item = &'a File>) -> [u8; 32] {
+    let mut sha = Sha256::new();
+    for File { first, last, object } in files {
+        sha.update(format!("{first} {last} {} {}\n", object.size_bytes, object.etag.0));
+    }
+    sha.finalize().into()
+}
+
+/// The segments behind `head`, where they stand in files of their own and follow it, beside the [`Ledger::listing`] of those up to it;
+/// `None`: the ledger must be read as a whole, as when the head itself is gone.
+pub async fn segments_behind(
+    store: &dyn Store,
+    state: &Location,
+    head: &Head,
+) -> Result<Option<([u8; 32], Vec<Segment>)>> {
     let (mut segments, mut digest, mut next) = (Vec::new(), head.digest, head.sequence + 1);
     let mut files = list(store, state).await?;
+    let mut covered = 0;
+    files.retain(|file| {
+        let is_read = file.last > covered;
+        covered = covered.max(file.last);
+        is_read
+    });
+    let listing = listing_digest(files.iter().filter(|file| file.last <= head.sequence));
     files.retain(|file| file.last >= head.sequence);
     if files.is_empty() {
         return Ok(None);
@@ -389,7 +430,7 @@ pub async fn segments_behind(store: &dyn Store, state: &Location, head: &Head) -
         next = file.last + 1;
         segments.extend(decoded.segments);
     }
-    Ok(Some(segments))
+    Ok(Some((listing, segments)))
 }
 
 /// The ledger while a file is taken into it.

@@ -467,6 +467,15 @@ impl Requests {
         self.entries.iter().any(|entry| *entry.identifier.kind == *kind)
     }
 
+    /// The tags that requests have and that nobody's match means at `now`: of whom opted in again, or what an exemption holds.
+    pub fn let_go(&self, now: Timestamp) -> Vec<&[u8; 32]> {
+        let holds = self.holds(now);
+        let resting = self.requests.iter().filter(|request| !request.is_suppressed(now));
+        let tags = resting.flat_map(|request| self.identifiers(request)).map(|identifier| &identifier.tag);
+        let is_asked = |tag: &[u8; 32]| self.with_tag(head(tag)).any(|number| self.at(number).is_suppressed(now));
+        tags.filter(|tag| holds.by_tag.contains_key(&head(tag)) || !is_asked(tag)).collect()
+    }
+
     /// Distinct identifiers by kind, of all requests.
     pub fn identifiers_by_kind(&self) -> BTreeMap<&str, u64> {
         let mut kinds = BTreeMap::new();

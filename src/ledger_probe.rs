@@ -1,11 +1,12 @@
 //! The ledger's identifiers as a file that is mapped, not read: what lets the gate start in an instant.
 //!
 //! ```text
-//! STATE/probe/ledger.tags    magic │ segments │ digest of the chain │ last second │ numbers │ seal │ table
+//! STATE/probe/ledger.tags    magic │ segments │ digest of the chain │ last second │ numbers │ digest of the listing │ seal │ bytes of the
+//!                            first table │ table of who is asked for │ table of who is let go
 //! ```
-//! The table is [`crate::tag_table`]'s. The file says nothing that the ledger does not: where it is missing, behind or damaged, the
-//! ledger is folded again. Invariant: a table is used only under the key that sealed it, and only as long as no segment behind it
-//! changes who is asked for.
+//! The tables are [`crate::tag_table`]'s. The file says nothing that the ledger does not: where it is missing, behind or damaged, the
+//! ledger is folded again. Invariant: a table is used only under the key that sealed it, and only as long as the segments that it was
+//! made of are listed as they were, and none behind them changes who is asked for.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -17,20 +18,27 @@ use sha2::{Digest, Sha256};
 use crate::error::Result;
 use crate::ledger::{self, Anchor, Head, Ledger};
 use crate::ledger_event::Fact;
+use crate::match_index::Tags;
 use crate::request_import::NUMBER_OF_TEXT;
 use crate::signature::TagKey;
 use crate::store::{self, Location, Precondition, Store};
 use crate::tag_table::TagTable;
 
-const MAGIC: &[u8; 16] = b"lakescrub tags 2";
-const SEAL: std::ops::Range<usize> = 96..128;
-const HEADER_BYTES: usize = 128;
+const MAGIC: &[u8; 16] = b"lakescrub tags 3";
+const LISTING: std::ops::Range<usize> = 72..104;
+const SEAL: std::ops::Range<usize> = 104..136;
+const FIRST_TABLE: std::ops::Range<usize> = 136..144;
+const HEADER_BYTES: usize = 144;
 
 /// Who is asked for, and what it was taken from.
 #[derive(Debug, Clone)]
 pub struct ProbeTable {
     pub table: TagTable,
+    /// What the ledger knows and asks for no more.
+    let_go: TagTable,
     pub head: Head,
+    /// Of the files of the ledger up to the head: see [`Ledger::listing`].
+    listing: [u8; 32],
     /// Whether it holds numbers that texts are another spelling of.
     pub has_numbers: bool,
     /// An exemption ends after this second.
@@ -46,16 +54,24 @@ impl ProbeTable {
     pub fn of(ledger: &Ledger, now: Timestamp) -> ProbeTable {
         let requests = ledger.requests();
         let tags: Vec<&[u8; 32]> = requests.suppressed(now).map(|identifier| &identifier.tag).collect();
+        let let_go = requests.let_go(now);
         ProbeTable {
             table: TagTable::build(tags.len(), tags.into_iter()),
+            let_go: TagTable::build(let_go.len(), let_go.into_iter()),
             head: ledger.head(),
+            listing: ledger.listing(),
             has_numbers: requests.has_kind(NUMBER_OF_TEXT),
             valid_until: requests.stands_until(now),
         }
     }
 
+    /// As they are asked of values.
+    pub fn tags(self, key: Arc<TagKey>) -> Tags {
+        Tags { key, table: self.table, numbers: self.has_numbers.then_some(NUMBER_OF_TEXT), let_go: self.let_go }
+    }
+
     fn encode(&self, key: &TagKey) -> Bytes {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.table.bytes().len());
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.table.bytes().len() + self.let_go.bytes().len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&self.head.sequence.to_le_bytes());
         bytes.extend_from_slice(&self.head.digest);
@@ -63,7 +79,10 @@ impl ProbeTable {
         bytes.extend_from_slice(&until.to_le_bytes());
         bytes.push(u8::from(self.has_numbers));
         bytes.resize(HEADER_BYTES, 0);
+        bytes[LISTING].copy_from_slice(&self.listing);
+        bytes[FIRST_TABLE].copy_from_slice(&(self.table.bytes().len() as u64).to_le_bytes());
         bytes.extend_from_slice(self.table.bytes());
+        bytes.extend_from_slice(self.let_go.bytes());
         let seal = seal(key, &bytes);
         bytes[SEAL].copy_from_slice(&seal);
         bytes.into()
@@ -77,8 +96,12 @@ impl ProbeTable {
         }
         let eight = |at: usize| <[u8; 8]>::try_from(&header[at..at + 8]).expect("eight bytes");
         let until = i64::from_le_bytes(eight(56));
+        let first = usize::try_from(u64::from_le_bytes(eight(FIRST_TABLE.start))).ok()?;
+        let second = HEADER_BYTES.checked_add(first).filter(|at| *at <= bytes.len())?;
         Some(ProbeTable {
-            table: TagTable::open(bytes.slice(HEADER_BYTES..))?,
+            table: TagTable::open(bytes.slice(HEADER_BYTES..second))?,
+            let_go: TagTable::open(bytes.slice(second..))?,
+            listing: header[LISTING].try_into().expect("32 bytes"),
             head: Head {
                 sequence: u64::from_le_bytes(eight(16)),
                 digest: header[24..56].try_into().expect("32 bytes"),
@@ -98,15 +121,32 @@ fn seal(key: &TagKey, bytes: &[u8]) -> [u8; 32] {
     key.raw_tag("probe file", &sha.finalize().into())
 }
 
-/// Writes the file anew, for the next gate. What goes wrong is told and costs no more than a slow start.
-pub async fn refresh(store: &dyn Store, ledger: &Ledger, state: &Location, key: &TagKey, now: Timestamp) {
-    write(store, &ProbeTable::of(ledger, now), state, key).await;
+/// Writes the file anew, for the next gate. What goes wrong is told and costs no more than a slow start. No file is made of a ledger
+/// that no gate may compare with, as long as requests of another key are in it, and none of what a run only supposes.
+pub async fn refresh(store: &Arc<dyn Store>, ledger: &Ledger, state: &Location, key: &TagKey, now: Timestamp) {
+    let written = match ledger.is_supposing() {
+        true => Ledger::open(store.clone(), state, key).await.map(Some),
+        false => Ok(None),
+    };
+    match &written {
+        Ok(written) => {
+            let ledger = written.as_ref().unwrap_or(ledger);
+            if ledger.check_key(now).is_ok() {
+                write(store.as_ref(), &ProbeTable::of(ledger, now), state, key).await;
+            }
+        }
+        Err(error) => told(error),
+    }
+}
+
+fn told(error: &dyn std::fmt::Display) {
+    tracing::warn!(%error, "the gate's probe file not written; its next start folds the ledger");
 }
 
 async fn write(store: &dyn Store, probe: &ProbeTable, state: &Location, key: &TagKey) {
     let bytes = probe.encode(key);
     if let Err(error) = store.put(&place(state), bytes, Precondition::None).await {
-        tracing::warn!(%error, "the gate's probe file not written; its next start folds the ledger");
+        told(&error);
     }
 }
 
@@ -136,26 +176,30 @@ pub async fn load(
 ) -> Result<Option<ProbeTable>> {
     if let Some(mut probe) = open(store.as_ref(), state, key).await
         && probe.valid_until.is_none_or(|until| now.as_second() <= until.as_second())
-        && let Some(head) = unchanged_until(store.as_ref(), state, &probe.head).await?
-        && anchor.is_none_or(|anchor| anchor.head.sequence <= head)
+        && let Some(head) = unchanged_until(store.as_ref(), state, &probe).await?
+        && anchor.is_none_or(|anchor| anchor.head.sequence <= head.sequence)
     {
-        probe.head.sequence = head;
+        probe.head = head;
         return Ok(Some(probe));
     }
     let ledger = Ledger::open(store.clone(), state, key).await?;
+    ledger.check_anchor(anchor)?;
     if ledger.head().sequence == 0 {
         return Ok(None);
     }
     ledger.check_key(now)?;
-    ledger.check_anchor(anchor)?;
     let probe = ProbeTable::of(&ledger, now);
     write(store.as_ref(), &probe, state, key).await;
     Ok(Some(probe))
 }
 
-/// The last segment, when none behind `head` changes who is asked for: runs write down what they do, too.
-async fn unchanged_until(store: &dyn Store, state: &Location, head: &Head) -> Result<Option<u64>> {
-    let Some(behind) = ledger::segments_behind(store, state, head).await? else { return Ok(None) };
+/// The ledger's head, when it is the one that the file was made of and no segment behind changes who is asked for: runs write down what
+/// they do, too.
+async fn unchanged_until(store: &dyn Store, state: &Location, probe: &ProbeTable) -> Result<Option<Head>> {
+    let Some((listing, behind)) = ledger::segments_behind(store, state, &probe.head).await? else { return Ok(None) };
+    if listing != probe.listing {
+        return Ok(None);
+    }
     let changes = |fact: &Fact| match fact {
         Fact::Received { .. } | Fact::Exempted { .. } | Fact::Withdrawn { .. } => true,
         Fact::Planned { .. }
@@ -165,9 +209,11 @@ async fn unchanged_until(store: &dyn Store, state: &Location, head: &Head) -> Re
         | Fact::Found { .. }
         | Fact::Answered { .. } => false,
     };
-    let last = behind.last().map_or(head.sequence, |segment| segment.sequence);
     let is_changed = behind.iter().flat_map(|segment| &segment.events).any(|event| changes(&event.fact));
-    Ok((!is_changed).then_some(last))
+    let head = behind
+        .iter()
+        .fold(probe.head, |head, segment| Head { sequence: segment.sequence, digest: segment.digest(&head.digest) });
+    Ok((!is_changed).then_some(head))
 }
 
 #[cfg(test)]
@@ -178,7 +224,9 @@ mod tests {
         let tags: Vec<[u8; 32]> = (0..100u8).map(|number| Sha256::digest([number]).into()).collect();
         ProbeTable {
             table: TagTable::build(tags.len(), tags.iter()),
+            let_go: TagTable::build(1, tags[..1].iter()),
             head: Head { sequence: 7, digest: [3; 32] },
+            listing: [4; 32],
             has_numbers: true,
             valid_until: Some(Timestamp::from_second(9).unwrap()),
         }
@@ -192,7 +240,7 @@ mod tests {
         assert_eq!((read.head, read.has_numbers, read.valid_until), (probe().head, true, probe().valid_until));
         assert!(read.table.contains(&Sha256::digest([42]).into()));
         assert!(ProbeTable::decode(&TagKey::new([2; 32]), &bytes).is_none());
-        for at in [0, 17, 30, 60, 64, 70, 100, 129, bytes.len() - 1] {
+        for at in [0, 17, 30, 60, 64, 80, 110, 137, 150, bytes.len() - 1] {
             let mut damaged = bytes.to_vec();
             damaged[at] ^= 1;
             assert!(ProbeTable::decode(&key, &damaged.into()).is_none(), "byte {at}");

@@ -10,16 +10,16 @@ use crate::chain;
 use crate::drop_answer::is_opted_out;
 use crate::error::{Error, Exit, Result};
 use crate::identifier::Kind;
-use crate::job::{Job, LEDGER_URI};
+use crate::job::{Job, LEDGER_URI, MatchRule};
 use crate::ledger::{self, Anchor, Head, Ledger};
 use crate::ledger_event::{Event, Fact, Text};
-use crate::ledger_fold::{Mark, Request};
+use crate::ledger_fold::{Holds, Mark, Request};
 use crate::ledger_probe::{self, ProbeTable};
-use crate::manifest::{LedgerRecord, REAPPEARANCES_TOLD, Reappearance, sha256_hex};
+use crate::manifest::{LedgerRecord, NotCompared, REAPPEARANCES_TOLD, Reappearance, sha256_hex};
 use crate::match_index::{Added, Tags};
 use crate::plan::{self, Plan};
 use crate::request::ListReport;
-use crate::request_import::{NUMBER_OF_TEXT, whole_microseconds};
+use crate::request_import::whole_microseconds;
 use crate::signature::TagKey;
 use crate::store::{self, Location, Object, Store, Stores};
 use crate::verify::{self, Sightings, Verified};
@@ -34,13 +34,14 @@ pub async fn open(job: &Job, stores: &Stores, key: &TagKey, now: Timestamp) -> R
     let store = stores.of(state);
     let anchor = anchor(store.as_ref(), state).await?;
     let ledger = Ledger::open(store, state, key).await?;
+    // First: one that is gone, though a run saw it, is no list that was never there.
+    ledger.check_anchor(anchor.as_ref())?;
     if ledger.head().sequence == 0 {
         let name = &list.name;
         return Err(Error::usage(format!("list {name} is missing: there is no ledger at {}", ledger::folder(state)))
             .hint("`lakescrub requests import` makes one; an empty ledger is one whose requests are withdrawn"));
     }
     ledger.check_key(now)?;
-    ledger.check_anchor(anchor.as_ref())?;
     Ok(Some(ledger))
 }
 
@@ -60,8 +61,7 @@ pub async fn anchor(store: &dyn Store, state: &Location) -> Result<Option<Anchor
 
 /// What is asked of each value: the tags of all requests that stand at `now`.
 pub fn tags(ledger: &Ledger, key: Arc<TagKey>, now: Timestamp) -> Tags {
-    let probe = ProbeTable::of(ledger, now);
-    Tags { key, table: probe.table, numbers: probe.has_numbers.then_some(NUMBER_OF_TEXT) }
+    ProbeTable::of(ledger, now).tags(key)
 }
 
 /// How many requests name somebody whose data stay by the exemption of another request.
@@ -69,6 +69,30 @@ pub fn held(ledger: &Ledger, now: Timestamp) -> u64 {
     let requests = ledger.requests();
     let holds = requests.holds(now);
     requests.iter().filter(|request| !requests.held_by(request, &holds).is_empty()).count() as u64
+}
+
+/// The kinds that some rule of the job compares with the ledger.
+pub fn compared_kinds(job: &Job) -> BTreeSet<&'static str> {
+    let of_rule = |rule: &MatchRule| match rule {
+        MatchRule::Single(part) | MatchRule::Joined { whole: part, .. } => {
+            part.list_column.is_none().then(|| part.kind.name())
+        }
+        MatchRule::All(_) => None,
+    };
+    job.datasets.iter().flat_map(|spec| &spec.rules).filter_map(of_rule).collect()
+}
+
+/// What the job's rules ask nothing of, in requests that stand.
+pub fn not_compared(job: &Job, ledger: &Ledger, now: Timestamp) -> NotCompared {
+    let (compared, requests) = (compared_kinds(job), ledger.requests());
+    let mut not_compared = NotCompared::default();
+    for request in requests.iter().filter(|request| request.is_suppressed(now)) {
+        let kinds: BTreeSet<&str> = requests.identifiers(request).map(|identifier| &*identifier.kind).collect();
+        let unasked = kinds.iter().filter(|kind| Kind::NAMES.contains(kind) && !compared.contains(*kind));
+        unasked.for_each(|kind| *not_compared.by_kind.entry((*kind).to_owned()).or_default() += 1);
+        not_compared.requests += u64::from(!kinds.is_empty() && kinds.is_disjoint(&compared));
+    }
+    not_compared
 }
 
 /// The ledger as one of the lists that were read.
@@ -99,6 +123,9 @@ pub fn report(job: &Job, ledger: &Ledger, now: Timestamp) -> Option<(ListReport,
 pub struct Book {
     ledger: Ledger,
     mark: Mark,
+    /// As they were when the ledger was loaded; so are the requests that a match means, by their positions.
+    holds: Holds,
+    asked: Vec<bool>,
     run_id: Text,
     /// A run that never ended, which this one leaves to the next scrub: nobody can say yet what became of its plan.
     left_open: Option<Text>,
@@ -125,6 +152,16 @@ struct Held {
     consumers: BTreeSet<u64>,
 }
 
+/// What a run has left of a dataset.
+pub struct Left {
+    /// `false`: nothing of it was looked at.
+    pub is_listed: bool,
+    /// The objects and noncurrent versions, by their ids, that are as they were.
+    pub objects: Vec<(Location, Option<String>)>,
+    /// Those of them whose rows may not have been read.
+    pub unread: Vec<Location>,
+}
+
 /// What is needed to look into a dataset's objects once more.
 pub struct Looking<'a> {
     pub job: &'a Job,
@@ -141,10 +178,13 @@ impl Book {
         now: Timestamp,
         since_restore: Option<Timestamp>,
     ) -> Book {
-        let mark = ledger.requests().mark(now);
+        let (mark, holds) = (ledger.requests().mark(now), ledger.requests().holds(now));
+        let asked = ledger.requests().iter().map(|request| request.is_suppressed(now)).collect();
         Book {
             ledger,
             mark,
+            holds,
+            asked,
             run_id: run_id.into(),
             left_open: left_open.map(Text::from),
             now: whole_microseconds(now),
@@ -183,9 +223,32 @@ impl Book {
         }
         let planned = self.planned(looking.job);
         let reappeared = self.came_back(looking).await;
-        self.ledger.append(planned).await?;
+        // Whoever writes behind the last segment has read it. What a killed attempt had announced is not written again.
+        if self.ledger.append(planned).await?.events == 0 {
+            self.ledger.catch_up().await?;
+        }
         self.ledger.append(reappeared).await?;
         Ok(())
+    }
+
+    /// Refuses to go on when somebody whose rows are planned has opted in again, or is held, since the ledger was loaded.
+    pub fn check_still_asked(&self) -> Result<()> {
+        let requests = self.ledger.requests();
+        let holds = requests.holds(self.now);
+        let planned: BTreeSet<u32> = self.seen.iter().flatten().flat_map(|seen| seen.held.keys().copied()).collect();
+        let is_asked = |number: &u32| {
+            let request = requests.at(*number);
+            request.is_suppressed(self.now)
+                && requests.held_by(request, &holds) == requests.held_by(request, &self.holds)
+        };
+        match planned.iter().filter(|number| !is_asked(number)).count() {
+            0 => Ok(()),
+            requests => Err(Error::new(
+                Exit::Conflict,
+                format!("{requests} requests with rows to remove were withdrawn or exempted while the run was at work"),
+            )
+            .hint("run again: their rows stay then")),
+        }
     }
 
     /// For a run that removes nothing: who is back in the objects that the verifier found rows in.
@@ -236,7 +299,7 @@ impl Book {
         let requests = self.ledger.requests();
         for (tags, sighting) in sightings {
             let meant = tags.iter().flat_map(|tag| requests.with_tag(tag.to_be_bytes()));
-            let meant: BTreeSet<u32> = meant.filter(|number| requests.at(*number).is_suppressed(self.now)).collect();
+            let meant: BTreeSet<u32> = meant.filter(|number| self.asked.get(*number as usize) == Some(&true)).collect();
             for number in meant {
                 let held = held.entry(number).or_default();
                 held.rows += sighting.rows;
@@ -282,7 +345,7 @@ impl Book {
     /// Requests that were done with and match again, object by object: told by every run until they are gone, written down by the first.
     /// What this very run has planned is no return, and neither are the first rows of whom nothing was ever found.
     async fn came_back(&mut self, looking: &Looking<'_>) -> Vec<Event> {
-        let mut events = Vec::new();
+        let (mut events, mut clean) = (Vec::new(), BTreeMap::new());
         for (spec, seen) in looking.job.datasets.iter().zip(&self.seen) {
             for seen in seen.iter().filter(|seen| seen.version_id.is_none()) {
                 let requests = self.ledger.requests();
@@ -298,11 +361,11 @@ impl Book {
                 if back.is_empty() || is_told(&shown) {
                     continue;
                 }
-                let written_by = match self.since_restore {
-                    Some(time) => Some(format!("the restore of {time}")),
-                    None => written_by(looking, &seen.location).await,
-                };
-                let since = |number: &u32| requests.at(*number).gone_at();
+                let written_by = written_by(looking, &seen.location).await;
+                if !clean.contains_key(&spec.name) {
+                    clean.insert(spec.name.clone(), last_clean(looking, &spec.name).await);
+                }
+                let since = |number: &u32| requests.at(*number).gone_at().max(clean[&spec.name]);
                 let (dataset, object): (Text, Text) = (spec.name.as_str().into(), shown.as_str().into());
                 for (number, held) in back.iter().filter(|(number, _)| requests.at(**number).reappeared_at.is_none()) {
                     let fact = Fact::Reappeared {
@@ -322,8 +385,14 @@ impl Book {
                     dataset: spec.name.clone(),
                     object: shown,
                     requests: back.len() as u64,
+                    request_ids: back
+                        .iter()
+                        .take(IDS_TOLD)
+                        .map(|(number, _)| requests.at(**number).id.to_string())
+                        .collect(),
                     rows,
-                    since: back.iter().filter_map(|(number, _)| since(number)).max(),
+                    // All of them were.
+                    since: back.iter().filter_map(|(number, _)| since(number)).min(),
                     written_by,
                 });
             }
@@ -341,7 +410,7 @@ impl Book {
     }
 
     /// What the manifest says of the ledger.
-    pub fn record(&self) -> LedgerRecord {
+    pub fn record(&self, job: &Job) -> LedgerRecord {
         let head = self.ledger.head();
         LedgerRecord {
             segments: head.sequence,
@@ -349,33 +418,33 @@ impl Book {
             requests: self.ledger.requests().len() as u64,
             held: held(&self.ledger, self.now),
             opted_out: self.ledger.requests().iter().filter(|request| is_opted_out(request, self.now)).count() as u64,
+            not_compared: not_compared(job, &self.ledger, self.now),
             reappeared: self.reappeared.len() as u64,
             reappearances: self.reappearances.iter().take(REAPPEARANCES_TOLD).cloned().collect(),
             since_restore: self.since_restore,
         }
     }
 
-    /// Writes down what was removed, given the objects and versions of each dataset that are as they were, and who is verified clean.
-    pub async fn close(
-        &mut self,
-        manifest_digest: &str,
-        exit: Exit,
-        job: &Job,
-        left: &[Vec<(Location, Option<String>)>],
-    ) -> Result<()> {
+    /// Writes down what was removed, given what is left of each dataset, and who is verified clean.
+    pub async fn close(&mut self, manifest_digest: &str, exit: Exit, job: &Job, left: &[Left]) -> Result<()> {
         let manifest_digest: Text = manifest_digest.into();
         let mut removed = Vec::new();
+        // A killed attempt saw rows of theirs where this one has not looked.
+        let mut out_of_sight = BTreeSet::new();
         for (number, request) in self.ledger.requests().iter().enumerate() {
             for (dataset, facts) in &request.datasets {
                 let Some(planned) = facts.planned.as_ref().filter(|planned| planned.run_id == self.run_id) else {
                     continue;
                 };
                 let place = job.datasets.iter().position(|spec| *spec.name == **dataset);
-                let kept = place.map_or(0, |place| self.rows_left(place, number as u32, left.get(place)));
+                if place.is_none() {
+                    out_of_sight.insert(number as u32);
+                }
+                let rows = place.map_or(0, |place| self.rows_gone(place, number as u32, planned.rows, left.get(place)));
                 let fact = Fact::Removed {
                     dataset: dataset.clone(),
                     run_id: self.run_id.clone(),
-                    rows: planned.rows.saturating_sub(kept),
+                    rows,
                     consumers: planned.consumers,
                     manifest_digest: manifest_digest.clone(),
                 };
@@ -388,11 +457,14 @@ impl Book {
         }
         let requests = self.ledger.requests();
         // Any other plan without a manifest is void: its run ended before it had changed anything.
+        let compared = compared_kinds(job);
+        let is_compared = |request: &Request| requests.identifiers(request).any(|own| compared.contains(&*own.kind));
         let is_left_open =
             |request: &Request| self.left_open.as_ref().is_some_and(|run| request.has_plan_of(Some(run)));
-        let unsaid = requests.asked_at(&self.mark).filter(|(_, request)| {
+        let unsaid = requests.asked_at(&self.mark).filter(|(number, request)| {
             let is_said = request.verified.is_some() && request.reappeared_at.is_none() && !request.has_plan_of(None);
-            !is_left_open(request) && (!is_said || self.since_restore.is_some())
+            let is_unknown = is_left_open(request) || out_of_sight.contains(number) || !is_compared(request);
+            !is_unknown && (!is_said || self.since_restore.is_some())
         });
         let verified: Vec<Event> = unsaid
             .map(|(number, _)| {
@@ -406,19 +478,34 @@ impl Book {
     /// For the next gate.
     pub async fn refresh_probe(&self, job: &Job, stores: &Stores, key: &TagKey) {
         let state = &job.state.location;
-        ledger_probe::refresh(stores.of(state).as_ref(), &self.ledger, state, key, self.now).await;
+        ledger_probe::refresh(&stores.of(state), &self.ledger, state, key, self.now).await;
+    }
+
+    /// How many of the `planned` rows are gone. A plan of a killed attempt may count rows that this one has not seen: these are gone, too,
+    /// if it has seen all that there is.
+    fn rows_gone(&self, dataset: usize, request: u32, planned: u64, left: Option<&Left>) -> u64 {
+        let is_seen = |location: &Location| {
+            let mut seen = self.seen.get(dataset).into_iter().flatten();
+            seen.any(|seen| seen.location == *location)
+        };
+        let sees_all = left.is_none_or(|left| left.is_listed && left.unread.iter().all(is_seen));
+        let all = match sees_all {
+            true => planned,
+            false => planned.min(self.rows_seen(dataset, request, |_| true)),
+        };
+        let is_left = |seen: &Seen| {
+            let mut left = left.into_iter().flat_map(|left| &left.objects);
+            left.any(|(location, version_id)| (location, version_id) == (&seen.location, &seen.version_id))
+        };
+        all.saturating_sub(self.rows_seen(dataset, request, is_left))
     }
 
     /// Counted as [`Book::planned`] counts: the rows of old versions where no current object has any.
-    fn rows_left(&self, dataset: usize, request: u32, left: Option<&Vec<(Location, Option<String>)>>) -> u64 {
+    fn rows_seen(&self, dataset: usize, request: u32, is_meant: impl Fn(&Seen) -> bool) -> u64 {
         let seen = || self.seen.get(dataset).into_iter().flatten().filter(|seen| seen.held.contains_key(&request));
         let is_current = seen().any(|seen| seen.version_id.is_none());
         let counted = seen().filter(|seen| seen.version_id.is_none() == is_current);
-        let is_left = |seen: &&Seen| {
-            let mut left = left.into_iter().flatten();
-            left.any(|(location, version_id)| (location, version_id) == (&seen.location, &seen.version_id))
-        };
-        counted.filter(is_left).map(|seen| seen.held[&request].rows).sum()
+        counted.filter(|seen| is_meant(seen)).map(|seen| seen.held[&request].rows).sum()
     }
 
     /// A run that was killed after its manifest and before its last word here has removed what the manifest says: all that it planned
@@ -465,6 +552,24 @@ async fn statement_and_digest(store: &dyn Store, state: &Location, run_id: &str)
     let statement = serde_json::from_slice(&bytes)
         .map_err(|_| Error::new(Exit::Untrusted, format!("{location} is no statement of a run")))?;
     Ok((statement, sha256_hex(&bytes).into()))
+}
+
+/// So many requests are told by id for an object.
+const IDS_TOLD: usize = 20;
+
+/// When the last run that ended clean listed this dataset, and so last saw nobody of the ledger in it.
+async fn last_clean(looking: &Looking<'_>, dataset: &str) -> Option<Timestamp> {
+    let state = &looking.job.state.location;
+    let record = |predicate: &Value| {
+        let mut records = predicate["datasets"].as_array()?.iter();
+        records.find(|record| record["name"] == dataset).cloned()
+    };
+    let is_clean = |predicate: &Value| {
+        predicate["run"]["exit"] == 0 && predicate["ledger"].is_object() && record(predicate).is_some()
+    };
+    let (_, predicate) = chain::newest(looking.stores.of(state).as_ref(), state, is_clean).await.ok()??;
+    let listed_at = record(&predicate)?["listed_at"].as_str()?.parse().ok()?;
+    Some(whole_microseconds(listed_at))
 }
 
 /// Names under which writers leave their own: the words that Airflow, Spark, dbt and people use.

@@ -27,7 +27,7 @@
 //! * **suppression list**, **list row**, **entry**: who is to go; **match**, **finding**: a row of the data that a list row means.
 //! * **request**: that somebody is to go, with an id; **ledger**: the log of all requests, one **event** a fact, in chained
 //!   **segments**; **fold**: what the events amount to. A request **re-appears** when it matches after it was done, and is **held** by another's
-//!   exemption that has an identifier of it. **gate**: the look at objects before they are published, **probe file**: the tags it is given.
+//!   exemption that has an identifier of it; an identifier that nobody's request asks for any more is **let go**. **gate**: the look at objects before they are published, **probe file**: the tags it is given.
 //! * **dataset**: what a `uri` of the job names; **object**: one file or key of it; **in scope**: by its name an object of the dataset.
 //! * **plan**, **step**, **dry run**: what would become of each object and why.
 //! * **rewrite**: an object's new content replaces the old in one **swap**. It **removes** rows or **redacts** cells; an object without

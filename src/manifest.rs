@@ -16,6 +16,8 @@ use crate::object_table::{self, ObjectRow, Outcome};
 
 pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 pub const PREDICATE_TYPE: &str = "urn:lakescrub:verification:v1";
+/// What a gate signs.
+pub const GATE_TYPE: &str = "urn:lakescrub:gate:v1";
 pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
 pub const OBJECTS_FILE: &str = "objects.parquet";
 
@@ -91,6 +93,8 @@ pub struct LedgerRecord {
     /// DROP work items whose identifier leads to several consumers: their rows are kept, and no residue.
     #[serde(default)]
     pub opted_out: u64,
+    #[serde(default, skip_serializing_if = "NotCompared::is_empty")]
+    pub not_compared: NotCompared,
     /// Requests that match a row or a name again, having been done with before.
     pub reappeared: u64,
     /// In which objects, at most [`REAPPEARANCES_TOLD`] of them.
@@ -100,16 +104,42 @@ pub struct LedgerRecord {
     pub since_restore: Option<Timestamp>,
 }
 
+/// What of the requests that stand no rule of the job asks the ledger for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NotCompared {
+    /// Requests with an identifier of a kind that no rule compares, by kind.
+    pub by_kind: BTreeMap<String, u64>,
+    /// Those of them that have no other identifier: nobody looked for them, and they stay open.
+    pub requests: u64,
+}
+
+impl NotCompared {
+    pub fn is_empty(&self) -> bool {
+        self.by_kind.is_empty()
+    }
+
+    pub fn sentences(&self) -> Vec<String> {
+        let by_kind = self.by_kind.iter().map(|(kind, count)| {
+            format!("Identifiers of kind {kind}, which {count} of the ledger's requests have, were not looked for: no rule compares them with the ledger.")
+        });
+        let open = (self.requests > 0)
+            .then(|| format!("Requests without an identifier that any rule compares stay open: {}.", self.requests));
+        by_kind.chain(open).collect()
+    }
+}
+
 /// An object that holds again what was gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reappearance {
     pub dataset: String,
     /// As it may be shown.
     pub object: String,
-    /// Requests that match in it, and their rows.
+    /// Requests that match in it, the ids of some of them, and their rows.
     pub requests: u64,
+    #[serde(default)]
+    pub request_ids: Vec<String>,
     pub rows: u64,
-    /// When they were last known to be gone: the latest of them.
+    /// When their dataset was last seen clean.
     pub since: Option<Timestamp>,
     /// The job that wrote the object, if its metadata says so.
     pub written_by: Option<String>,

@@ -14,7 +14,9 @@ use serde::Serialize;
 use crate::chain::{self, ENVELOPE_FILE, FIRST_KEY_FILE, HEAD_FILE, Head, STATEMENT_FILE, get_if_there, untrusted};
 use crate::error::{Error, Result};
 use crate::keys;
-use crate::manifest::{self, OBJECTS_FILE, ObjectsFile, PAYLOAD_TYPE, Previous, Statement, Verdict, sha256_hex};
+use crate::manifest::{
+    self, GATE_TYPE, OBJECTS_FILE, ObjectsFile, PAYLOAD_TYPE, Previous, Statement, Verdict, sha256_hex,
+};
 use crate::merkle;
 use crate::object_table::{self, ObjectRow};
 use crate::signature::{Envelope, PublicKey, SignatureError};
@@ -87,6 +89,7 @@ pub async fn check(target: &Location, stores: &Stores, public_key: Option<&Path>
     match find_target(&*store, target).await? {
         Target::Run(folder) => check_folder(&*store, &folder, public_key).await,
         Target::State(state) => check_state(&*store, &state, public_key).await,
+        Target::Gates { files, state } => check_gates(&*store, target, (files, state), public_key).await,
     }
 }
 
@@ -104,6 +107,7 @@ pub async fn checked_manifest(
         }
         Target::State(state) => Err(Error::usage(format!("{state} is a state, not one run's folder"))
             .hint("name a folder below its manifests/")),
+        Target::Gates { .. } => Err(Error::usage(format!("{target} is a gate's, not one run's folder"))),
     }
 }
 
@@ -123,15 +127,27 @@ impl CheckReport {
 enum Target {
     Run(Location),
     State(Location),
+    /// What gates have signed, each one file by itself.
+    Gates {
+        files: Vec<Location>,
+        state: Option<Location>,
+    },
 }
 
 async fn find_target(store: &dyn Store, target: &Location) -> Result<Target> {
     let mut folder = without_slash(target);
+    if folder.file_name().ends_with(GATE_ENDING) && folder.file_name() != ENVELOPE_FILE {
+        let state = parent(&folder).as_ref().and_then(state_of_gates);
+        return Ok(Target::Gates { files: vec![folder], state });
+    }
     if [ENVELOPE_FILE, STATEMENT_FILE, OBJECTS_FILE].contains(&folder.file_name()) {
         folder = parent(&folder).unwrap_or(folder);
     }
     if exists(store, &folder.join(ENVELOPE_FILE)).await? {
         return Ok(Target::Run(folder));
+    }
+    if let Some(state) = state_of_gates(&folder) {
+        return Ok(Target::Gates { files: gates_in(store, &folder).await?, state: Some(state) });
     }
     if exists(store, &chain::head_location(&folder)).await? || !chain::run_files(store, &folder).await?.is_empty() {
         return Ok(Target::State(folder));
@@ -161,6 +177,52 @@ async fn check_folder(store: &dyn Store, folder: &Location, public_key: Option<&
         Link::NotChecked(sentence) => report.not_checked.insert(0, sentence),
     }
     report.not_checked.insert(1.min(report.not_checked.len()), "the rest of the chain: needs the state".to_owned());
+    Ok(report)
+}
+
+const GATE_ENDING: &str = ".dsse.json";
+
+/// The state that a folder of gates' manifests lies in: `STATE/gate`.
+fn state_of_gates(folder: &Location) -> Option<Location> {
+    (folder.file_name() == "gate").then(|| parent(folder)).flatten()
+}
+
+async fn gates_in(store: &dyn Store, folder: &Location) -> Result<Vec<Location>> {
+    let prefix = folder.join("");
+    let listed = store::list(store, &prefix).await?.into_iter().map(|object| object.location);
+    let is_of_gate = |name: &str| !name.contains('/') && name.ends_with(GATE_ENDING);
+    Ok(listed.filter(|location| chain::below(&prefix, location).is_some_and(is_of_gate)).collect())
+}
+
+/// Each is signed by itself: no chain tells whether one is missing.
+async fn check_gates(
+    store: &dyn Store,
+    target: &Location,
+    (files, state): (Vec<Location>, Option<Location>),
+    public_key: Option<&Path>,
+) -> Result<CheckReport> {
+    let trusted = trusted_keys(store, state.as_ref(), public_key).await?;
+    let mut verdicts: BTreeMap<String, u64> = BTreeMap::new();
+    for location in &files {
+        let opened = Envelope::from_bytes(&required(store, location).await?)
+            .and_then(|envelope| envelope.open(PAYLOAD_TYPE, &trusted.keys))
+            .map_err(|error| not_opened(location, &error))?;
+        let statement: serde_json::Value =
+            serde_json::from_slice(&opened.payload).map_err(|_| untrusted(location, "is no statement"))?;
+        let (run, verdict) = (&statement["predicate"]["run"], &statement["predicate"]["verdict"]);
+        let name = run["id"].as_str().map(|id| format!("{id}{GATE_ENDING}"));
+        if statement["predicateType"] != GATE_TYPE || name.as_deref() != Some(location.file_name()) {
+            return Err(untrusted(location, "is not what a gate of that name has signed"));
+        }
+        *verdicts.entry(verdict.as_str().unwrap_or("unknown").to_owned()).or_default() += 1;
+    }
+    let verdicts: Vec<String> = verdicts.iter().map(|(verdict, count)| format!("{count} {verdict}")).collect();
+    let mut report = report(target, trusted, Vec::new());
+    let keys = report.trusted.keyids.join(", ");
+    let signed = manifests(files.len());
+    report.checked =
+        vec![format!("the signature of {signed} of the gate ({}), with a key of {keys}", verdicts.join(", "))];
+    report.not_checked.push("whether a gate's manifest is missing: they are in no chain".to_owned());
     Ok(report)
 }
 

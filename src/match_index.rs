@@ -66,6 +66,8 @@ pub struct Tags {
     pub table: TagTable,
     /// Under which label the numbers stand that texts are another spelling of (`1.50`), if there are any.
     pub numbers: Option<&'static str>,
+    /// What the ledger knows and asks for no more, which no other list asks for either.
+    pub let_go: TagTable,
 }
 
 /// What keys the hashes of this process.
@@ -143,6 +145,20 @@ pub struct Added {
     /// New identifiers by kind.
     pub identifiers: BTreeMap<&'static str, u64>,
     pub duplicates: u64,
+    /// Entries that the ledger has let go: they are in no set.
+    pub let_go: u64,
+    /// Columns of hashes that no tag can be made of, so that what the ledger has let go was not looked for in them.
+    pub not_looked_up: Vec<String>,
+}
+
+/// Whether an entry of a list column is one that the ledger has let go.
+enum LookUp {
+    /// The ledger has let nothing go.
+    Never,
+    Plain(KindTags),
+    Sha256(KindTags),
+    /// Its tag cannot be made.
+    Blind,
 }
 
 /// Fills a [`MatchIndex`] with what the datasets' rules can ask for.
@@ -159,6 +175,10 @@ pub struct Builder<'a> {
     waiting: VecDeque<(Made, Option<(usize, usize)>)>,
     /// By list, by column: how many identifiers were new, and how many there before.
     counts: Vec<Vec<[u64; 2]>>,
+    /// By list, by column.
+    look_ups: Vec<Vec<LookUp>>,
+    /// By list.
+    let_go: Vec<u64>,
 }
 
 /// So many keys wait for the memory that they will stand in.
@@ -219,25 +239,50 @@ impl<'a> Builder<'a> {
         let targets = lists.iter().map(|list| list.columns.iter().map(target).collect()).collect();
         let counts = lists.iter().map(|list| vec![[0; 2]; list.columns.len()]).collect();
         let (fingerprints, waiting) = (Vec::new(), VecDeque::with_capacity(KEYS_AHEAD));
-        Builder { index, lists, datasets, targets, scratch: Vec::new(), fingerprints, waiting, counts }
+        let look_ups = lists.iter().map(|list| list.columns.iter().map(|_| LookUp::Never).collect()).collect();
+        let let_go = vec![0; lists.len()];
+        let scratch = Vec::new();
+        Builder { index, lists, datasets, targets, scratch, fingerprints, waiting, counts, look_ups, let_go }
     }
 
-    /// Compares with the ledger as well: every rule of its own that names no list column.
+    /// Compares with the ledger as well: every rule of its own that names no list column. Entries that the ledger has let go are left out.
     pub fn with_tags(mut self, tags: Option<Tags>) -> Self {
+        if let Some(Tags { key, .. }) = tags.as_ref().filter(|tags| !tags.let_go.is_empty()) {
+            let look_up = |column: &ListColumn| match column.hashed.map(Hashed::function) {
+                None => LookUp::Plain(key.tags_of(column.kind.name())),
+                Some(HashFunction::Sha256) => LookUp::Sha256(key.tags_of(column.kind.name())),
+                Some(HashFunction::Md5 | HashFunction::Sha1) => LookUp::Blind,
+            };
+            self.look_ups = self.lists.iter().map(|list| list.columns.iter().map(look_up).collect()).collect();
+        }
         self.index.tags = tags;
         self
+    }
+
+    fn is_let_go(&self, list: usize, column: usize, cell: &[u8]) -> bool {
+        let Some(Tags { let_go, .. }) = &self.index.tags else { return false };
+        match &self.look_ups[list][column] {
+            LookUp::Never | LookUp::Blind => false,
+            LookUp::Plain(tags) => let_go.contains(&tags.tag_of_canonical(cell).0),
+            LookUp::Sha256(tags) => cell.try_into().is_ok_and(|digest| let_go.contains(&tags.tag(digest))),
+        }
     }
 
     /// Adds one list row.
     pub fn add(&mut self, entry: Entry<'_>) {
         let list = self.lists.iter().position(|list| std::ptr::eq(list, entry.list) || list.name == entry.list.name);
         let list = list.expect("entries come from the lists the index was made for");
+        let mut let_go = 0;
         for (column, cell) in entry.cells.iter().enumerate() {
-            if let Some(cell) = cell {
-                self.add_cell(list, column, cell);
+            match cell {
+                Some(cell) if self.is_let_go(list, column, cell) => let_go += 1,
+                Some(cell) => self.add_cell(list, column, cell),
+                None => {}
             }
         }
-        if !self.index.composites.is_empty() {
+        self.let_go[list] += let_go;
+        // The row names somebody who is let go: nobody is looked for by what its cells say together.
+        if let_go == 0 && !self.index.composites.is_empty() {
             self.add_composites(&entry);
         }
     }
@@ -245,8 +290,14 @@ impl<'a> Builder<'a> {
     /// The index, and what each list added to it.
     pub fn finish(mut self) -> (MatchIndex, Vec<Added>) {
         while self.settle_one() {}
-        let added = self.lists.iter().zip(&self.counts).map(|(list, counts)| {
-            let mut added = Added::default();
+        let blind = |list: usize| {
+            let columns = self.lists[list].columns.iter().zip(&self.look_ups[list]);
+            let columns = columns.filter(|(_, look_up)| matches!(look_up, LookUp::Blind));
+            columns.map(|(column, _)| column.column.clone()).collect()
+        };
+        let added = self.lists.iter().zip(&self.counts).enumerate().map(|(number, (list, counts))| {
+            let (let_go, not_looked_up) = (self.let_go[number], blind(number));
+            let mut added = Added { let_go, not_looked_up, ..Added::default() };
             for (column, [new, known]) in list.columns.iter().zip(counts).filter(|(_, counts)| **counts != [0; 2]) {
                 added.duplicates += known;
                 if *new > 0 {
@@ -255,7 +306,7 @@ impl<'a> Builder<'a> {
             }
             added
         });
-        let added = added.collect();
+        let added: Vec<Added> = added.collect();
         self.index.keys = self.index.keys.settled();
         self.index.screen = Arc::new(Screen::new(&self.fingerprints));
         (self.index, added)
@@ -1088,7 +1139,15 @@ mod tests {
             let table = TagTable::build(tags.len(), tags.iter());
             let builder = Builder::new(&job.lists, &job.datasets, [7; 16]);
             let index = Arc::new(
-                builder.with_tags(Some(Tags { key: key.clone(), table, numbers: Some("numbers") })).finish().0,
+                builder
+                    .with_tags(Some(Tags {
+                        key: key.clone(),
+                        table,
+                        numbers: Some("numbers"),
+                        let_go: TagTable::default(),
+                    }))
+                    .finish()
+                    .0,
             );
             let matcher = index.matcher(0, &job.datasets[0]);
             let Rule::Single { probe, .. } = &matcher.rules[0] else { panic!("a single rule") };

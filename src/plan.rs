@@ -206,6 +206,15 @@ impl Plan {
         }
     }
 
+    /// Leaves every object and version as it is.
+    pub fn refuse_all(&mut self, exit: Exit, reason: &str) {
+        let steps = self
+            .datasets
+            .iter_mut()
+            .flat_map(|dataset| dataset.steps.iter_mut().chain(dataset.versions.iter_mut().flatten()));
+        steps.for_each(|step| step.decision = Decision::Refuse { exit, reason: reason.to_owned() });
+    }
+
     /// Takes in objects that were found later; their steps follow the others.
     pub fn take_late(&mut self, late: Plan) {
         for (dataset, late) in self.datasets.iter_mut().zip(late.datasets) {

@@ -276,12 +276,22 @@ impl<'s, F: FnMut(&[u8], Option<u128>) -> Verdict> Probe<'s, F> {
                 self.bounds = bounds;
                 outcome
             }
+            coded if is_dictionary(coded) && self.dictionary.is_empty() && self.has_values(levels) => {
+                Err(corrupt("a chunk without its dictionary"))
+            }
             coded if is_dictionary(coded) && !self.is_dictionary_remarkable => {
                 self.answer.rows += self.rows_begun(levels);
                 Ok(())
             }
             coded if is_dictionary(coded) => self.coded_page(data, levels),
             _ => Err(corrupt("a page of an encoding that its chunk does not name")),
+        }
+    }
+
+    fn has_values(&self, levels: usize) -> bool {
+        match self.max_definition {
+            0 => levels > 0,
+            max => self.levels.definition.contains(&max),
         }
     }
 
@@ -371,6 +381,68 @@ impl<'s, F: FnMut(&[u8], Option<u128>) -> Verdict> Probe<'s, F> {
                 let value = values.next().ok_or_else(|| corrupt("fewer values than levels"))?;
                 Ok(ask(value.as_bytes(), None))
             })?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, RecordBatch, StringArray};
+    use bytes::Bytes;
+    use parquet::arrow::ArrowWriter;
+    use parquet::column::page::PageMetadata;
+    use parquet::file::reader::FileReader;
+    use parquet::file::serialized_reader::SerializedFileReader;
+
+    use super::*;
+
+    /// The pages of a chunk but for its dictionary.
+    struct WithoutDictionary(SerializedPageReader<Bytes>);
+
+    impl Iterator for WithoutDictionary {
+        type Item = Result<Page>;
+
+        fn next(&mut self) -> Option<Result<Page>> {
+            self.get_next_page().transpose()
+        }
+    }
+
+    impl PageReader for WithoutDictionary {
+        fn get_next_page(&mut self) -> Result<Option<Page>> {
+            loop {
+                match self.0.get_next_page()? {
+                    Some(Page::DictionaryPage { .. }) => {}
+                    other => return Ok(other),
+                }
+            }
+        }
+
+        fn peek_next_page(&mut self) -> Result<Option<PageMetadata>> {
+            self.0.peek_next_page()
+        }
+
+        fn skip_next_page(&mut self) -> Result<()> {
+            self.0.skip_next_page()
+        }
+    }
+
+    #[test]
+    fn a_chunk_that_lacks_its_dictionary_is_none_without_a_match() {
+        for (values, is_whole) in [(vec![Some("a"), Some("a")], false), (vec![None, None], true)] {
+            let column: ArrayRef = Arc::new(StringArray::from(values));
+            let batch = RecordBatch::try_from_iter_with_nullable([("v", column, true)]).unwrap();
+            let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+            writer.write(&batch).unwrap();
+            let file = Bytes::from(writer.into_inner().unwrap());
+            let reader = SerializedFileReader::new(file.clone()).unwrap();
+            let column = reader.metadata().row_group(0).column(0);
+            let pages = SerializedPageReader::new(Arc::new(file), column, 2, None).unwrap();
+            let mut probe = Probe::new(column, Bounds::default(), None, |_: &[u8], _| Verdict::default());
+            let outcome = probe.pages(WithoutDictionary(pages)).map_err(|error| error.to_string());
+            match is_whole {
+                true => assert_eq!((outcome, probe.answer.rows), (Ok(()), 2)),
+                false => assert!(outcome.unwrap_err().contains("a chunk without its dictionary")),
+            }
         }
     }
 }

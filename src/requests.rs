@@ -73,6 +73,18 @@ impl Desk {
         Ok(Desk { job, stores, key, ledger, now })
     }
 
+    /// Itself, having told whoever records something that no run of this job minds it.
+    fn told(self) -> Desk {
+        if self.job.ledger.is_none() {
+            let state = self.job.state.location.to_string();
+            tracing::warn!(
+                state,
+                "the runs of this job do not read the ledger: what is recorded counts for jobs on this state with [[list]] uri = \"ledger\""
+            );
+        }
+        self
+    }
+
     /// Records events, see [`Desk::append`], and lets the gate know.
     pub async fn record(&mut self, events: Vec<Event>) -> Result<Appended> {
         let appended = self.append(events).await?;
@@ -90,7 +102,7 @@ impl Desk {
     pub async fn refresh_probe(&self, appended_events: u64) {
         if appended_events > 0 {
             let (state, now) = (&self.job.state.location, self.now);
-            ledger_probe::refresh(self.stores.of(state).as_ref(), &self.ledger, state, &self.key, now).await;
+            ledger_probe::refresh(&self.stores.of(state), &self.ledger, state, &self.key, now).await;
         }
     }
 
@@ -212,12 +224,12 @@ fn columns(read_as: &ReadAs) -> Columns {
 pub async fn run(common: &Common, command: &RequestsCommand) -> Result<Exit> {
     match command {
         RequestsCommand::Import { job, list, read_as, regime, old_tag_key } => {
-            let desk = Desk::open_with(common, job, list).await?;
+            let desk = Desk::open_with(common, job, list).await?.told();
             let old = old_tag_key.as_ref().map(|path| keys::load_tag_key(&crate::job::KeySource::File(path.clone())));
             import(common, desk, list, &columns(read_as), regime.as_deref(), old.transpose()?.as_ref()).await
         }
         RequestsCommand::Add { job, identifier, request_id, received_at, source, regime, hashed } => {
-            let desk = Desk::open(common, job).await?;
+            let desk = Desk::open(common, job).await?.told();
             let new = New {
                 identifiers: identifier,
                 request_id: request_id.as_deref(),
@@ -233,11 +245,11 @@ pub async fn run(common: &Common, command: &RequestsCommand) -> Result<Exit> {
                 .hint("leave it out: every request of these people is withdrawn, whenever they opted in again"))
         }
         RequestsCommand::Withdraw { job, who, list, read_as, source } => {
-            let desk = Desk::open_with(common, job, list.as_slice()).await?;
+            let desk = Desk::open_with(common, job, list.as_slice()).await?.told();
             withdraw(common, desk, who, list.as_ref(), &columns(read_as), source).await
         }
         RequestsCommand::Exempt { job, who, ground, until } => {
-            let desk = Desk::open(common, job).await?;
+            let desk = Desk::open(common, job).await?.told();
             exempt(common, desk, who, ground, until.as_deref()).await
         }
         RequestsCommand::List { job, state, source, request_id } => {

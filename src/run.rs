@@ -1,6 +1,6 @@
 //! One function per command, and the only place that knows the order of the stages.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -22,12 +22,12 @@ use crate::gate;
 use crate::job::{DatasetSpec, Job, Search, Stray};
 use crate::journal::{self, AnnouncedPurge, Journal, Lock, Unfinished};
 use crate::keys;
-use crate::ledger_run::{self, Book, Looking};
+use crate::ledger_run::{self, Book, Left, Looking};
 use crate::manifest::{Observed, Stage, StageName};
 use crate::manifest_check;
 use crate::manifest_diff;
 use crate::match_index::MatchIndex;
-use crate::plan::{self, DatasetPlan, Plan};
+use crate::plan::{self, DatasetPlan, Decision, Plan};
 use crate::purge::{self, Purge, PurgeEnded, Purged, Replaced};
 use crate::request;
 use crate::request_import::moment;
@@ -177,6 +177,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
         plan::check_guard(&plan, &session.job.guard)?;
         let mut book = session.book(&run.id, run.left_open.as_deref()).await?;
         announce(session, book.as_mut(), &verifier_lists, &shown, &mut plan).await?;
+        book.as_ref().map_or(Ok(()), Book::check_still_asked)?;
         let outcomes = rewrite(session, run, lock, &plan, tag_key.clone(), &verifier_lists).await?;
         let late = Late { index: &index, lists: &verifier_lists, tag_key: tag_key.clone(), shown: &shown };
         let (plan, outcomes) = rewrite_late(session, run, lock, &late, book.as_mut(), plan, outcomes).await?;
@@ -195,7 +196,7 @@ async fn scrub_session(mut session: Session) -> Result<RunResult> {
             left_open: None,
             shown: &shown,
             canaries,
-            ledger: book.as_ref().map(Book::record),
+            ledger: book.as_ref().map(|book| book.record(&session.job)),
             undecided: session.withheld.undecided.len() as u64,
         };
         let (result, digest) = publish(session, &account, &signing_key, run).await?;
@@ -222,8 +223,8 @@ async fn announce(
 }
 
 /// The objects of each dataset that are as they were, or whose rewrite nobody can vouch for, and its noncurrent versions that were not
-/// purged, by their ids.
-fn left(plan: &Plan, outcomes: &[Vec<Option<Outcome>>], purged: &[Purged]) -> Vec<Vec<(Location, Option<String>)>> {
+/// purged.
+fn left(plan: &Plan, outcomes: &[Vec<Option<Outcome>>], purged: &[Purged]) -> Vec<Left> {
     let is_done = |outcome: &Option<Outcome>| match outcome.as_ref().map(|outcome| &outcome.ended) {
         Some(Ended::Rewritten | Ended::Dropped) => true,
         Some(Ended::Failed { .. } | Ended::NotBegun) | None => false,
@@ -237,7 +238,18 @@ fn left(plan: &Plan, outcomes: &[Vec<Option<Outcome>>], purged: &[Purged]) -> Ve
             gone.map(|outcome| (&outcome.object.location, &outcome.object.version_id)).collect();
         let versions = dataset.versions.iter().flatten().map(|step| &step.object);
         let versions = versions.filter(|object| !gone.contains(&(&object.location, &object.version_id)));
-        left.chain(versions.map(|object| (object.location.clone(), object.version_id.clone()))).collect()
+        let all = dataset.steps.iter().chain(dataset.versions.iter().flatten());
+        let unread = all.filter(|step| match &step.decision {
+            Decision::Refuse { .. } | Decision::Skip { .. } => true,
+            Decision::Keep | Decision::Rewrite { .. } | Decision::Drop { .. } | Decision::Purge | Decision::Report => {
+                false
+            }
+        });
+        Left {
+            is_listed: dataset.unlisted.is_none(),
+            objects: left.chain(versions.map(|object| (object.location.clone(), object.version_id.clone()))).collect(),
+            unread: unread.map(|step| step.object.location.clone()).collect(),
+        }
     };
     plan.datasets.iter().zip(outcomes).zip(purged).map(of).collect()
 }
@@ -250,7 +262,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
     let signing_key = session.signing_key()?;
     locked(&mut session, "verify", async |session, run, lock| {
         let canaries = canaries(session, run, lock).await?;
-        let (_, lists, verifier_lists) = session.load(&BTreeSet::new()).await?;
+        let (_, lists, verifier_lists) = session.load().await?;
         let mut book = session.book(&run.id, run.left_open.as_deref()).await?;
         let verified = session.verify(&verifier_lists).await?;
         let tag_key = keys::load_tag_key(&session.job.state.tag_key).ok();
@@ -274,7 +286,7 @@ async fn verify(common: &Common, path: &Path, search: bool) -> Result<Exit> {
             left_open: run.left_open.as_deref(),
             shown: &shown,
             canaries,
-            ledger: book.as_ref().map(Book::record),
+            ledger: book.as_ref().map(|book| book.record(&session.job)),
             undecided: 0,
         };
         let (result, digest) = publish(session, &account, &signing_key, run).await?;
@@ -549,6 +561,10 @@ async fn rewrite_late(
             break;
         }
         announce(session, book.as_deref_mut(), with.lists, with.shown, &mut late).await?;
+        if let Some(error) = book.as_deref().and_then(|book| book.check_still_asked().err()) {
+            tracing::warn!(objects, reason = error.message, "objects that landed late are left alone");
+            late.refuse_all(error.exit, &error.message);
+        }
         let more = rewrite(session, run, lock, &late, with.tag_key.clone(), with.lists).await?;
         outcomes.iter_mut().zip(more).for_each(|(outcomes, more)| outcomes.extend(more));
         plan.take_late(late);
@@ -679,13 +695,15 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
     let reports =
         request::read_lists(&session.job, &session.stores, &|| session.now(), &Default::default(), &mut |_| {}).await?;
     for report in &reports {
-        lines.push(format!("list {}: {} rows in {} files", report.name, report.rows, report.files));
+        let files = show::plural(report.files as u64, "file", "files");
+        lines.push(format!("list {}: {} in {files}", report.name, show::plural(report.rows, "row", "rows")));
     }
     let key = keys::load_tag_key(&session.job.state.tag_key)?;
     if let Some(ledger) = ledger_run::open(&session.job, &session.stores, &key, session.now()).await? {
         let name = session.job.ledger.as_ref().map_or("", |list| &list.name);
         let standing = ledger.requests().suppressed(session.now()).count();
         lines.push(format!("list {name}: {} requests, {standing} identifiers in the ledger", ledger.requests().len()));
+        lines.extend(ledger_run::not_compared(&session.job, &ledger, session.now()).sentences());
     }
     let mut owners: BTreeMap<Location, &str> = BTreeMap::new();
     for spec in &session.job.datasets {
@@ -698,7 +716,8 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
             reached => {
                 let objects = reached?;
                 exits.extend(objects.is_empty().then_some(Exit::Incomplete));
-                lines.push(format!("dataset {}: {} objects at {}", spec.name, objects.len(), spec.uri));
+                let count = show::plural(objects.len() as u64, "object", "objects");
+                lines.push(format!("dataset {}: {count} at {}", spec.name, spec.uri));
                 let taken = objects.into_iter().filter_map(|object| owners.insert(object.location, &spec.name)).next();
                 if let Some(other) = taken {
                     exits.push(Exit::Usage);

@@ -21,7 +21,7 @@ use crate::keys;
 use crate::ledger::Ledger;
 use crate::ledger_event::Text;
 use crate::ledger_run::{self, Book};
-use crate::manifest::StageName;
+use crate::manifest::{NotCompared, StageName};
 use crate::match_index::{Added, Builder, MatchIndex};
 use crate::plan::{self, Finding, Found, Plan};
 use crate::progress::Progress;
@@ -149,7 +149,7 @@ impl Session {
     /// What is compared with, for a run that removes or plans to: without the DROP work items whose identifier leads to several
     /// consumers or to who knows how many.
     pub async fn load_to_remove(&mut self) -> Result<Loaded> {
-        let loaded = self.load(&BTreeSet::new()).await?;
+        let loaded = self.load().await?;
         let has_key = self.job.datasets.iter().any(|spec| spec.consumer_key.is_some());
         let Some((ledger, now)) = self.ledger.as_ref().filter(|_| has_key) else { return Ok(loaded) };
         let looking = drop_consumers::withheld(&self.job, &self.stores, &loaded.2, ledger.requests(), *now);
@@ -161,7 +161,9 @@ impl Session {
         let (several, undecided) = (withheld.several.len(), withheld.undecided.len());
         tracing::warn!(several, undecided, "work items of several consumers, or of who knows how many, are left alone");
         let ids = withheld.ids();
-        self.load(&ids).await
+        // The very ledger whose work items were counted: what has come in since then was counted by nobody.
+        let ledger = self.ledger.take();
+        self.load_with(ledger, &ids).await
     }
 
     /// Refuses to go on when objects with rows to remove came or changed since their consumers were counted.
@@ -181,25 +183,34 @@ impl Session {
         Ok(())
     }
 
-    /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself. Requests of the ledger
-    /// that are `withheld`, by id, are as if exempted.
-    pub async fn load(&mut self, withheld: &BTreeSet<Text>) -> Result<Loaded> {
+    /// The lists' identifiers, what was read of each list, and the lists as the verifier reads them by itself.
+    pub async fn load(&mut self) -> Result<Loaded> {
+        self.load_with(None, &BTreeSet::new()).await
+    }
+
+    /// [`Session::load`] with the ledger as it was `opened` before. Its requests that are `withheld`, by id, are as if exempted.
+    async fn load_with(&mut self, opened: Option<(Ledger, Timestamp)>, withheld: &BTreeSet<Text>) -> Result<Loaded> {
         let stage = self.progress.begin(StageName::Load);
-        let now = self.now();
+        let now = opened.as_ref().map_or_else(|| self.now(), |(_, now)| *now);
         let (ledger, tags, ahead) = match &self.job.ledger {
             None => (None, None, None),
             Some(_) => {
                 let key = Arc::new(keys::load_tag_key(&self.job.state.tag_key)?);
-                let opening = ledger_run::open(&self.job, &self.stores, &key, now);
-                // The verifier reads it by itself at the same time. What it cannot read it is asked for again, once the ledger is believed.
-                let reading = verify::read_ledger(&self.job, &self.stores, now, withheld);
-                let (ledger, ahead) = tokio::join!(opening, reading);
-                let mut ledger = ledger?;
+                let (mut ledger, ahead) = match opened {
+                    Some((ledger, _)) => (Some(ledger), None),
+                    None => {
+                        let opening = ledger_run::open(&self.job, &self.stores, &key, now);
+                        // The verifier reads it by itself at the same time. What it cannot read it is asked for again, once the ledger is believed.
+                        let reading = verify::read_ledger(&self.job, &self.stores, now, withheld);
+                        let (ledger, ahead) = tokio::join!(opening, reading);
+                        (ledger?, ahead.unwrap_or(None))
+                    }
+                };
                 if let Some(ledger) = &mut ledger {
-                    ledger.suppose(&drop_consumers::as_events(withheld, now));
+                    ledger.suppose(&self.withheld.supposed(now));
                 }
                 let tags = ledger.as_ref().map(|ledger| ledger_run::tags(ledger, key, now));
-                (ledger, tags, ahead.unwrap_or(None))
+                (ledger, tags, ahead)
             }
         };
         let end = ledger.as_ref().map(|ledger| verify::LedgerEnd {
@@ -231,22 +242,15 @@ impl Session {
         let index = Arc::new(index);
         self.progress.end(stage);
         for ((report, added), list) in reports.iter().zip(&added).zip(&self.job.lists) {
-            if added.identifiers.values().sum::<u64>() == 0 && added.duplicates == 0 {
+            if added.identifiers.values().sum::<u64>() == 0 && added.duplicates == 0 && added.let_go == 0 {
                 tracing::warn!(list = report.name, uri = list.uri, "list holds no identifier");
             }
+            account::let_go(report, added).into_iter().for_each(|sentence| tracing::warn!("{sentence}"));
         }
         let unlisted = self.job.datasets.iter().flat_map(|spec| account::unlisted_kinds(&self.job, spec));
         unlisted.for_each(|sentence| tracing::warn!("{sentence}"));
-        let is_let_go =
-            |ledger: &Ledger| ledger.requests().iter().filter(|request| !request.is_suppressed(now)).count();
-        let let_go = ledger.as_ref().map_or(0, is_let_go);
-        if let_go > 0 && !self.job.lists.is_empty() {
-            let requests = let_go;
-            tracing::warn!(
-                requests,
-                "requests are withdrawn or exempted in the ledger; the job's other lists are applied all the same, to these people, too"
-            );
-        }
+        let uncompared = ledger.as_ref().map(|ledger| ledger_run::not_compared(&self.job, ledger, now));
+        uncompared.iter().flat_map(NotCompared::sentences).for_each(|sentence| tracing::warn!("{sentence}"));
         let held = ledger.as_ref().map_or(0, |ledger| ledger_run::held(ledger, now));
         if held > 0 {
             let requests = held;

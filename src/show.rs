@@ -152,28 +152,38 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
         }
     }
     let verification = &observed.verification;
-    let (objects, verified) = (count(verification.objects), count(verification.rows));
-    line(&mut out, &format!("lists     {} identifiers", listed(observed)));
-    line(
-        &mut out,
-        &format!(
-            "verified  {verified} rows of {objects} objects with {} {}",
-            verification.engine, verification.engine_version
-        ),
-    );
+    let counted = |count: Observed<u64>, one: &str, many: &str| match count {
+        Observed::Seen(count) => plural(count, one, many),
+        Observed::NotChecked => format!("- {many}"),
+    };
+    let verified = counted(verification.rows, "row", "rows");
+    let objects = counted(verification.objects, "object", "objects");
+    let (engine, engine_version) = (&verification.engine, &verification.engine_version);
+    line(&mut out, &format!("lists     {}", plural(listed(observed), "identifier", "identifiers")));
+    line(&mut out, &format!("verified  {verified} of {objects} with {engine} {engine_version}"));
     line(&mut out, &format!("residue   {}", residue(&verification.residue)));
     for back in observed.ledger.iter().flat_map(|ledger| &ledger.reappearances) {
-        let Reappearance { object, requests, rows, since, written_by, .. } = back;
-        let since = since.map(|since| format!(", gone since {since}")).unwrap_or_default();
+        let Reappearance { object, requests, request_ids, rows, since, written_by, .. } = back;
+        let (requests, rows) = (plural(*requests, "request", "requests"), plural(*rows, "row", "rows"));
+        let ids = request_ids.join(", ");
+        let since = since.map(|since| format!(", last seen clean at {since}")).unwrap_or_default();
         let by = written_by.as_ref().map(|by| format!(", written by {by}")).unwrap_or_default();
-        line(&mut out, &format!("back      {requests} requests in {rows} rows of {object}{since}{by}"));
+        line(&mut out, &format!("back      {requests} ({ids}) in {rows} of {object}{since}{by}"));
     }
     line(&mut out, &format!("verdict   {} (exit {})", observed.verdict.name(), exit.code()));
     out
 }
 
-fn not_comparable(dataset: &str, column: &str, count: u64) -> String {
-    format!("{dataset}: {count} values of column {column} are no identifiers of its kind and were not compared")
+/// What was no identifier of a column's kind.
+pub fn not_comparable(dataset: &str, column: &str, count: u64) -> String {
+    format!("{dataset}: {}", no_identifiers(column, count))
+}
+
+pub fn no_identifiers(column: &str, count: u64) -> String {
+    match count {
+        1 => format!("1 value of column {column} is no identifier of its kind and was not compared"),
+        _ => format!("{count} values of column {column} are no identifiers of its kind and were not compared"),
+    }
 }
 
 /// Rows always; the other places only where something was found.
@@ -224,6 +234,11 @@ fn numbers_right(table: &mut Table, from: usize) {
     for column in table.column_iter_mut().skip(from) {
         column.set_cell_alignment(CellAlignment::Right);
     }
+}
+
+/// `1 row`, `2 rows`.
+pub fn plural(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 fn line(out: &mut String, text: &str) {

@@ -62,6 +62,10 @@ impl TagTable {
         is_whole.then_some(TagTable { bytes, slots })
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.bytes[..self.slots].iter().all(|slot| *slot == 0)
+    }
+
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }

@@ -22,7 +22,7 @@ use crate::residue::{ChunkId, Named, Place, Residues, SeenChunks};
 use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
 use crate::verify_bytes::{Heads, Listed};
 use crate::verify_ledger::{self, Tagged};
-use crate::verify_list::{Asked, Rules, Suppressed, add};
+use crate::verify_list::{Asked, LetGo, Rules, Suppressed, add};
 use crate::verify_names;
 use crate::verify_normalise;
 use crate::verify_read::{CutBound, Fault, Gates, Look, Scanned, Tally, Work, scan_parquet, scan_summary};
@@ -501,20 +501,22 @@ async fn listed_heads(source: &Source<'_>, asked: &Arc<Asked>, cut: Vec<CutBound
     let heads = Arc::new(Mutex::new((Heads::new(bounds.collect()), Vec::new())));
     for list in &source.job.lists {
         let (heads, cut, asked, columns) = (heads.clone(), cut.clone(), asked.clone(), list.columns.clone());
+        let let_go = LetGo::of(asked.suppressed.tagged.as_ref(), list);
         let work: Work = Arc::new(move |batch| {
             let mut held = heads.lock().unwrap_or_else(|broken| broken.into_inner());
             let (heads, found) = &mut *held;
-            for (column, leaf) in columns
+            for (place, column, leaf) in columns
                 .iter()
                 .zip(&batch.columns)
-                .flat_map(|(column, leaves)| leaves.iter().map(move |leaf| (column, leaf)))
+                .enumerate()
+                .flat_map(|(place, (column, leaves))| leaves.iter().map(move |leaf| (place, column, leaf)))
             {
                 if column.hashed.is_some() {
                     continue;
                 }
                 verify_normalise::canonicals(&column.kind, &leaf.values, &mut |_, _, canonical| {
                     heads.take(canonical, &mut |number, _| {
-                        let is_ours = asked.compares(cut[number].column, column);
+                        let is_ours = asked.compares(cut[number].column, column) && !let_go.has(place, canonical);
                         if is_ours {
                             found.push(number);
                         }

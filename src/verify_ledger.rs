@@ -26,6 +26,8 @@ pub struct Tagged {
     key: Arc<TagKey>,
     /// The first 16 bytes of each.
     tags: HashSet<u128, Spread>,
+    /// Those that requests have and nobody asks for: of whom opted in again, or what an exemption holds. No other list asks for them.
+    pub let_go: Arc<HashSet<u128, Spread>>,
     /// Kinds that any request has.
     pub kinds: BTreeSet<String>,
     /// The last segment that was read; 0: there is none.
@@ -49,7 +51,7 @@ impl Tagger {
     }
 
     /// Under which tags a canonical form may stand: a number of kind `text` also under that of the texts which are written otherwise.
-    fn of_canonical(&self, canonical: &[u8], is_number: bool) -> impl Iterator<Item = u128> {
+    pub fn of_canonical(&self, canonical: &[u8], is_number: bool) -> impl Iterator<Item = u128> {
         let (tag, digest) = self.own.tag_of_canonical(canonical);
         let number = self.number.as_ref().filter(|_| is_number).map(|tags| head(&tags.tag(&digest)));
         std::iter::once(head(&tag)).chain(number)
@@ -376,7 +378,12 @@ impl Events {
         for (_, tag) in self.asked.iter().filter(|(id, _)| kept.contains(id)) {
             tags.remove(tag);
         }
-        Tagged { key, tags, kinds: self.kinds, last: self.read_up_to, strangers: Strangers::default() }
+        let is_resting = |id: &u128| self.withdrawn.contains_key(id) || kept.contains(id);
+        let mut let_go = HashSet::with_hasher(Spread);
+        let_go.extend(self.asked.iter().filter(|(id, _)| is_resting(id)).map(|(_, tag)| *tag));
+        let_go.retain(|tag| !tags.contains(tag));
+        let (let_go, strangers) = (Arc::new(let_go), Strangers::default());
+        Tagged { key, tags, let_go, kinds: self.kinds, last: self.read_up_to, strangers }
     }
 }
 
@@ -424,6 +431,7 @@ mod tests {
         let tagged = Tagged {
             key: key.clone(),
             tags: listed.iter().map(|number| vin(*number)).collect(),
+            let_go: Arc::default(),
             kinds: BTreeSet::new(),
             last: 1,
             strangers: Strangers::default(),

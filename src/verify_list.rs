@@ -790,7 +790,13 @@ pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> Po
             stored_spellings: sets.stored_spellings.clone(),
         }
     };
-    let keyed = list.columns.iter().zip(&batch.columns).map(|(column, leaves)| keying.column(column, leaves));
+    let let_go = LetGo::of(locked().tagged.as_ref(), list);
+    let columns = list.columns.iter().zip(&batch.columns);
+    // By column, the rows whose entry is nobody's to ask for; what the cells of such a row say together is not asked for either.
+    let gone = columns.clone().enumerate().map(|(number, (column, leaves))| let_go.rows(number, column, leaves));
+    let gone: Vec<HashSet<u32>> = gone.collect::<PolarsResult<_>>()?;
+    let gone_anywhere: HashSet<u32> = gone.iter().flatten().copied().collect();
+    let keyed = columns.zip(&gone).map(|((column, leaves), gone)| keying.column(column, leaves, gone));
     let keyed: Vec<(Vec<Keyed>, FilterHashes)> = keyed.collect::<PolarsResult<_>>()?;
     let mut sets = locked();
     let Suppressed { fingerprints, selections, composites, current, .. } = &mut *sets;
@@ -807,13 +813,55 @@ pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> Po
         let mut parts = Vec::with_capacity(composite.selections.len());
         for selection in &composite.selections {
             let taken = list.columns.iter().zip(&keyed).filter(|(column, _)| selections[*selection].takes(column));
-            parts.push(taken.flat_map(|(_, (keyed, _))| keyed).map(Keyed::as_held).collect::<Vec<_>>());
+            let keyed = taken.flat_map(|(_, (keyed, _))| keyed).filter(|keyed| !gone_anywhere.contains(&keyed.row));
+            parts.push(keyed.map(Keyed::as_held).collect::<Vec<_>>());
         }
         each_row(&mut parts, &|_, _| true, &mut |_, keys| {
             composite.rows.insert(fingerprints.row(keys));
         });
     }
     Ok(())
+}
+
+/// What the ledger has let go, and the makers of the tags of a list's columns where these can be made.
+pub struct LetGo {
+    tags: Arc<HashSet<u128, Spread>>,
+    taggers: Vec<Option<Tagger>>,
+}
+
+impl LetGo {
+    pub fn of(tagged: Option<&Tagged>, list: &ListSpec) -> LetGo {
+        let tagged = tagged.filter(|tagged| !tagged.let_go.is_empty());
+        let leads_to_tag =
+            |column: &&ListColumn| column.hashed.is_none_or(|hashed| function_of(hashed) == HashFunction::Sha256);
+        let tagger = |column: &ListColumn| Some(tagged?.tagger(Some(column).filter(leads_to_tag)?.kind.name()));
+        let taggers = list.columns.iter().map(tagger).collect();
+        LetGo { tags: tagged.map(|tagged| tagged.let_go.clone()).unwrap_or_default(), taggers }
+    }
+
+    /// The rows in which an entry of column `number` is let go.
+    fn rows(&self, number: usize, column: &ListColumn, leaves: &[Leaf]) -> PolarsResult<HashSet<u32>> {
+        let mut rows = HashSet::new();
+        let Some(tagger) = &self.taggers[number] else { return Ok(rows) };
+        for leaf in leaves {
+            match column.hashed {
+                Some(hashed) => digests(hashed, &leaf.values, &mut |index, digest| {
+                    let is_gone = tagger.of_digest(digest).is_some_and(|tag| self.tags.contains(&tag));
+                    rows.extend(is_gone.then(|| leaf.row(index)));
+                })?,
+                None => canonicals(&column.kind, &leaf.values, &mut |index, _, canonical| {
+                    rows.extend(self.has(number, canonical).then(|| leaf.row(index)));
+                })?,
+            };
+        }
+        Ok(rows)
+    }
+
+    /// Whether a canonical form of column `number` is let go.
+    pub fn has(&self, number: usize, canonical: &[u8]) -> bool {
+        let tagger = self.taggers[number].as_ref();
+        tagger.is_some_and(|tagger| tagger.of_canonical(canonical, false).any(|tag| self.tags.contains(&tag)))
+    }
 }
 
 /// One way in which an entry of a list may be met in the data.
@@ -845,17 +893,26 @@ impl Keying {
         }
     }
 
-    fn column(&self, column: &ListColumn, leaves: &[Leaf]) -> PolarsResult<(Vec<Keyed>, FilterHashes)> {
+    /// Of the rows that are not `gone`.
+    fn column(
+        &self,
+        column: &ListColumn,
+        leaves: &[Leaf],
+        gone: &HashSet<u32>,
+    ) -> PolarsResult<(Vec<Keyed>, FilterHashes)> {
         let (mut keyed, mut filter_hashes) = (Vec::new(), FilterHashes::new());
         for leaf in leaves {
             match column.hashed {
                 // What cannot be read here is told by whoever reads the lists for the scrub.
                 Some(hashed) => digests(hashed, &leaf.values, &mut |index, digest| {
+                    if gone.contains(&leaf.row(index)) {
+                        return;
+                    }
                     let key = self.fingerprints.digest(function_of(hashed), digest);
                     self.spell(function_of(hashed), digest, &mut filter_hashes);
                     keyed.push(Keyed { row: leaf.row(index), key, is_entry: true });
                 })?,
-                None => self.plain(&column.kind, leaf, &mut keyed, &mut filter_hashes)?,
+                None => self.plain(&column.kind, leaf, gone, &mut keyed, &mut filter_hashes)?,
             };
         }
         Ok((keyed, filter_hashes))
@@ -865,12 +922,16 @@ impl Keying {
         &self,
         kind: &Kind,
         leaf: &Leaf,
+        gone: &HashSet<u32>,
         keyed: &mut Vec<Keyed>,
         filter_hashes: &mut FilterHashes,
     ) -> PolarsResult<u64> {
         let mut texts: (Vec<u32>, Vec<String>) = Default::default();
         let not_comparable = canonicals(kind, &leaf.values, &mut |index, _, canonical| {
             let row = leaf.row(index);
+            if gone.contains(&row) {
+                return;
+            }
             // A number in a list stands for its text too, as it would in a list of text.
             let key = self.fingerprints.canonical(Form::Text, canonical);
             keyed.push(Keyed { row, key, is_entry: true });

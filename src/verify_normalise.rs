@@ -113,8 +113,8 @@ pub struct Fingerprints {
     row: Secret,
 }
 
-/// What keys an XXH3 of 128 bits. Nobody outside learns a fingerprint, so nobody can look for two values of one; and should two meet by
-/// chance, residue is reported that is none, never the other way round.
+/// What keys an XXH3 of 128 bits. Nobody outside learns a fingerprint, so nobody can look for two values of one, and that two meet by
+/// chance has a probability of 2^-128.
 type Secret = [u8; 192];
 
 impl Fingerprints {

@@ -244,7 +244,7 @@ fn what_can_never_match_and_what_was_not_compared_is_told() {
     let ran = crate::lakescrub_runner::ran(command)
         .exits(0)
         .says(&["list holds no identifier", "no list holds identifiers of kind phone"]);
-    let told = "1 values of column email are no identifiers of its kind and were not compared";
+    let told = "1 value of column email is no identifier of its kind and was not compared";
     assert!(ran.stdout.contains(told), "{}", ran.stdout);
     assert!(lake.manifest()["limits"].to_string().contains(told));
 }
@@ -414,7 +414,7 @@ fn stdout_is_the_result_and_stderr_the_log() {
     "#);
     assert_eq!(lake.run(&["scrub", "job.toml", "-q"]).exits(0).stderr, "");
     assert_snapshot!(told(&lake, &lake.run(&["check", "job.toml"]).exits(0).stdout), @r#"
-    list optouts: 2 rows in 1 files
+    list optouts: 2 rows in 1 file
     dataset customers: 2 objects at lake/
     the job is ready to run
     "#);

@@ -541,6 +541,9 @@ fn what_cannot_be_told_is_not_deleted() {
     lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
     lake.run(&["scrub", "job.toml"]).exits(3).says(&["consumers not counted"]);
     assert_eq!(lake.text("lake/people.csv"), PEOPLE);
+    // They are left alone by this run, and by nothing else: no one has found several behind them, and the gate stops them.
+    assert_eq!(lake.manifest()["ledger"]["opted_out"], 1);
+    lake.run(&["gate", "job.toml", "lake/people.csv"]).exits(4);
     lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(3).says(&["have no outcome yet"]);
     std::fs::remove_file(lake.path().join("lake/broken.csv")).unwrap();
     // Nor is it known whose rows a link leads to.
@@ -675,11 +678,22 @@ fn segments(lake: &Lake) -> Vec<String> {
 /// A scrub of the broker's lake while another writer puts `text` there.
 fn scrub_beside(lake: &Lake, lands: Lands, name: &str, text: String) -> Result<RunResult, Error> {
     let path = lake.path().join(name);
-    let land = Box::new(move || {
+    let land = move || {
         if !path.exists() || std::fs::read_to_string(&path).unwrap() != text {
             std::fs::write(&path, &text).unwrap();
         }
-    });
+    };
+    scrub_while(lake, lands, Box::new(land))
+}
+
+/// A scrub of the broker's lake while another command is run on its job.
+fn scrub_beside_command(lake: &Lake, lands: Lands, args: &[&str]) -> Result<RunResult, Error> {
+    let command = std::sync::Mutex::new(lake.command(args));
+    let land = move || assert!(command.lock().unwrap().output().unwrap().status.success());
+    scrub_while(lake, lands, Box::new(land))
+}
+
+fn scrub_while(lake: &Lake, lands: Lands, land: Box<dyn Fn() + Send + Sync>) -> Result<RunResult, Error> {
     let store: Arc<dyn Store> = Arc::new(OtherWriter { lands, land, listings: AtomicUsize::new(0) });
     let job = Job::read(&lake.path().join("job.toml"), &[]).unwrap();
     let common = Cli::parse_from(["lakescrub", "--json", "--quiet", "scrub", "job.toml"]).common;
@@ -733,6 +747,63 @@ fn a_second_consumer_who_lands_after_the_count_stops_the_run() {
     let other = format!("{HEADER}78,zoe@example.com,,,,,\n");
     let ended = scrub_beside(&lake, Lands::BeforeListing(2), "lake/late.csv", other).unwrap();
     assert_eq!(ended.exit, Exit::Clean, "{}", ended.result);
+}
+
+#[test]
+fn a_work_item_that_comes_in_while_consumers_are_counted_is_left_to_the_next_run() {
+    let lake = broker_lake();
+    let pair = format!("{HEADER}7,pair@example.com,,,,,\n8,pair@example.com,,,,,\n");
+    lake.write("lake/pair.csv", &pair);
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    let (archive, id) = ("20260814_4821_DROP.zip", "AAAAaaaa0099");
+    lake.write(archive, zip(&[("20260814_4821_Email.csv", list(&[(id, hashed("pair@example.com"))]))]));
+    let ended = scrub_beside_command(&lake, Lands::BeforeListing(1), &["drop", "import", "job.toml", archive]).unwrap();
+    assert_eq!(ended.exit, Exit::Clean, "{}", ended.result);
+    assert_eq!(lake.text("lake/pair.csv"), pair, "nobody has counted these two");
+    assert!(!lake.text("lake/people.csv").contains("Anna"));
+}
+
+#[test]
+fn whoever_opts_in_again_while_a_run_is_at_work_is_not_removed() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    let withdraw = ["requests", "withdraw", "job.toml", DELETED];
+    let ended = scrub_beside_command(&lake, Lands::BeforeListing(2), &withdraw);
+    assert_eq!(ended.map(|ended| ended.exit).unwrap_err().exit, Exit::Conflict);
+    assert_eq!(lake.text("lake/people.csv"), PEOPLE);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert!(lake.text("lake/people.csv").contains("Anna") && !lake.text("lake/people.csv").contains("bob@"));
+    // What lands late is looked at against the ledger as it is by then.
+    let lake = broker_lake();
+    lake.write("job.toml", BROKER_JOB.replacen("consumer_key = \"user_id\"\n", "", 1));
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    let late = format!("{HEADER}77,anna@example.com,,,,,\n");
+    let (path, text) = (lake.path().join("lake/late.csv"), late.clone());
+    let command = std::sync::Mutex::new(lake.command(&withdraw));
+    let land = move || {
+        std::fs::write(&path, &text).unwrap();
+        command.lock().unwrap().output().unwrap();
+    };
+    let ended = scrub_while(&lake, Lands::BeforeSwap, Box::new(land)).unwrap();
+    assert_eq!((ended.exit, lake.text("lake/late.csv")), (Exit::Residue, late), "{}", ended.result);
+}
+
+#[test]
+fn rows_whose_consumers_an_unreadable_object_hides_stay_in_every_dataset() {
+    let lake = broker_lake();
+    let other = "\n[[dataset]]\nname = \"other\"\nuri = \"other/\"\n[dataset.drop]\nEmail = [\"email\"]\nPhone = [\"mobile\"]\n";
+    lake.write(
+        "job.toml",
+        format!("{}{other}", BROKER_JOB.replacen("NDZ = [\"first\", \"last\", \"born\", \"zip\"]\n", "", 1)),
+    );
+    lake.write("lake/broken.csv", format!("{HEADER}1,\"nobody@example.com"));
+    lake.write("other/b.csv", "email,mobile\nnobody@example.com,\n");
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(3).says(&["consumers not counted"]);
+    assert!(lake.text("other/b.csv").contains("nobody@"));
+    std::fs::remove_file(lake.path().join("lake/broken.csv")).unwrap();
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert!(!lake.text("other/b.csv").contains("nobody@"));
 }
 
 #[test]

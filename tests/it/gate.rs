@@ -93,6 +93,21 @@ fn what_cannot_be_looked_at_is_never_clean() {
         assert_eq!(object["outcome"], "not checked", "{uri}: {told}");
         assert!(object["reason"].as_str().unwrap().contains(reason), "{uri}: {told}");
     }
+    // What lies beside the data and was not looked at is published with it; what tells that the data are whole holds no row.
+    for name in ["a.csv", "b.csv.bz2", "_c.csv", "readme.md", "_SUCCESS", "_committed_7", ".a.csv.crc"] {
+        lake.write(&format!("landing/{name}"), "id,email\n1,dan@example.com\n2,n/a\n");
+    }
+    std::fs::remove_file(lake.path().join("landing/calls.ndjson")).unwrap();
+    let gate = ["gate", "job.toml", "landing/", "--dataset", "people"];
+    let told = lake.run(&[&gate[..], &["--json"]].concat()).exits(3).json();
+    let outcomes: Vec<String> = by_name(&told).iter().map(|(name, outcome, _)| format!("{name} {outcome}")).collect();
+    assert_eq!(outcomes, ["_c.csv not checked", "a.csv clean", "b.csv.bz2 not checked", "readme.md not checked"]);
+    assert_eq!(told["not_comparable"]["people"]["email"], 1, "{told}");
+    let shown = lake.run(&gate).exits(3).stdout;
+    for line in ["by its name it is no object of dataset people", "0 of 2 rows hold", "people: 1 value of column email"]
+    {
+        assert!(shown.contains(line), "{shown}");
+    }
     lake.run(&["gate", "job.toml", "ftp://x/y"]).exits(2).says(&["has the scheme ftp://"]);
     lake.run(&["gate", "job.toml", "lake/people/", "--dataset", "nobody"]).exits(2).says(&["is no dataset of the job"]);
     let empty = Lake::new();
@@ -117,9 +132,18 @@ fn the_gate_signs_what_it_saw_and_shows_nobody() {
     assert_eq!(statement["predicateType"], "urn:lakescrub:gate:v1");
     assert_eq!(statement["predicate"]["verdict"], "suppressed");
     assert_eq!(statement["predicate"]["objects"], told["objects"]);
+    assert!(statement["predicate"]["normaliser"]["version"].is_string());
+    assert_eq!(statement["predicate"]["lists"][0]["digest"].as_str().unwrap().len(), 64);
     for text in [ran.stdout, ran.stderr, String::from_utf8(opened.payload).unwrap()] {
         assert!(!text.contains("ada@") && !text.contains("ada%40"), "{text}");
     }
+    let key = ["--public-key", "keys/signing.pub"];
+    for path in [location, ".lakescrub/gate"] {
+        let told = lake.run(&[&["manifest", "check", path], &key[..]].concat()).exits(0).stdout;
+        assert!(told.contains("the signature of 1 manifest of the gate (1 suppressed)"), "{told}");
+    }
+    lake.write("moved.dsse.json", std::fs::read(location).unwrap());
+    lake.run(&[&["manifest", "check", "moved.dsse.json"], &key[..]].concat()).exits(8);
     // Beside the chain of runs, which it does not disturb.
     lake.run(&["scrub", "job.toml", "--set", "guard.max_fraction=1.0"]);
     lake.run(&["manifest", "check", ".lakescrub"]).exits(0);

@@ -255,6 +255,123 @@ fn other_lists_go_on_beside_the_ledger() {
     assert_eq!(scrub["lists"].as_array().unwrap().len(), 2);
 }
 
+#[test]
+fn what_the_ledger_has_let_go_no_other_list_brings_back() {
+    let lake = lake();
+    let list = "[[list]]\nname = \"crm\"\nuri = \"crm.csv\"\n[[list.column]]\ncolumn = \"email\"\nkind = \"email\"\n\
+                [[list.column]]\ncolumn = \"phone\"\nkind = \"phone\"\nhashed = \"sha256-base64\"\n\n[[dataset]]";
+    lake.write("job.toml", JOB.replacen("[[dataset]]", list, 1));
+    let bob = sha256("4155559317");
+    lake.write("crm.csv", format!("email,phone\nada@example.com,\ndan@example.com,{bob}\neve@example.com,\n"));
+    add_all(&lake);
+    lake.run(&["requests", "withdraw", "job.toml", "R1"]).exits(0);
+    lake.run(&["requests", "exempt", "job.toml", "R2", "--ground", "litigation"]).exits(0);
+    let told = "List crm: 2 entries withdrawn or exempted in the ledger, and so not applied.";
+    // Eve by e-mail, as by her member number; Dan.
+    let plan = lake.run(&["plan", "job.toml", "--json"]).exits(0).says(&[told]).json();
+    assert_eq!(plan["datasets"][0]["rows"]["matched"], 6, "{plan}");
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).says(&[told]).json();
+    assert_eq!((&scrub["datasets"][0]["rows"]["removed"], &scrub["verdict"]), (&6.into(), &"clean".into()));
+    assert!(lake.manifest()["limits"].to_string().contains(told));
+    let kept = lake.text("lake/b.csv");
+    assert!(kept.contains("Ada@") && kept.contains("bob@") && !kept.contains("dan@"), "{kept}");
+    for _ in 0..2 {
+        lake.run(&["gate", "job.toml", "lake/b.csv"]).exits(0);
+        std::fs::remove_file(lake.path().join(".lakescrub/probe/ledger.tags")).unwrap();
+    }
+    lake.run(&["requests", "add", "job.toml", "email=ada@example.com", "--request-id", "R7"]).exits(0);
+    let plan = lake.run(&["plan", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(plan["datasets"][0]["rows"]["matched"], 3, "asked for again: {plan}");
+}
+
+#[test]
+fn a_list_row_of_somebody_let_go_is_not_applied_by_its_other_cells_together() {
+    let lake = Lake::new();
+    let column = |name: &str, kind: &str| format!("[[list.column]]\ncolumn = \"{name}\"\nkind = \"{kind}\"\n");
+    let columns = [column("email", "email"), column("first", "text"), column("zip", "zip")].concat();
+    let rule = "[[dataset.match]]\nall = [{ column = \"first\", kind = \"text\", list_column = \"first\" }, { column = \"zip\", kind = \"zip\", list_column = \"zip\" }]\n";
+    let md5 = "[[list]]\nname = \"old\"\nuri = \"old.csv\"\n[[list.column]]\ncolumn = \"email\"\nkind = \"email\"\nhashed = \"md5-hex\"\n";
+    let (before, _) = JOB.split_once("[[dataset]]").unwrap();
+    let dataset =
+        "[[dataset]]\nname = \"people\"\nuri = \"lake/\"\n[[dataset.match]]\ncolumn = \"email\"\nkind = \"email\"\n";
+    lake.write(
+        "job.toml",
+        format!("{before}[[list]]\nname = \"crm\"\nuri = \"crm.csv\"\n{columns}{md5}{dataset}{rule}"),
+    );
+    lake.write("crm.csv", "email,first,zip\nada@example.com,Ada,90001\ndan@example.com,Dan,90002\n");
+    lake.write("old.csv", "email\n");
+    let people = "email,first,zip\n,Ada,90001\n,Dan,90002\n,Zoe,90003\n";
+    lake.write("lake/a.csv", people);
+    add(&lake, "R1", "email=ada@example.com");
+    lake.run(&["requests", "withdraw", "job.toml", "R1"]).exits(0);
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0);
+    let scrub = scrub.says(&["List old: the hashes of column email lead to no tag"]).json();
+    assert_eq!((&scrub["datasets"][0]["rows"]["removed"], &scrub["verdict"]), (&1.into(), &"clean".into()));
+    assert_eq!(lake.text("lake/a.csv"), people.replace(",Dan,90002\n", ""));
+}
+
+#[test]
+fn what_no_rule_compares_is_told_and_never_called_done() {
+    let lake = lake();
+    add_all(&lake);
+    let maid = "maid=38400000-8cf0-11bd-b23e-10b96e40000d";
+    lake.run(&[
+        "requests",
+        "add",
+        "job.toml",
+        maid,
+        "--request-id",
+        "R4",
+        "--received-at",
+        "2026-01-01",
+        "--regime",
+        "us-ca-ccpa-delete",
+    ])
+    .exits(0);
+    add(&lake, "R1", maid);
+    let told = "Identifiers of kind maid, which 2 of the ledger's requests have, were not looked for";
+    let check = lake.run(&["check", "job.toml"]).exits(0).stdout;
+    assert!(check.contains(told), "{check}");
+    lake.run(&["scrub", "job.toml"]).exits(0).says(&[told]);
+    let limits = lake.manifest()["limits"].to_string();
+    assert!(
+        limits.contains(told) && limits.contains("Requests without an identifier that any rule compares stay open: 1."),
+        "{limits}"
+    );
+    lake.run(&["verify", "job.toml"]).exits(0);
+    assert_eq!(states(&lake), ["R1 done", "R2 done", "R3 done", "R4 open"]);
+    lake.run(&["requests", "status", "job.toml", "--fail-on-overdue"]).exits(9);
+}
+
+#[test]
+fn a_ledger_that_was_tampered_with_is_trusted_by_no_command() {
+    type Fault = fn(&[std::path::PathBuf]);
+    let faults: [(&str, Fault); 4] = [
+        ("the middle removed", |segments| std::fs::remove_file(&segments[1]).unwrap()),
+        ("the middle altered", |segments| std::fs::write(&segments[1], "nonsense").unwrap()),
+        ("the last altered", |segments| std::fs::write(segments.last().unwrap(), "nonsense").unwrap()),
+        ("all gone", |segments| segments.iter().for_each(|segment| std::fs::remove_file(segment).unwrap())),
+    ];
+    for (name, fault) in faults {
+        let lake = lake();
+        add_all(&lake);
+        lake.run(&["scrub", "job.toml"]).exits(0);
+        lake.run(&["gate", "job.toml", "lake/b.csv"]).exits(0);
+        fault(&segments(&lake));
+        for args in [
+            &["gate", "job.toml", "lake/b.csv"][..],
+            &["plan", "job.toml"],
+            &["check", "job.toml"],
+            &["scrub", "job.toml"],
+            &["verify", "job.toml"],
+            &["requests", "status", "job.toml"],
+        ] {
+            let ran = lake.run(args);
+            assert_eq!(ran.code, Some(8), "{name}: {args:?}: {}", ran.stderr);
+        }
+    }
+}
+
 fn of<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
     events.iter().filter(|event| event["event"] == name).collect()
 }
@@ -325,7 +442,7 @@ fn who_comes_back_is_told_with_object_and_since_when() {
 fn after_a_restore_the_ledger_is_replayed_and_says_so() {
     let lake = lake();
     add_all(&lake);
-    lake.run(&["scrub", "job.toml"]).exits(0);
+    let first = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
     lake.run(&["requests", "withdraw", "job.toml", "R2"]).exits(0);
     // The backup of a time when all were there.
     write_data(&lake);
@@ -333,8 +450,14 @@ fn after_a_restore_the_ledger_is_replayed_and_says_so() {
     let scrub = lake.run(&args).exits(0).json();
     assert_eq!(scrub["datasets"][0]["rows"]["removed"], 6, "{scrub}");
     assert_eq!(scrub["ledger"]["since_restore"], "2026-01-01T00:00:00Z");
-    let written_by = &scrub["ledger"]["reappearances"][0]["written_by"];
-    assert_eq!(written_by, "the restore of 2026-01-01T00:00:00Z");
+    // Nothing but the object's own metadata tells who wrote it, and the result says what the ledger says.
+    let back = &scrub["ledger"]["reappearances"][0];
+    assert_eq!((&back["written_by"], &back["request_ids"]), (&Value::Null, &json!(["R1", "R3"])), "{back}");
+    let (since, listed_at) = (back["since"].as_str().unwrap(), first["datasets"][0]["listed_at"].as_str().unwrap());
+    assert!(listed_at.starts_with(since.trim_end_matches('Z')), "{since} {listed_at}");
+    let events = events(&lake);
+    let told = of(&events, "re-appeared");
+    assert!(!told.is_empty() && told.iter().all(|event| event["since"] == back["since"]), "{told:#?}");
     assert!(lake.text("lake/b.csv").contains("bob@"), "he opted in again");
     for request in requests(&lake).iter().filter(|request| request["request_id"] != "R2") {
         assert_eq!(request["verified"]["run_id"], scrub["run"]["id"]);
@@ -424,6 +547,30 @@ fn what_is_removed_was_written_down_before_even_when_the_run_is_killed_then() {
     assert_eq!((&scrub["run"]["id"], &scrub["ledger"]["reappeared"]), (&killed, &0.into()));
     assert_eq!(states(&lake), ["R1 done", "R2 done", "R3 done"]);
     assert!(requests(&lake).iter().all(|request| request["rows_removed"] == 3), "{:#?}", requests(&lake));
+}
+
+#[test]
+fn what_a_killed_run_announced_and_nobody_sees_any_more_is_not_recorded_as_removed() {
+    let killed = || {
+        let lake = lake();
+        add_all(&lake);
+        let mut command = lake.command(&["scrub", "job.toml"]);
+        command.env("LAKESCRUB_TEST_KILL_AFTER_ENTRY", "1");
+        assert_eq!(ran(command).code, None);
+        lake
+    };
+    let lake = killed();
+    lake.write("lake/a.parquet", "PAR1 nonsense PAR1");
+    lake.run(&["scrub", "job.toml"]).exits(3);
+    assert!(requests(&lake).iter().all(|request| request["rows_removed"] == 2), "{:#?}", requests(&lake));
+    let lake = killed();
+    lake.write("other/a.csv", "email,phone_hash,member\nzoe@example.com,,\n");
+    lake.write("job.toml", JOB.replacen("name = \"people\"\nuri = \"lake/\"", "name = \"other\"\nuri = \"other/\"", 1));
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(states(&lake), ["R1 open", "R2 open", "R3 open"]);
+    lake.write("job.toml", JOB);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(states(&lake), ["R1 done", "R2 done", "R3 done"]);
 }
 
 #[test]
@@ -539,10 +686,14 @@ fn a_request_of_which_one_identifier_is_under_another_key_is_not_compared_by_hal
     for _ in 0..2 {
         rotate();
         add(&lake, "R1", "email=ada@example.com");
-        for command in ["check", "plan", "scrub", "verify"] {
-            lake.run(&[command, "job.toml"])
-                .exits(2)
-                .says(&["1 requests of the ledger are tagged with another tag_key"]);
+        for args in [
+            &["check", "job.toml"][..],
+            &["plan", "job.toml"],
+            &["scrub", "job.toml"],
+            &["verify", "job.toml"],
+            &["gate", "job.toml", "lake/b.csv"],
+        ] {
+            lake.run(args).exits(2).says(&["1 requests of the ledger are tagged with another tag_key"]);
         }
         add(&lake, "R1", "phone=+1 415 555 9317");
         lake.run(&["check", "job.toml"]).exits(0);

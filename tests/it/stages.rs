@@ -136,7 +136,7 @@ fn a_row_that_find_skips_is_residue_with_its_object_and_count() {
     assert_eq!(settled.exit, Exit::Residue);
     let missed = row(&settled, "a.csv");
     assert_eq!(missed.outcome, Outcome::Residue);
-    assert_eq!(missed.reason.as_deref(), Some("1 of 2 rows hold a listed identifier"));
+    assert_eq!(missed.reason.as_deref(), Some("1 of 2 rows holds a listed identifier"));
     assert_eq!((missed.rows_before, missed.rows_removed, missed.rows_after), (Some(3), Some(1), Some(2)));
     assert_eq!(row(&settled, "b.csv").outcome, Outcome::Rewritten);
     assert_eq!(settled.observations.verification.residue.rows, Observed::Seen(1));
@@ -149,7 +149,7 @@ fn an_object_that_find_skips_is_residue_too() {
         found[0].findings.retain(|finding| finding.object.location.file_name() != "b.csv");
     });
     assert_eq!(settled.exit, Exit::Residue);
-    assert_eq!(row(&settled, "b.csv").reason.as_deref(), Some("1 of 1 rows hold a listed identifier"));
+    assert_eq!(row(&settled, "b.csv").reason.as_deref(), Some("1 of 1 row holds a listed identifier"));
 }
 
 const THEIRS: &str = "id,email\n9,another@example.com\n";
