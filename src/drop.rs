@@ -119,6 +119,8 @@ async fn import(common: &Common, mut desk: Desk, zip: &Path) -> Result<Exit> {
     let mut items = Vec::new();
     // Twelve bytes of id, a digest and a tag each: a download of millions is some hundred megabytes at most.
     download.each_item(&mut |item| items.push(item))?;
+    // A removal finds its request, wherever in the download that is listed.
+    items.sort_by_key(|item| item.is_removed);
     check_permanent(&desk, &items)?;
     let mut imported = Imported::default();
     let receipt = Receipt {
@@ -130,7 +132,7 @@ async fn import(common: &Common, mut desk: Desk, zip: &Path) -> Result<Exit> {
     for items in items.chunks(ITEMS_A_TIME) {
         record(&mut desk, &download, &receipt, items, &mut imported).await?;
     }
-    desk.refresh_probe(imported.added + imported.withdrawn).await;
+    desk.refresh_probe(imported.added + imported.withdrawn + imported.removals_unknown).await;
     tracing::info!(download = %download.archive, added = imported.added, withdrawn = imported.withdrawn, "download imported");
     let access = desk.job.regimes.due(ACCESS, received).map_err(|error| Error::usage(error.to_string()))?;
     told_import(common, &desk, &download, archived.as_ref(), (&due, &access), &imported)
@@ -164,7 +166,8 @@ struct Receipt {
     due: DueDate,
 }
 
-/// Records some work items: those of lists first, so that a removal finds its request.
+/// Records some work items. A removal counts from the download's date on, and is recorded of unknown ones as well: an older download that
+/// lists them may be imported later.
 async fn record(
     desk: &mut Desk,
     download: &Download<'_>,
@@ -173,7 +176,8 @@ async fn record(
     imported: &mut Imported,
 ) -> Result<()> {
     let received_at = desk.job.regimes.start_of(download.archive.date);
-    let event = |item: &WorkItem, fact| Event { recorded_at: desk.now, request_id: item.id.as_str().into(), fact };
+    let recorded_at = desk.now;
+    let event = |item: &WorkItem, fact| Event { recorded_at, request_id: item.id.as_str().into(), fact };
     let received = |item: &WorkItem| Fact::Received {
         identifier: tagged(&desk.key, item.list_type.kind().name(), &item.sha256),
         source: receipt.source.clone(),
@@ -190,13 +194,11 @@ async fn record(
     let requests = desk.ledger.requests();
     let (there, unknown): (Vec<&WorkItem>, Vec<&WorkItem>) =
         removed.into_iter().partition(|item| requests.get(item.id.as_str()).is_some());
-    let withdrawn = Fact::Withdrawn { source: format!("{} Removed", receipt.source).into() };
-    let events = there
-        .into_iter()
-        .map(|item| Event { recorded_at: desk.now, request_id: item.id.as_str().into(), fact: withdrawn.clone() })
-        .collect();
-    imported.removals_unknown += unknown.len() as u64;
-    imported.withdrawn += desk.append(events).await?.events;
+    let withdrawn = Fact::Withdrawn { source: format!("{} Removed", receipt.source).into(), at: received_at };
+    let [there, unknown] = [there, unknown]
+        .map(|items| items.into_iter().map(|item| event(item, withdrawn.clone())).collect::<Vec<Event>>());
+    imported.withdrawn += desk.append(there).await?.events;
+    imported.removals_unknown += desk.append(unknown).await?.events;
     Ok(())
 }
 
@@ -303,7 +305,8 @@ async fn answer(common: &Common, mut desk: Desk, out: &Path) -> Result<Exit> {
             fact: Fact::Answered { status: u64::from(status.code()), source: source.clone() },
         }));
     }
-    desk.record(events).await?;
+    let recorded = desk.append_at_once(events).await?;
+    desk.refresh_probe(recorded.events).await;
     told_answer(common, &desk, out, &answers, &not_comparable)
 }
 

@@ -97,8 +97,8 @@ pub enum Fact {
     Found { dataset: Text, run_id: Text, object: Text, rows: u64 },
     /// Its data stay, for this reason, until then (or for good).
     Exempted { ground: Text, until: Option<Timestamp> },
-    /// The person opted in again, or the request was a mistake.
-    Withdrawn { source: Text },
+    /// The person opted in again, or the request was a mistake. `at`: when, where a download tells; else when it was recorded.
+    Withdrawn { source: Text, at: Option<Timestamp> },
     /// Whoever asked was told; `status` is a code of theirs (DROP: 2 to 5).
     Answered { status: u64, source: Text },
 }
@@ -210,8 +210,9 @@ impl Row {
             Fact::Exempted { ground, until } => {
                 row.text("ground", ground).time("until", *until);
             }
-            Fact::Withdrawn { source } => {
-                row.text("source", source);
+            // A column of its own would give every older segment another digest.
+            Fact::Withdrawn { source, at } => {
+                row.text("source", source).time("received_at", *at);
             }
             Fact::Answered { status, source } => {
                 row.count("status", Some(*status)).text("source", source);
@@ -273,7 +274,7 @@ impl Row {
                 rows: count("rows")?,
             },
             "exempted" => Fact::Exempted { ground: text("ground")?, until: time("until") },
-            "withdrawn" => Fact::Withdrawn { source: text("source")? },
+            "withdrawn" => Fact::Withdrawn { source: text("source")?, at: time("received_at") },
             "answered" => Fact::Answered { status: count("status")?, source: text("source")? },
             other => return Err(format!("an event is called \"{other}\", which this version does not know")),
         })
@@ -545,7 +546,8 @@ mod tests {
                 written_by: Some(text("loader")),
             },
             Fact::Exempted { ground: text("tax law"), until: Some(moment(1_800_000_000)) },
-            Fact::Withdrawn { source: text("desk") },
+            Fact::Withdrawn { source: text("desk"), at: None },
+            Fact::Withdrawn { source: text("download"), at: Some(moment(1_790_000_000)) },
             Fact::Answered { status: 3, source: text("drop") },
         ];
         let event = |(i, fact)| Event { recorded_at: moment(i as i64), request_id: text(&format!("r{i}")), fact };

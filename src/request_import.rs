@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::identifier::{Canonical, HashFunction, Hashed, Kind, Value, plain_decimal};
 use crate::job::{Job, ListColumn, ListFormat, ListSpec, scope_of};
 use crate::ledger_event::{Event, Fact, Tagged, Text};
-use crate::ledger_fold::{Requests, derived_id};
+use crate::ledger_fold::{DERIVED, Request, Requests, derived_id};
 use crate::meter::Meter;
 use crate::request::{self, Entry, ListReport};
 use crate::signature::TagKey;
@@ -193,6 +193,12 @@ impl TaggedList {
     pub fn name_requests(&mut self, known: &Requests) {
         self.rows.iter_mut().for_each(|row| row.request_id = Some(id_of(row, known)));
     }
+
+    /// How many rows ask for somebody who opted in again, and tell no time from which it follows that they asked later: those with an
+    /// identifier that is news and another that is withdrawn, and those of the very day of the withdrawal. Nobody is deleted on a guess.
+    pub fn not_heard(&self, known: &Requests) -> usize {
+        self.rows.iter().filter(|row| is_not_heard(row, known)).count()
+    }
 }
 
 impl Receipt<'_> {
@@ -220,6 +226,32 @@ impl Receipt<'_> {
     }
 }
 
+fn is_not_heard(row: &TaggedRow, known: &Requests) -> bool {
+    let holding = |tagged: &Tagged| {
+        let tag = tagged.tag[..16].try_into().expect("half a tag");
+        known.with_tag(tag).map(|number| known.at(number))
+    };
+    let received_at = row.received_at.map(time_of);
+    let is_let_go = |request: &Request| request.withdrawn_at.is_some_and(|withdrawn| received_at <= Some(withdrawn));
+    if let Some(named) = row.request_id.as_deref().and_then(|id| known.get(id)) {
+        return is_of_the_day(row, named);
+    }
+    if !row.request_id.as_deref().is_some_and(|id| id.starts_with(DERIVED)) {
+        return false;
+    }
+    let is_new = row.identifiers.iter().any(|tagged| holding(tagged).next().is_none());
+    let is_withdrawn = |tagged: &Tagged| holding(tagged).next().is_some() && holding(tagged).all(is_let_go);
+    let is_of_the_day = row.identifiers.iter().flat_map(holding).any(|request| is_of_the_day(row, request));
+    is_of_the_day || (is_new && row.identifiers.iter().any(is_withdrawn))
+}
+
+/// Whether the row has the day of the request's withdrawal and no time, and is not the asking that was withdrawn.
+fn is_of_the_day(row: &TaggedRow, request: &Request) -> bool {
+    let Some((Received::On(day), withdrawn)) = row.received_at.zip(request.withdrawn_at) else { return false };
+    let is_new = request.asked_at.is_none_or(|asked| time_of(Received::On(day)) > asked);
+    is_new && withdrawn.to_zoned(TimeZone::UTC).date() == day
+}
+
 /// The list's own id; else that of the request which had this row's tag under the key before; else one of its tag. A hidden id depends
 /// on the key: once that is another one, the request is told by its person.
 fn id_of(row: &TaggedRow, known: &Requests) -> Text {
@@ -240,20 +272,36 @@ fn id_of(row: &TaggedRow, known: &Requests) -> Text {
 }
 
 /// Refuses what would make new requests of old ones: after a change of the tag key nothing is known by the new one until the lists were
-/// read with both, and a key that fits none of the old tags is not the one before.
-pub fn check_rotation(lists: &[TaggedList], known: &Requests, has_old_key: bool) -> Result<()> {
-    let stale = known.iter().filter(|request| request.stale_tags > 0 && known.identifiers(request).next().is_none());
-    let stale = stale.count();
-    let mut old_tags = lists.iter().flat_map(|list| &list.rows).flat_map(|row| &row.old_tags);
+/// read with both, a key that fits none of the old tags is not the one before, and a person whom nobody knows by the new key and who has
+/// no id may be one who opted in again under the old.
+pub fn check_rotation<'a>(
+    rows: impl IntoIterator<Item = &'a TaggedRow> + Clone,
+    known: &Requests,
+    has_old_key: bool,
+) -> Result<()> {
+    let stale = known.left_behind();
+    let is_found_by_id = |row: &TaggedRow| {
+        row.request_id.as_deref().is_some_and(|id| !id.starts_with(HIDDEN) || known.get(id).is_some())
+    };
+    let is_unknown =
+        |tagged: &Tagged| known.with_tag(tagged.tag[..16].try_into().expect("half a tag")).next().is_none();
+    let may_be_stale = |row: &TaggedRow| !is_found_by_id(row) && row.identifiers.iter().any(is_unknown);
+    let mut old_tags = rows.clone().into_iter().flat_map(|row| &row.old_tags);
     let refused = |what: &str| {
         Err(Error::usage(format!(
             "{stale} requests of the ledger are tagged with another tag_key, {what}; nothing was recorded"
         ))
-        .hint("import the lists once with --old-tag-key and the key from before, so that each request is found again"))
+        .hint(
+            "import the lists once with --old-tag-key and the key from before, so that each request is found again; withdraw by their ids \
+             those that no list has any more",
+        ))
     };
     match stale {
         0 => Ok(()),
         _ if !has_old_key && known.identifiers_by_kind().is_empty() => refused("and none with this one"),
+        _ if !has_old_key && rows.into_iter().any(may_be_stale) => {
+            refused("and what has no request id may be one of these")
+        }
         _ if has_old_key && !old_tags.any(|tag| known.with_stale_tag(tag).is_some()) => {
             refused("which is not the one of --old-tag-key, or the lists name none of them")
         }

@@ -30,7 +30,7 @@ use crate::ledger_fold::{Holds, Request, Requests, State, derived_id};
 use crate::ledger_probe;
 use crate::ledger_run;
 use crate::request_import::{
-    self, Columns, Receipt, TaggedList, Who, plainly_held, time_of, when, who, whole_microseconds,
+    self, Columns, Receipt, TaggedList, TaggedRow, Who, plainly_held, time_of, when, who, whole_microseconds,
 };
 use crate::run::{exit_json, print_json, print_lines};
 use crate::session::{honours_conditions, self_test, uses_s3};
@@ -84,6 +84,12 @@ impl Desk {
     pub async fn append(&mut self, events: Vec<Event>) -> Result<Appended> {
         honours_conditions(&self.stores, &self.job, &self.job.state.location.join("")).await?;
         self.ledger.append(events).await
+    }
+
+    /// [`Desk::append`] of events that are one fact together.
+    pub async fn append_at_once(&mut self, events: Vec<Event>) -> Result<Appended> {
+        honours_conditions(&self.stores, &self.job, &self.job.state.location.join("")).await?;
+        self.ledger.append_at_once(events).await
     }
 
     /// Once behind all appends of a command: the file is made of the whole ledger.
@@ -266,12 +272,24 @@ async fn import(
     let (now, regimes) = (desk.now, desk.job.regimes.clone());
     due_dates(&regimes, regime.as_ref())?;
     let lists = request_import::read(&desk.job, &desk.stores, wanted, columns, (&desk.key, old_key), &|| now).await?;
-    request_import::check_rotation(&lists, desk.ledger.requests(), old_key.is_some())?;
+    request_import::check_rotation(
+        lists.iter().flat_map(|list| &list.rows),
+        desk.ledger.requests(),
+        old_key.is_some(),
+    )?;
     let (mut told, mut lines, mut total) = (Vec::new(), Vec::new(), Appended::default());
     for mut list in lists {
         let own = desk.job.lists.iter().find(|spec| spec.name == list.report.name);
         let regime = regime.clone().or_else(|| own?.regime.as_deref().map(Text::from));
         list.name_requests(desk.ledger.requests());
+        let not_heard = list.not_heard(desk.ledger.requests());
+        if not_heard > 0 {
+            tracing::warn!(
+                list = list.report.name,
+                rows = not_heard,
+                "rows name somebody who opted in again, and tell no later time: they open no request"
+            );
+        }
         let TaggedList { report, rows } = list;
         let mut receipt = Receipt {
             source: report.name.as_str().into(),
@@ -366,7 +384,13 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
     refuse_identifier(&id, "--request-id")?;
     // Under its id a request is found again, whatever the key.
     if desk.ledger.requests().get(&id).is_none() {
-        request_import::check_rotation(&[], desk.ledger.requests(), false)?;
+        let row = TaggedRow {
+            request_id: new.request_id.map(|_| id.clone()),
+            received_at: Some(received_at),
+            identifiers: identifiers.clone(),
+            old_tags: Vec::new(),
+        };
+        request_import::check_rotation([&row], desk.ledger.requests(), false)?;
     }
     let regime = new.regime.map(Text::from);
     let due = due_dates(&desk.job.regimes, regime.as_ref())?.and_then(|mut due| due.of(received_at));
@@ -410,7 +434,7 @@ async fn withdraw(
             "other requests name the same people, who go on being removed for these; name them as KIND=VALUE"
         );
     }
-    let events = ids.iter().map(|id| desk.event(id, Fact::Withdrawn { source: source.into() })).collect();
+    let events = ids.iter().map(|id| desk.event(id, Fact::Withdrawn { source: source.into(), at: None })).collect();
     let appended = desk.record(events).await?;
     told(common, &desk, "requests withdraw", &ids, appended)
 }

@@ -78,6 +78,7 @@ struct Asked {
     tags: Vec<u128>,
     /// Microseconds since 1970, as all times here.
     withdrawn_at: Option<i64>,
+    asked_at: Option<i64>,
     /// For good, or until then.
     exempted: Option<Option<i64>>,
 }
@@ -221,13 +222,19 @@ impl Events {
                     if later.is_some_and(|(received, withdrawn)| received > withdrawn) {
                         request.withdrawn_at = None;
                     }
+                    request.asked_at = request.asked_at.max(received_at.get(row));
                     let raw = tag.get(row).and_then(|tag| hex::decode(tag).ok()).filter(|raw| raw.len() == 32);
                     if let Some(raw) = raw.filter(|_| key.get(row) == Some(self.own_key.as_str())) {
                         request.tags.push(head(&raw));
                     }
                     self.kinds.extend(kind.get(row).filter(|kind| !self.kinds.contains(*kind)).map(str::to_owned));
                 }
-                Some("withdrawn") => request.withdrawn_at = recorded_at.get(row),
+                // One without a time of its own is later than whatever was asked before it.
+                Some("withdrawn") => match received_at.get(row) {
+                    None => request.withdrawn_at = request.withdrawn_at.max(request.asked_at).max(recorded_at.get(row)),
+                    told if told >= request.asked_at => request.withdrawn_at = request.withdrawn_at.max(told),
+                    _ => {}
+                },
                 Some("exempted") => request.exempted = Some(until.get(row)),
                 _ => {}
             }

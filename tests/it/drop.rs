@@ -323,6 +323,41 @@ fn a_download_is_recorded_once_and_nothing_readable_is_kept() {
     }
 }
 
+/// A cancellation may be imported before the download that it cancels, and one download after another on one day.
+#[test]
+fn a_cancellation_counts_from_its_download_on_in_whatever_order_they_are_imported() {
+    let id = CANCELLED;
+    let archive = |lake: &Lake, day: &str, name: &str, text: String| {
+        let archive = format!("2026{day}_4821_DROP.zip");
+        lake.write(&archive, zip(&[(&format!("2026{day}_4821_{name}.csv"), text)]));
+        lake.run(&["drop", "import", "job.toml", &archive]).exits(0);
+    };
+    let eve = hashed("eve@example.com");
+    let listed = |lake: &Lake, day: &str| archive(lake, day, "Email", list(&[(id, eve.clone())]));
+    let removed =
+        |lake: &Lake, day: &str| archive(lake, day, "Removed", format!("ID,Hash,ListType\n{id},{eve},Email\n"));
+    let check = |lake: &Lake, stays: bool| {
+        lake.run(&["scrub", "job.toml"]).exits(0);
+        assert_eq!(lake.text("lake/people.csv").contains("eve@"), stays);
+        lake.run(&["verify", "job.toml"]).exits(0);
+    };
+    let lake = broker_lake();
+    removed(&lake, "0920");
+    listed(&lake, "0812");
+    check(&lake, true);
+    // And she asks anew, all of which is imported on one later day.
+    let lake = broker_lake();
+    listed(&lake, "0812");
+    removed(&lake, "0920");
+    listed(&lake, "1030");
+    check(&lake, false);
+    let lake = broker_lake();
+    listed(&lake, "0812");
+    listed(&lake, "1030");
+    removed(&lake, "0920");
+    check(&lake, false);
+}
+
 #[test]
 fn a_download_is_kept_for_whoever_has_the_key() {
     let lake = broker_lake();

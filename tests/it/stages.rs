@@ -14,7 +14,7 @@ use lakescrub::find::{self, Find};
 use lakescrub::job::Job;
 use lakescrub::journal::{Journal, Lock};
 use lakescrub::manifest::Observed;
-use lakescrub::match_index::{Added, Builder};
+use lakescrub::match_index::Builder;
 use lakescrub::meter::Meter;
 use lakescrub::object_table::{ObjectRow, Outcome};
 use lakescrub::plan::{self, Found, Seen};
@@ -36,11 +36,11 @@ fn scrub(lake: &Lake, store: Arc<dyn Store>, fault: impl FnOnce(&mut Vec<Found>)
         let now = jiff::Timestamp::UNIX_EPOCH;
         let meter = Arc::new(Meter::default());
         let mut builder = Builder::new(&job.lists, &job.datasets, [7; 16]);
-        let mut added = Added::default();
-        let mut each = |entry: request::Entry<'_>| added.merge(&builder.add(entry));
+        let mut each = |entry: request::Entry<'_>| builder.add(entry);
         let reports = request::read_lists(&job, &stores, &|| now, &meter, &mut each).await.unwrap();
-        let index = Arc::new(builder.finish());
-        let lists: Vec<_> = reports.into_iter().map(|report| (report, added.clone())).collect();
+        let (index, added) = builder.finish();
+        let index = Arc::new(index);
+        let lists: Vec<_> = reports.into_iter().zip(added).collect();
 
         let mut found = Vec::new();
         for (number, spec) in job.datasets.iter().enumerate() {
