@@ -101,6 +101,8 @@ pub enum Fact {
     Withdrawn { source: Text, at: Option<Timestamp> },
     /// Whoever asked was told; `status` is a code of theirs (DROP: 2 to 5).
     Answered { status: u64, source: Text },
+    /// A list without anybody was the first to be imported: there is a ledger, and nobody in it. Of no request.
+    Imported { source: Text, list_digest: Text },
 }
 
 impl Fact {
@@ -115,6 +117,7 @@ impl Fact {
             Fact::Exempted { .. } => "exempted",
             Fact::Withdrawn { .. } => "withdrawn",
             Fact::Answered { .. } => "answered",
+            Fact::Imported { .. } => "imported",
         }
     }
 }
@@ -217,6 +220,9 @@ impl Row {
             Fact::Answered { status, source } => {
                 row.count("status", Some(*status)).text("source", source);
             }
+            Fact::Imported { source, list_digest } => {
+                row.text("source", source).text("list_digest", list_digest);
+            }
         }
         row
     }
@@ -276,6 +282,7 @@ impl Row {
             "exempted" => Fact::Exempted { ground: text("ground")?, until: time("until") },
             "withdrawn" => Fact::Withdrawn { source: text("source")?, at: time("received_at") },
             "answered" => Fact::Answered { status: count("status")?, source: text("source")? },
+            "imported" => Fact::Imported { source: text("source")?, list_digest: text("list_digest")? },
             other => return Err(format!("an event is called \"{other}\", which this version does not know")),
         })
     }
@@ -549,6 +556,7 @@ mod tests {
             Fact::Withdrawn { source: text("desk"), at: None },
             Fact::Withdrawn { source: text("download"), at: Some(moment(1_790_000_000)) },
             Fact::Answered { status: 3, source: text("drop") },
+            Fact::Imported { source: text("crm"), list_digest: text("cd") },
         ];
         let event = |(i, fact)| Event { recorded_at: moment(i as i64), request_id: text(&format!("r{i}")), fact };
         facts.into_iter().enumerate().map(event).collect()

@@ -98,6 +98,8 @@ pub struct Request {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exemption {
+    /// When it was recorded.
+    pub at: Timestamp,
     pub ground: Text,
     pub until: Option<Timestamp>,
 }
@@ -256,11 +258,6 @@ impl Request {
 
     pub fn rows_removed(&self) -> u64 {
         self.datasets.iter().map(|(_, facts)| facts.rows_removed).sum()
-    }
-
-    /// When it is due, unless nothing is: of what is exempted or withdrawn no deadline runs.
-    pub fn deadline(&self, now: Timestamp) -> Option<&DueDate> {
-        self.due.as_ref().filter(|_| self.is_suppressed(now))
     }
 
     /// When the deadline began to run: as received, or else when the ledger learnt of it.
@@ -484,6 +481,7 @@ impl Requests {
                 Fact::Received { .. } => !self.stands_for_row(event) || self.is_news_row(std::slice::from_ref(event)),
                 // What it withdraws may come later, from an older download.
                 Fact::Withdrawn { at, .. } => at.is_some(),
+                Fact::Imported { .. } => self.events == 0,
                 Fact::Planned { .. }
                 | Fact::Removed { .. }
                 | Fact::VerifiedClean { .. }
@@ -494,10 +492,11 @@ impl Requests {
             };
         };
         match &event.fact {
-            Fact::Received { identifier, source, received_at, .. } => {
+            Fact::Received { identifier, source, received_at, due, .. } => {
                 !self.identifiers(request).any(|known| known == identifier)
                     || is_asked_anew(request, *received_at)
                     || is_listed_later(request, source, *received_at)
+                    || is_due_earlier(request, due.as_ref())
             }
             Fact::Planned { dataset, run_id, rows, .. } => {
                 let known = request.datasets.iter().find(|(name, _)| name == dataset).map(|(_, facts)| facts);
@@ -525,7 +524,17 @@ impl Requests {
             }
             Fact::Reappeared { .. } => true,
             Fact::Found { .. } => request.was_not_found(),
+            Fact::Imported { .. } => false,
         }
+    }
+
+    /// For each of these identifiers a request that asks for it; `None`: of some of them there is none.
+    pub fn asking_for(&self, identifiers: &[Tagged]) -> Option<Vec<&Request>> {
+        let asking = |tagged: &Tagged| {
+            let mut known = self.with_tag(head(&tagged.tag)).map(|number| self.at(number));
+            known.find(|known| known.withdrawn_at.is_none())
+        };
+        identifiers.iter().map(asking).collect()
     }
 
     /// Whether it is of a row without an id that no request is named after.
@@ -558,6 +567,10 @@ impl Requests {
     /// Takes in one event; `stale_key`: of its tag, when that is not made with the present key.
     pub fn take_event(&mut self, event: &Event, stale_key: Option<&Text>) {
         self.events += 1;
+        // Of no request.
+        if matches!(event.fact, Fact::Imported { .. }) {
+            return;
+        }
         let number = match self.by_id.get(&event.request_id) {
             Some(number) => *number,
             None => {
@@ -645,6 +658,12 @@ fn is_listed_later(request: &Request, source: &str, received_at: Option<Timestam
     source.ends_with(DOWNLOAD) && received_at > request.asked_at
 }
 
+/// Whether somebody asked by a rule whose term ends before that of the rules so far.
+fn is_due_earlier(request: &Request, due: Option<&DueDate>) -> bool {
+    let known = request.due.as_ref();
+    request.withdrawn_at.is_none() && due.is_some_and(|due| known.is_none_or(|known| due.at < known.at))
+}
+
 /// Whether a withdrawal of that time is one: nobody asked later, and none is known that is as late.
 fn withdraws(request: &Request, at: Timestamp) -> bool {
     request.asked_at.is_none_or(|asked| asked <= at) && request.withdrawn_at.is_none_or(|known| known < at)
@@ -667,11 +686,13 @@ fn take_fact(request: &mut Request, event: &Event, is_present_key: bool) {
                     *facts = InDataset { planned: facts.planned.take(), ..InDataset::default() };
                 }
             }
-            if anew || request.received_at.is_none() {
+            // A later asking of the same person puts off no clock that runs from when the first was recorded.
+            let is_first = request.recorded_at == at || received_at.is_some_and(|it| it < request.recorded_at);
+            if anew || (request.received_at.is_none() && is_first) {
                 request.received_at = *received_at;
             }
             request.asked_at = request.asked_at.max(*received_at);
-            if anew || request.regime.is_none() {
+            if anew || request.regime.is_none() || is_due_earlier(request, due.as_ref()) {
                 request.regime = regime.clone();
                 request.due = due.clone();
             }
@@ -712,8 +733,9 @@ fn take_fact(request: &mut Request, event: &Event, is_present_key: bool) {
             request.reopened_at = Some(at);
             request.verified = None;
         }
+        Fact::Imported { .. } => {}
         Fact::Exempted { ground, until } => {
-            request.exempted = Some(Arc::new(Exemption { ground: ground.clone(), until: *until }));
+            request.exempted = Some(Arc::new(Exemption { at, ground: ground.clone(), until: *until }));
         }
         // Whoever says so now has the last word over every asking so far, whatever time that has.
         Fact::Withdrawn { at: None, .. } => {

@@ -163,7 +163,8 @@ async fn unchanged_until(store: &dyn Store, state: &Location, head: &Head) -> Re
         | Fact::VerifiedClean { .. }
         | Fact::Reappeared { .. }
         | Fact::Found { .. }
-        | Fact::Answered { .. } => false,
+        | Fact::Answered { .. }
+        | Fact::Imported { .. } => false,
     };
     let last = behind.last().map_or(head.sequence, |segment| segment.sequence);
     let is_changed = behind.iter().flat_map(|segment| &segment.events).any(|event| changes(&event.fact));

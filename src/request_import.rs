@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use md5::Md5;
 use sha2::{Digest, Sha256};
 
-use crate::deadline::{DueDates, Received};
+use crate::deadline::{DueDates, Received, Since};
 use crate::error::{Error, Result};
 use crate::identifier::{Canonical, HashFunction, Hashed, Kind, Value, plain_decimal};
 use crate::job::{Job, ListColumn, ListFormat, ListSpec, scope_of};
@@ -186,6 +186,8 @@ pub struct Receipt<'a> {
     /// With the regime they are under.
     pub due: Option<(Text, DueDates<'a>)>,
     pub now: Timestamp,
+    /// Rows of which the regime gives no date: it was not in force when they were received.
+    pub rows_without_due_date: u64,
 }
 
 impl TaggedList {
@@ -202,16 +204,19 @@ impl TaggedList {
 }
 
 impl Receipt<'_> {
-    /// The events of rows that were given their ids; of millions so many at a time as are to be held beside the ledger.
-    pub fn events(&mut self, rows: impl Iterator<Item = TaggedRow>) -> Vec<Event> {
+    /// The events of rows that were given their ids; of millions so many at a time as are to be held beside the ledger. What a row without
+    /// an id says of people whose requests are known, all of them, is said of these requests: only an earlier date is news of them.
+    pub fn events(&mut self, rows: impl Iterator<Item = TaggedRow>, known: &Requests) -> Vec<Event> {
         let mut events = Vec::new();
         for row in rows {
+            let since = row.received_at.map_or(Since::Recorded, |_| Since::Received);
             let received = row.received_at.unwrap_or(Received::At(self.now));
-            let due = self.due.as_mut().and_then(|(_, due)| due.of(received));
-            let request_id = row.request_id.unwrap_or_default();
-            events.extend(row.identifiers.into_iter().map(|identifier| Event {
+            let due = self.due.as_mut().and_then(|(_, due)| due.of(received, since));
+            self.rows_without_due_date += u64::from(self.due.is_some() && due.is_none());
+            let ids = ids_of(row.request_id.unwrap_or_default(), &row.identifiers, known);
+            events.extend(row.identifiers.into_iter().zip(ids).map(|(identifier, request_id)| Event {
                 recorded_at: self.now,
-                request_id: request_id.clone(),
+                request_id,
                 fact: Fact::Received {
                     identifier,
                     source: self.source.clone(),
@@ -223,6 +228,15 @@ impl Receipt<'_> {
             }));
         }
         events
+    }
+}
+
+/// The request that each identifier of a row is recorded for.
+pub fn ids_of(request_id: Text, identifiers: &[Tagged], known: &Requests) -> Vec<Text> {
+    let is_row = request_id.starts_with(DERIVED) && known.get(&request_id).is_none();
+    match known.asking_for(identifiers).filter(|_| is_row) {
+        Some(asking) => asking.into_iter().map(|request| request.id.clone()).collect(),
+        None => vec![request_id; identifiers.len()],
     }
 }
 

@@ -69,6 +69,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "cli",
             "ledger_run",
             "requests",
+            "request_deadlines",
             "drop",
             "drop_consumers",
             "gate",

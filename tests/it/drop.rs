@@ -457,6 +457,48 @@ fn every_work_item_gets_one_status_and_a_later_match_another() {
     assert_eq!(uploads(&lake, "up").remove("20260812_4821_Email_am01.csv"), Some(vec![row(NOT_FOUND, 3)]));
 }
 
+/// What was exempted or not found is to be reported as well, and so is what changes later.
+#[test]
+fn a_status_that_is_owed_is_overdue_until_it_is_given() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST, "--now", "2026-08-13T00:00:00Z"]).exits(0);
+    lake.run(&["requests", "exempt", "job.toml", EXEMPT, "--ground", "legal claim"]).exits(0);
+    lake.run(&["scrub", "job.toml", "--now", "2026-08-14T00:00:00Z"]).exits(0);
+    let standing = |now: &str, exit: i32| {
+        let args = ["requests", "status", "job.toml", "--json", "--fail-on-overdue", "--now", now];
+        let told = lake.run(&args).exits(exit).json();
+        ["open", "unanswered", "overdue"].map(|name| told[name].as_u64().unwrap())
+    };
+    assert_eq!(standing("2026-09-27T12:00:00Z", 9), [7, 7, 7]);
+    let list = lake.run(&["requests", "list", "job.toml"]).exits(0).stdout;
+    for told in ["2 exempted: legal claim (unanswered)", "4 opted out: several consumers (unanswered)"] {
+        assert!(list.contains(told), "{list}");
+    }
+    lake.run(&["drop", "answer", "job.toml", "--out", "up", "--now", "2026-09-20T00:00:00Z"]).exits(0);
+    assert_eq!(standing("2026-09-27T12:00:00Z", 0), [0, 0, 0]);
+    lake.write("lake/new.csv", "user_id,email,mobile,first,last,born,zip\n9,Nobody@example.com,,,,,\n");
+    lake.run(&["scrub", "job.toml", "--now", "2026-10-01T00:00:00Z"]).exits(0);
+    assert_eq!(standing("2026-10-02T00:00:00Z", 0), [1, 1, 0]);
+    assert_eq!(standing("2026-12-01T00:00:00Z", 9), [1, 1, 1]);
+    lake.run(&["drop", "answer", "job.toml", "--out", "up", "--now", "2026-10-03T00:00:00Z"]).exits(0);
+    assert_eq!(standing("2026-12-01T00:00:00Z", 0), [0, 0, 0]);
+}
+
+#[test]
+fn what_was_not_found_because_no_value_could_be_compared_is_told_by_its_list_type() {
+    let lake = broker_lake();
+    lake.write("job.toml", BROKER_JOB.replace("%Y-%m-%d", "%d.%m.%Y"));
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let told = lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(0);
+    let told = told.says(&["could not compare most values of a column", "NDZ", "born"]);
+    assert!(
+        told.stdout.contains("3 values of column born could not be compared in the last scrub: NDZ"),
+        "{}",
+        told.stdout
+    );
+}
+
 #[test]
 fn an_exemption_holds_an_identifier_and_not_a_person() {
     let lake = broker_lake();

@@ -281,11 +281,13 @@ fn no_deadline_is_shown_of_what_is_exempted_or_withdrawn() {
 fn what_is_kept_as_it_was_typed_may_name_no_person() {
     let lake = lake();
     import(&lake, &["crm"]);
+    lake.write("canary@example.com.csv", "email\nzoe@example.com\n");
     let add = ["add", "job.toml", "email=zoe@example.com"];
     for (args, option) in [
         (&["exempt", "job.toml", "R1", "--ground", "asked by canary@example.com"][..], "--ground"),
         (&["exempt", "job.toml", "R1", "--ground", "call (415) 555-9317"], "--ground"),
         (&["withdraw", "job.toml", "R1", "--source", "canary@example.com"], "--source"),
+        (&["import", "job.toml", "canary@example.com.csv"], "file name"),
         (&[&add[..], &["--source", "+1 415 555 9317"]].concat(), "--source"),
         (&[&add[..], &["--request-id", "by +1 415 555 9317"]].concat(), "--request-id"),
     ] {
