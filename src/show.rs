@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, TableComponent, Width};
 use jiff::Timestamp;
 use jiff::civil::Date;
 
@@ -72,10 +72,13 @@ pub fn counted(count: u64, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
+/// The column of the requests from which on there are dates.
+const DATES_FROM: usize = 4;
+
 /// What is shown of a request beside what the ledger says.
 pub struct RequestRow {
     pub due: Option<Date>,
-    /// What DROP is told; `None`: the job has nothing to do with it.
+    /// What DROP is told; `None`: it is none of DROP's work items.
     pub drop: Option<String>,
 }
 
@@ -97,12 +100,17 @@ pub fn requests(requests: &Requests, shown: &[&Request], rows: &[RequestRow], ho
             },
             request.source.to_string(),
             kinds.join(" "),
-            request.received_at.map_or_else(|| format!("(recorded {})", day(request.recorded_at)), day),
+            request.received_at.map_or_else(|| format!("recorded {}", day(request.recorded_at)), day),
             row.due.map_or_else(|| "-".to_owned(), |due| due.to_string()),
             request.rows_removed().to_string(),
             request.verified.as_ref().map_or_else(|| "-".to_owned(), |verified| day(verified.at)),
         ];
-        all.add_row(cells.into_iter().chain(row.drop.clone()));
+        let drop = has_drop.then(|| row.drop.clone().unwrap_or_else(|| "-".to_owned()));
+        all.add_row(cells.into_iter().chain(drop));
+    }
+    // A date is not broken.
+    for column in all.column_iter_mut().skip(DATES_FROM).take(2) {
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(11)));
     }
     line(&mut out, &all.to_string());
     line(&mut out, &format!("{} of {}", shown.len(), counted(requests.len() as u64, "request")));
@@ -234,6 +242,9 @@ fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     // To the terminal's width, where there is one. A rule below every row would double the length.
     table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+    }
     for inner in [TableComponent::HorizontalLines, TableComponent::MiddleIntersections] {
         table.remove_style(inner);
     }

@@ -70,6 +70,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "ledger_run",
             "requests",
             "request_deadlines",
+            "request_export",
             "drop",
             "drop_consumers",
             "gate",
