@@ -11,6 +11,7 @@ use roaring::RoaringTreemap;
 
 use crate::column_values::{NoRoute, OwnedPlaced, Placed};
 use crate::error::Exit;
+use crate::format::csv_runs::{Cuts, Wanted};
 use crate::format::{Compression, Format, FormatError, compression, csv, ndjson};
 use crate::identifier::{ColumnPath, Value};
 use crate::job::{DatasetSpec, MissingColumn};
@@ -73,9 +74,9 @@ struct Scan<'a> {
 /// Where the match columns are in the records of CSV.
 #[derive(Clone)]
 struct CsvColumns {
-    width: usize,
-    /// By position of the matcher's columns.
-    positions: Vec<Vec<usize>>,
+    wanted: Wanted,
+    /// By position of the matcher's columns: which of the wanted fields are its.
+    fields: Vec<Vec<usize>>,
 }
 
 /// What was seen of the records that begin in a part of an object.
@@ -175,9 +176,14 @@ impl Scan<'_> {
             }
             found => found,
         };
-        let found: std::result::Result<Vec<_>, _> = self.matcher.columns.iter().map(positions).collect();
+        let found: std::result::Result<Vec<Vec<usize>>, _> = self.matcher.columns.iter().map(positions).collect();
         match found {
-            Ok(positions) => Ok(CsvColumns { width: first.width(), positions }),
+            Ok(positions) => {
+                let wanted = Wanted::new(first.width(), positions.concat());
+                let field = |position: &usize| wanted.positions().iter().position(|known| known == position);
+                let fields = positions.iter().map(|positions| positions.iter().filter_map(field).collect()).collect();
+                Ok(CsvColumns { wanted, fields })
+            }
             Err(error) => Err(Seen::Failed { exit: Exit::Incomplete, reason: error.to_string() }),
         }
     }
@@ -195,10 +201,15 @@ impl Scan<'_> {
         // An object of no record lacks nothing.
         part.there.fill(true);
         let (mut scratch, delimiter) = (Scratch::default(), records.delimiter());
-        let mut columns = columns.cloned();
-        while at < end
-            && let Some(record) = records.read()?
-        {
+        let (mut columns, mut cuts) = (columns.cloned(), Cuts::default());
+        while at < end {
+            if let Some(columns) = &columns
+                && let Some(run) = records.read_cut(&columns.wanted, &mut cuts)
+            {
+                at = self.csv_run(columns, run, &cuts, (at, end), &mut part, &mut scratch);
+                continue;
+            }
+            let Some(record) = records.read()? else { break };
             let columns = match &columns {
                 Some(columns) => columns,
                 None => match self.csv_columns(&record) {
@@ -219,8 +230,8 @@ impl Scan<'_> {
                 break;
             }
             at += (record.gap.len() + record.raw.len()) as u64;
-            if record.width() != columns.width {
-                let (line, fields, width) = (record.line, record.width(), columns.width);
+            if record.width() != columns.wanted.width() {
+                let (line, fields, width) = (record.line, record.width(), columns.wanted.width());
                 return Err(FormatError::Corrupt(format!(
                     "the record at line {line} has {fields} fields, not {width}"
                 )));
@@ -231,19 +242,56 @@ impl Scan<'_> {
                     "text follows a closing quote in the record at line {line}, so that it may be several"
                 )));
             }
-            let null = |bytes: &[u8]| self.spec.csv.null_strings.iter().any(|null| null.as_bytes() == bytes);
-            let fields = |column: usize, each: &mut dyn FnMut(Placed<'_>)| {
-                let cells = columns.positions[column].iter().filter_map(|position| record.field(*position));
-                let cells = cells.filter(|cell| !null(cell));
-                cells.for_each(|cell| each(Placed { value: cell_value(cell), element: &[] }));
-            };
-            part.take(self.matcher, &fields, &mut scratch);
+            let field = |number: usize| record.field(columns.wanted.positions()[number]).unwrap_or(b"");
+            self.csv_record(columns, &field, &mut part, &mut scratch);
         }
         if let Some(columns) = &columns {
-            part.there = columns.positions.iter().map(|positions| !positions.is_empty()).collect();
+            part.there = columns.fields.iter().map(|fields| !fields.is_empty()).collect();
         }
         part.end = at;
         Ok(Ok(part))
+    }
+
+    /// The records of `run`, which begins at `at`, that begin before `end`. Where the last of them ends; at least `end` if not all do.
+    fn csv_run(
+        &self,
+        columns: &CsvColumns,
+        run: &[u8],
+        cuts: &Cuts,
+        (at, end): (u64, u64),
+        part: &mut Part,
+        scratch: &mut Scratch,
+    ) -> u64 {
+        let mut ended = at;
+        for (extent, fields) in cuts.records(&columns.wanted) {
+            if at + extent.start as u64 >= end {
+                // Blank lines reach to where the next part begins.
+                return ended.max(end);
+            }
+            let field = |number: usize| {
+                let (begin, end) = fields[number];
+                &run[begin as usize..end as usize]
+            };
+            self.csv_record(columns, &field, part, scratch);
+            ended = at + extent.end as u64;
+        }
+        ended
+    }
+
+    /// `field` gives the wanted fields by number.
+    fn csv_record<'r>(
+        &self,
+        columns: &CsvColumns,
+        field: &dyn Fn(usize) -> &'r [u8],
+        part: &mut Part,
+        scratch: &mut Scratch,
+    ) {
+        let null = |bytes: &[u8]| self.spec.csv.null_strings.iter().any(|null| null.as_bytes() == bytes);
+        let cells = |column: usize, each: &mut dyn FnMut(Placed<'_>)| {
+            let cells = columns.fields[column].iter().map(|number| field(*number)).filter(|cell| !null(cell));
+            cells.for_each(|cell| each(Placed { value: cell_value(cell), element: &[] }));
+        };
+        part.take(self.matcher, &cells, scratch);
     }
 
     /// The lines that begin before `end`; the next one begins at `at`.

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Exit, Result};
-use crate::ledger_event::{ChainDigest, Event, Interner, Segment, Text, decode, encode};
+use crate::ledger_event::{ChainDigest, Event, Interner, Segment, Text, decode, encode, read};
 use crate::ledger_fold::Requests;
 use crate::signature::TagKey;
 use crate::store::{self, Location, Object, Precondition, Store, StoreError};
@@ -327,37 +327,23 @@ impl Ledger {
             }
             Err(error) => return Err(ReadError::from(Error::from(error))),
         };
-        let mut texts = std::mem::take(&mut self.texts);
-        let decoding = tokio::task::spawn_blocking(move || (decode(bytes, &mut texts), texts)).await;
-        let (decoded, texts) = decoding.map_err(|_| untrusted("cannot be decoded".to_owned()))?;
-        self.texts = texts;
-        let decoded = decoded.map_err(untrusted)?;
-        let told = decoded.segments.first().zip(decoded.segments.last());
-        if told.map(|(first, last)| (first.sequence, last.sequence)) != Some((file.first, file.last)) {
+        // What is wrong with the file leaves a ledger behind that nobody gets: it is read anew, or not at all.
+        let mut taking = Taking {
+            digests: std::mem::take(&mut self.digests),
+            requests: std::mem::take(&mut self.requests),
+            texts: std::mem::take(&mut self.texts),
+            first_and_last: None,
+            fault: None,
+        };
+        let taking = tokio::task::spawn_blocking(move || taking.file(bytes).map(|()| taking)).await;
+        let taken = taking.map_err(|_| untrusted("cannot be decoded".to_owned()))?.map_err(untrusted)?;
+        if taken.first_and_last != Some((file.first, file.last)) {
             return Err(untrusted("does not hold the segments that its name tells".to_owned()));
         }
-        let mut digest = decoded.previous;
-        let before = |sequence: u64, digests: &[ChainDigest]| match sequence {
-            1 => Some([0; 32]),
-            sequence => digests.get(sequence as usize - 2).copied(),
-        };
-        for segment in &decoded.segments {
-            let next = self.digests.len() as u64 + 1;
-            if segment.sequence > next {
-                return Err(untrusted(format!("follows segment {}, which is missing", segment.sequence - 1)));
-            }
-            if before(segment.sequence, &self.digests) != Some(digest) {
-                return Err(untrusted(format!(
-                    "has a segment {} that does not follow the one before",
-                    segment.sequence
-                )));
-            }
-            digest = segment.digest(&digest);
-            if segment.sequence == next {
-                self.digests.push(digest);
-                self.requests.take(segment);
-            }
+        if let Some(fault) = taken.fault {
+            return Err(untrusted(fault));
         }
+        (self.digests, self.requests, self.texts) = (taken.digests, taken.requests, taken.texts);
         self.files.push(file);
         Ok(())
     }
@@ -387,7 +373,7 @@ impl Ledger {
         // Only what a look at the gathered file proves to be in it goes.
         let (object, written) = store::read_whole(self.store.as_ref(), &location).await?;
         let decoded = decode(written, &mut Interner::default());
-        let digest = decoded.ok().map(|it| it.segments.iter().fold(it.previous, |before, next| next.digest(&before)));
+        let digest = decoded.ok().map(|it| it.last);
         if digest != self.digests.get(last as usize - 1).copied() {
             return Err(Error::new(Exit::Untrusted, format!("{location} is not the ledger that was gathered in it")));
         }
@@ -425,11 +411,49 @@ pub async fn segments_behind(store: &dyn Store, state: &Location, head: &Head) -
         if decoded.previous != digest {
             return Ok(None);
         }
-        digest = decoded.segments.iter().fold(digest, |before, segment| segment.digest(&before));
+        digest = decoded.last;
         next = file.last + 1;
         segments.extend(decoded.segments);
     }
     Ok(Some(segments))
+}
+
+/// The ledger while a file is taken into it.
+struct Taking {
+    digests: Vec<ChainDigest>,
+    requests: Requests,
+    texts: Interner,
+    /// The numbers of the segments that the file begins and ends with.
+    first_and_last: Option<(u64, u64)>,
+    /// Why the file's segments do not follow those before.
+    fault: Option<String>,
+}
+
+impl Taking {
+    fn file(&mut self, bytes: Bytes) -> Result<(), String> {
+        let Taking { digests, requests, texts, first_and_last, fault } = self;
+        read(bytes, texts, &mut |chained| {
+            let sequence = chained.segment.sequence;
+            *first_and_last = Some((first_and_last.map_or(sequence, |(first, _)| first), sequence));
+            if fault.is_some() {
+                return;
+            }
+            let next = digests.len() as u64 + 1;
+            let before = match sequence {
+                1 => Some([0; 32]),
+                sequence => sequence.checked_sub(2).and_then(|at| digests.get(at as usize).copied()),
+            };
+            if sequence > next {
+                *fault = Some(format!("follows segment {}, which is missing", sequence - 1));
+            } else if before != Some(chained.before) {
+                *fault = Some(format!("has a segment {sequence} that does not follow the one before"));
+            } else if sequence == next {
+                digests.push(chained.after);
+                requests.take(&chained.segment);
+            }
+        })
+        .map(drop)
+    }
 }
 
 /// Why a file of the ledger could not be read; `is_gone`: it was there when the ledger was listed.

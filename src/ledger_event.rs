@@ -29,6 +29,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::signature::tag_of_hex;
 
 /// Shared: the same few sources, datasets and runs stand in millions of events.
 pub type Text = Arc<str>;
@@ -148,143 +149,96 @@ const TEXTS: [&str; 11] = [
 const TIMES: [&str; 3] = ["received_at", "since", "until"];
 const COUNTS: [&str; 3] = ["rows", "consumers", "status"];
 
-/// An event as a row: every field that any fact has. `texts[i]` stands in the column `TEXTS[i]`, and so on.
+/// An event as a row: every field that any fact has.
 #[derive(Default)]
-struct Row {
-    texts: [Option<Text>; TEXTS.len()],
-    times: [Option<Timestamp>; TIMES.len()],
-    counts: [Option<u64>; COUNTS.len()],
-    tag: Option<[u8; 32]>,
+struct Row<'a> {
+    kind: Option<&'a Text>,
+    source: Option<&'a Text>,
+    regime: Option<&'a Text>,
+    due_how: Option<&'a Text>,
+    list_digest: Option<&'a Text>,
+    dataset: Option<&'a Text>,
+    run_id: Option<&'a Text>,
+    manifest_digest: Option<&'a Text>,
+    object: Option<&'a Text>,
+    written_by: Option<&'a Text>,
+    ground: Option<&'a Text>,
+    received_at: Option<Timestamp>,
+    since: Option<Timestamp>,
+    until: Option<Timestamp>,
+    rows: Option<u64>,
+    consumers: Option<u64>,
+    status: Option<u64>,
+    tag: Option<&'a [u8; 32]>,
     due_at: Option<Date>,
 }
 
-fn at(names: &[&str], name: &str) -> usize {
-    names.iter().position(|known| *known == name).expect("a column of the table")
-}
-
-impl Row {
-    fn text(&mut self, name: &str, text: &Text) -> &mut Row {
-        self.texts[at(&TEXTS, name)] = Some(text.clone());
-        self
-    }
-
-    fn maybe(&mut self, name: &str, text: &Option<Text>) -> &mut Row {
-        self.texts[at(&TEXTS, name)] = text.clone();
-        self
-    }
-
-    fn time(&mut self, name: &str, time: Option<Timestamp>) -> &mut Row {
-        self.times[at(&TIMES, name)] = time;
-        self
-    }
-
-    fn count(&mut self, name: &str, count: Option<u64>) -> &mut Row {
-        self.counts[at(&COUNTS, name)] = count;
-        self
-    }
-
-    fn of(fact: &Fact) -> Row {
-        let mut row = Row::default();
+impl<'a> Row<'a> {
+    fn of(fact: &'a Fact) -> Row<'a> {
+        let row = Row::default();
         match fact {
-            Fact::Received { identifier, source, received_at, regime, due, list_digest } => {
-                row.text("kind", &identifier.kind).text("source", source).time("received_at", *received_at);
-                row.maybe("regime", regime).maybe("list_digest", list_digest);
-                row.maybe("due_how", &due.as_ref().map(|due| due.how.clone()));
-                (row.tag, row.due_at) = (Some(identifier.tag), due.as_ref().map(|due| due.at));
-            }
+            Fact::Received { identifier, source, received_at, regime, due, list_digest } => Row {
+                kind: Some(&identifier.kind),
+                tag: Some(&identifier.tag),
+                source: Some(source),
+                received_at: *received_at,
+                regime: regime.as_ref(),
+                due_how: due.as_ref().map(|due| &due.how),
+                due_at: due.as_ref().map(|due| due.at),
+                list_digest: list_digest.as_ref(),
+                ..row
+            },
             Fact::Planned { dataset, run_id, rows, consumers } => {
-                row.text("dataset", dataset).text("run_id", run_id).count("rows", Some(*rows));
-                row.count("consumers", *consumers);
+                Row { dataset: Some(dataset), run_id: Some(run_id), rows: Some(*rows), consumers: *consumers, ..row }
             }
-            Fact::Removed { dataset, run_id, rows, consumers, manifest_digest } => {
-                row.text("dataset", dataset).text("run_id", run_id).count("rows", Some(*rows));
-                row.count("consumers", *consumers).text("manifest_digest", manifest_digest);
-            }
+            Fact::Removed { dataset, run_id, rows, consumers, manifest_digest } => Row {
+                dataset: Some(dataset),
+                run_id: Some(run_id),
+                rows: Some(*rows),
+                consumers: *consumers,
+                manifest_digest: Some(manifest_digest),
+                ..row
+            },
             Fact::VerifiedClean { run_id, manifest_digest } => {
-                row.text("run_id", run_id).text("manifest_digest", manifest_digest);
+                Row { run_id: Some(run_id), manifest_digest: Some(manifest_digest), ..row }
             }
-            Fact::Reappeared { dataset, run_id, object, rows, since, written_by } => {
-                row.text("dataset", dataset).text("run_id", run_id).text("object", object);
-                row.count("rows", Some(*rows)).time("since", *since).maybe("written_by", written_by);
-            }
+            Fact::Reappeared { dataset, run_id, object, rows, since, written_by } => Row {
+                dataset: Some(dataset),
+                run_id: Some(run_id),
+                object: Some(object),
+                rows: Some(*rows),
+                since: *since,
+                written_by: written_by.as_ref(),
+                ..row
+            },
             Fact::Found { dataset, run_id, object, rows } => {
-                row.text("dataset", dataset).text("run_id", run_id).text("object", object).count("rows", Some(*rows));
+                Row { dataset: Some(dataset), run_id: Some(run_id), object: Some(object), rows: Some(*rows), ..row }
             }
-            Fact::Exempted { ground, until } => {
-                row.text("ground", ground).time("until", *until);
-            }
+            Fact::Exempted { ground, until } => Row { ground: Some(ground), until: *until, ..row },
             // A column of its own would give every older segment another digest.
-            Fact::Withdrawn { source, at } => {
-                row.text("source", source).time("received_at", *at);
-            }
-            Fact::Answered { status, source } => {
-                row.count("status", Some(*status)).text("source", source);
-            }
+            Fact::Withdrawn { source, at } => Row { source: Some(source), received_at: *at, ..row },
+            Fact::Answered { status, source } => Row { status: Some(*status), source: Some(source), ..row },
             Fact::Imported { source, list_digest } => {
-                row.text("source", source).text("list_digest", list_digest);
+                Row { source: Some(source), list_digest: Some(list_digest), ..row }
             }
         }
-        row
     }
 
-    fn fact(&self, name: &str) -> Result<Fact, String> {
-        let maybe = |column: &str| self.texts[at(&TEXTS, column)].clone();
-        let text = |column: &str| maybe(column).ok_or_else(|| format!("an event {name} has no {column}"));
-        let time = |column: &str| self.times[at(&TIMES, column)];
-        let maybe_count = |column: &str| self.counts[at(&COUNTS, column)];
-        let count = |column: &str| maybe_count(column).ok_or_else(|| format!("an event {name} has no {column}"));
-        Ok(match name {
-            "received" => Fact::Received {
-                identifier: Tagged {
-                    kind: text("kind")?,
-                    tag: self.tag.ok_or_else(|| format!("an event {name} has no tag"))?,
-                },
-                source: text("source")?,
-                received_at: time("received_at"),
-                regime: maybe("regime"),
-                due: self
-                    .due_at
-                    .map(|at| Ok(DueDate { at, how: text("due_how")? }))
-                    .transpose()
-                    .map_err(|e: String| e)?,
-                list_digest: maybe("list_digest"),
-            },
-            "planned" => Fact::Planned {
-                dataset: text("dataset")?,
-                run_id: text("run_id")?,
-                rows: count("rows")?,
-                consumers: maybe_count("consumers"),
-            },
-            "removed" => Fact::Removed {
-                dataset: text("dataset")?,
-                run_id: text("run_id")?,
-                rows: count("rows")?,
-                consumers: maybe_count("consumers"),
-                manifest_digest: text("manifest_digest")?,
-            },
-            "verified-clean" => {
-                Fact::VerifiedClean { run_id: text("run_id")?, manifest_digest: text("manifest_digest")? }
-            }
-            "re-appeared" => Fact::Reappeared {
-                dataset: text("dataset")?,
-                run_id: text("run_id")?,
-                object: text("object")?,
-                rows: count("rows")?,
-                since: time("since"),
-                written_by: maybe("written_by"),
-            },
-            "found" => Fact::Found {
-                dataset: text("dataset")?,
-                run_id: text("run_id")?,
-                object: text("object")?,
-                rows: count("rows")?,
-            },
-            "exempted" => Fact::Exempted { ground: text("ground")?, until: time("until") },
-            "withdrawn" => Fact::Withdrawn { source: text("source")?, at: time("received_at") },
-            "answered" => Fact::Answered { status: count("status")?, source: text("source")? },
-            "imported" => Fact::Imported { source: text("source")?, list_digest: text("list_digest")? },
-            other => return Err(format!("an event is called \"{other}\", which this version does not know")),
-        })
+    /// In the order of [`TEXTS`].
+    fn texts(&self) -> [Option<&'a Text>; TEXTS.len()] {
+        let Row { kind, source, regime, due_how, list_digest, dataset, run_id, manifest_digest, .. } = *self;
+        let Row { object, written_by, ground, .. } = *self;
+        [kind, source, regime, due_how, list_digest, dataset, run_id, manifest_digest, object, written_by, ground]
+    }
+
+    /// In the order of [`TIMES`].
+    fn times(&self) -> [Option<Timestamp>; TIMES.len()] {
+        [self.received_at, self.since, self.until]
+    }
+
+    /// In the order of [`COUNTS`].
+    fn counts(&self) -> [Option<u64>; COUNTS.len()] {
+        [self.rows, self.consumers, self.status]
     }
 }
 
@@ -301,14 +255,20 @@ impl Segment {
             push(&mut bytes, Some(event.fact.name().as_bytes()));
             push(&mut bytes, Some(event.request_id.as_bytes()));
             push(&mut bytes, Some(&event.recorded_at.as_microsecond().to_le_bytes()));
-            row.texts.iter().for_each(|text| push(&mut bytes, text.as_ref().map(|text| text.as_bytes())));
-            let times = row.times.iter().map(|time| time.map(|time| time.as_microsecond().to_le_bytes()));
-            times.for_each(|time| push(&mut bytes, time.as_ref().map(|time| &time[..])));
-            let counts = row.counts.iter().map(|count| count.map(u64::to_le_bytes));
-            counts.for_each(|count| push(&mut bytes, count.as_ref().map(|count| &count[..])));
-            push(&mut bytes, row.tag.as_ref().map(|tag| &tag[..]));
-            let due_at = row.due_at.map(|due_at| days(due_at).to_le_bytes());
-            push(&mut bytes, due_at.as_ref().map(|days| &days[..]));
+            for text in row.texts() {
+                push(&mut bytes, text.map(|text| text.as_bytes()));
+            }
+            for time in row.times() {
+                push(
+                    &mut bytes,
+                    time.map(|time| time.as_microsecond().to_le_bytes()).as_ref().map(<[u8; 8]>::as_slice),
+                );
+            }
+            for count in row.counts() {
+                push(&mut bytes, count.map(u64::to_le_bytes).as_ref().map(<[u8; 8]>::as_slice));
+            }
+            push(&mut bytes, row.tag.map(<[u8; 32]>::as_slice));
+            push(&mut bytes, row.due_at.map(|at| days(at).to_le_bytes()).as_ref().map(<[u8; 4]>::as_slice));
             sha.update(&bytes);
             bytes.clear();
         }
@@ -317,6 +277,7 @@ impl Segment {
 }
 
 /// The length keeps a field's end apart from the next one's start, and a missing field from an empty one.
+#[inline]
 fn push(out: &mut Vec<u8>, field: Option<&[u8]>) {
     let length = field.map_or(u32::MAX, |field| field.len() as u32);
     out.extend_from_slice(&length.to_le_bytes());
@@ -370,7 +331,7 @@ pub fn table(segments: &[Segment]) -> Result<RecordBatch> {
 }
 
 fn batch(events: &[(&Segment, (usize, &Event))]) -> Result<RecordBatch, arrow::error::ArrowError> {
-    let rows: Vec<Row> = events.iter().map(|(_, (_, event))| Row::of(&event.fact)).collect();
+    let rows: Vec<Row<'_>> = events.iter().map(|(_, (_, event))| Row::of(&event.fact)).collect();
     let utc =
         |times: Vec<Option<i64>>| Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")) as ArrayRef;
     let known = |texts: Vec<&str>| Arc::new(StringArray::from(texts)) as ArrayRef;
@@ -385,15 +346,15 @@ fn batch(events: &[(&Segment, (usize, &Event))]) -> Result<RecordBatch, arrow::e
         ("due_at", Arc::new(Date32Array::from_iter(rows.iter().map(|row| row.due_at.map(days)))), true),
     ];
     for (i, name) in TEXTS.iter().enumerate() {
-        let texts = StringArray::from_iter(rows.iter().map(|row| row.texts[i].as_deref()));
+        let texts = StringArray::from_iter(rows.iter().map(|row| row.texts()[i]));
         columns.push((name, Arc::new(texts), true));
     }
     for (i, name) in TIMES.iter().enumerate() {
-        columns.push((name, utc(rows.iter().map(|row| row.times[i].map(Timestamp::as_microsecond)).collect()), true));
+        columns.push((name, utc(rows.iter().map(|row| row.times()[i].map(Timestamp::as_microsecond)).collect()), true));
     }
     for (i, name) in COUNTS.iter().enumerate() {
         // Signed, because that is what every reader of Parquet has.
-        let counts = rows.iter().map(|row| row.counts[i].map(|count| i64::try_from(count).unwrap_or(i64::MAX)));
+        let counts = rows.iter().map(|row| row.counts()[i].map(|count| i64::try_from(count).unwrap_or(i64::MAX)));
         columns.push((name, Arc::new(Int64Array::from_iter(counts)), true));
     }
     RecordBatch::try_from_iter_with_nullable(columns)
@@ -404,7 +365,16 @@ fn batch(events: &[(&Segment, (usize, &Event))]) -> Result<RecordBatch, arrow::e
 pub struct Decoded {
     /// The digest of the chain before its first segment, as the file has it.
     pub previous: ChainDigest,
+    /// And after its last, as its content has it.
+    pub last: ChainDigest,
     pub segments: Vec<Segment>,
+}
+
+/// A segment of a file, with the digest of the chain before it and after it as they follow from the file.
+pub struct Chained {
+    pub segment: Segment,
+    pub before: ChainDigest,
+    pub after: ChainDigest,
 }
 
 /// Texts that come again are held once.
@@ -426,6 +396,18 @@ impl Interner {
 
 /// The segments of a file. The error says what is wrong with it, a digest that does not fit its content included.
 pub fn decode(bytes: Bytes, texts: &mut Interner) -> Result<Decoded, String> {
+    let mut segments = Vec::new();
+    let (previous, last) = read(bytes, texts, &mut |chained| segments.push(chained.segment))?;
+    Ok(Decoded { previous, last, segments })
+}
+
+/// Gives the segments of a file away one by one, so that no more than one is held; and returns the digests of the chain before the first
+/// and after the last. The error is [`decode`]'s, and comes when segments that nobody may believe were given away already.
+pub fn read(
+    bytes: Bytes,
+    texts: &mut Interner,
+    each: &mut dyn FnMut(Chained),
+) -> Result<(ChainDigest, ChainDigest), String> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(bytes)
         .map_err(|error| format!("is no Parquet file: {error}"))?
         .with_batch_size(ROWS_A_BATCH);
@@ -436,69 +418,214 @@ pub fn decode(bytes: Bytes, texts: &mut Interner) -> Result<Decoded, String> {
         raw.ok_or_else(|| format!("is no part of a ledger: it has no {name}"))
     };
     let (previous, last) = (digest(PREVIOUS)?, digest(DIGEST)?);
-    let mut segments: Vec<Segment> = Vec::new();
+    let mut so_far = previous;
+    let mut give = |segment: Segment| {
+        let (before, after) = (so_far, segment.digest(&so_far));
+        so_far = after;
+        each(Chained { segment, before, after });
+    };
+    let mut open: Option<Segment> = None;
     for batch in builder.build().map_err(|error| format!("cannot be decoded: {error}"))? {
         let batch = batch.map_err(|error| format!("cannot be decoded: {error}"))?;
-        decode_batch(&batch, &mut segments, texts)?;
+        decode_batch(&batch, &mut open, texts, &mut give)?;
     }
-    if segments.iter().fold(previous, |before, segment| segment.digest(&before)) != last {
-        return Err("has events that do not fit its digest".to_owned());
-    }
-    Ok(Decoded { previous, segments })
+    open.into_iter().for_each(&mut give);
+    if so_far == last { Ok((previous, last)) } else { Err("has events that do not fit its digest".to_owned()) }
 }
 
-fn decode_batch(batch: &RecordBatch, segments: &mut Vec<Segment>, texts: &mut Interner) -> Result<(), String> {
-    let column = |name: &str| batch.column_by_name(name).ok_or_else(|| format!("has no column {name}"));
-    let text = |name: &str| column(name)?.as_string_opt::<i32>().ok_or_else(|| format!("column {name} holds no text"));
-    let time = |name: &str| {
-        let times = column(name)?.as_primitive_opt::<TimestampMicrosecondType>();
-        times.ok_or_else(|| format!("column {name} holds no times"))
-    };
-    let count = |name: &str| {
-        column(name)?.as_primitive_opt::<Int64Type>().ok_or_else(|| format!("column {name} holds no counts"))
-    };
-    let (sequence, number, key, event) = (count("sequence")?, count("number")?, text("key")?, text("event")?);
-    let (recorded_at, request_id, tag) = (time("recorded_at")?, text("request_id")?, text("tag")?);
-    let due_at = column("due_at")?.as_primitive_opt::<Date32Type>().ok_or("column due_at holds no dates")?;
-    let text_columns = TEXTS.iter().map(|name| text(name)).collect::<Result<Vec<_>, _>>()?;
-    let time_columns = TIMES.iter().map(|name| time(name)).collect::<Result<Vec<_>, _>>()?;
-    let count_columns = COUNTS.iter().map(|name| count(name)).collect::<Result<Vec<_>, _>>()?;
-    let moment = |micros: i64| Timestamp::from_microsecond(micros).map_err(|_| "holds a time out of range".to_owned());
-    for i in 0..batch.num_rows() {
-        let mut row = Row::default();
-        for (field, column) in row.texts.iter_mut().zip(&text_columns) {
-            *field = (!column.is_null(i)).then(|| texts.text(column.value(i)));
+/// A column of texts, most of which are the one before again.
+struct TextColumn<'a> {
+    column: &'a StringArray,
+    before: Option<Text>,
+}
+
+impl TextColumn<'_> {
+    fn maybe(&mut self, row: usize, texts: &mut Interner) -> Option<Text> {
+        if self.column.is_null(row) {
+            return None;
         }
-        for (field, column) in row.times.iter_mut().zip(&time_columns) {
-            *field = (!column.is_null(i)).then(|| moment(column.value(i))).transpose()?;
+        let text = self.column.value(row);
+        if self.before.as_deref() != Some(text) {
+            self.before = Some(texts.text(text));
         }
-        for (field, column) in row.counts.iter_mut().zip(&count_columns) {
-            let value = (!column.is_null(i)).then(|| u64::try_from(column.value(i)));
-            *field = value.transpose().map_err(|_| "holds a negative count".to_owned())?;
-        }
-        if !tag.is_null(i) {
-            let mut raw = [0; 32];
-            hex::decode_to_slice(tag.value(i), &mut raw).map_err(|_| "holds a tag that is none".to_owned())?;
-            row.tag = Some(raw);
-        }
-        if !due_at.is_null(i) {
-            row.due_at = Some(of_days(due_at.value(i)).ok_or("holds a date out of range")?);
-        }
-        let event = Event {
-            recorded_at: moment(recorded_at.value(i))?,
-            request_id: request_id.value(i).into(),
-            fact: row.fact(event.value(i))?,
+        self.before.clone()
+    }
+}
+
+/// The columns that facts are made of.
+struct Columns<'a> {
+    texts: [TextColumn<'a>; TEXTS.len()],
+    times: [&'a TimestampMicrosecondArray; TIMES.len()],
+    counts: [&'a Int64Array; COUNTS.len()],
+    tag: &'a StringArray,
+    due_at: &'a Date32Array,
+}
+
+/// The place of a column among those of its type.
+const fn at(names: &[&str], name: &str) -> usize {
+    let mut place = 0;
+    while !is_same(names[place].as_bytes(), name.as_bytes()) {
+        place += 1;
+    }
+    place
+}
+
+const fn is_same(a: &[u8], b: &[u8]) -> bool {
+    let mut at = 0;
+    while at < a.len() && at < b.len() && a[at] == b[at] {
+        at += 1;
+    }
+    at == a.len() && at == b.len()
+}
+
+impl<'a> Columns<'a> {
+    fn of(batch: &'a RecordBatch) -> Result<Columns<'a>, String> {
+        let text = |name: &str| Ok(TextColumn { column: text_column(batch, name)?, before: None });
+        let times = TIMES.iter().map(|name| time_column(batch, name)).collect::<Result<Vec<_>, String>>()?;
+        let counts = COUNTS.iter().map(|name| count_column(batch, name)).collect::<Result<Vec<_>, String>>()?;
+        let texts = TEXTS.iter().map(|name| text(name)).collect::<Result<Vec<_>, String>>()?;
+        let due_at = column(batch, "due_at")?.as_primitive_opt::<Date32Type>().ok_or("column due_at holds no dates")?;
+        Ok(Columns {
+            texts: texts.try_into().map_err(|_| "has too few columns")?,
+            times: times.try_into().map_err(|_| "has too few columns")?,
+            counts: counts.try_into().map_err(|_| "has too few columns")?,
+            tag: text_column(batch, "tag")?,
+            due_at,
+        })
+    }
+
+    /// The fact of one row, which is an event `name`.
+    fn fact(&mut self, row: usize, name: &str, known: &mut Interner) -> Result<Fact, String> {
+        let Columns { texts, times, counts, tag, due_at } = self;
+        let mut maybe = |column: usize| texts[column].maybe(row, known);
+        let lacks = |column: &str| format!("an event {name} has no {column}");
+        let time = |column: usize| {
+            let micros = (!times[column].is_null(row)).then(|| times[column].value(row));
+            micros.map(moment).transpose()
         };
-        let (sequence, key) = (sequence.value(i) as u64, key.value(i));
-        let begins = segments.last().is_none_or(|last| last.sequence != sequence);
-        let expected = segments.last().filter(|_| !begins).map_or(0, |last| last.events.len());
-        if number.value(i) != expected as i64 {
+        let count = |column: usize| {
+            let count = (!counts[column].is_null(row)).then(|| u64::try_from(counts[column].value(row)));
+            count.transpose().map_err(|_| "holds a negative count".to_owned())
+        };
+        /// A field that every such event has.
+        macro_rules! text {
+            ($column:literal) => {
+                maybe(const { at(&TEXTS, $column) }).ok_or_else(|| lacks($column))?
+            };
+        }
+        macro_rules! rows {
+            () => {
+                count(const { at(&COUNTS, "rows") })?.ok_or_else(|| lacks("rows"))?
+            };
+        }
+        Ok(match name {
+            "received" => {
+                if tag.is_null(row) {
+                    return Err(lacks("tag"));
+                }
+                let tag = tag_of_hex(tag.value(row)).ok_or("holds a tag that is none")?;
+                let day = (!due_at.is_null(row)).then(|| of_days(due_at.value(row)).ok_or("holds a date out of range"));
+                Fact::Received {
+                    identifier: Tagged { kind: text!("kind"), tag },
+                    source: text!("source"),
+                    received_at: time(const { at(&TIMES, "received_at") })?,
+                    regime: maybe(const { at(&TEXTS, "regime") }),
+                    due: match day.transpose()? {
+                        Some(at) => Some(DueDate { at, how: text!("due_how") }),
+                        None => None,
+                    },
+                    list_digest: maybe(const { at(&TEXTS, "list_digest") }),
+                }
+            }
+            "planned" => Fact::Planned {
+                dataset: text!("dataset"),
+                run_id: text!("run_id"),
+                rows: rows!(),
+                consumers: count(const { at(&COUNTS, "consumers") })?,
+            },
+            "removed" => Fact::Removed {
+                dataset: text!("dataset"),
+                run_id: text!("run_id"),
+                rows: rows!(),
+                consumers: count(const { at(&COUNTS, "consumers") })?,
+                manifest_digest: text!("manifest_digest"),
+            },
+            "verified-clean" => {
+                Fact::VerifiedClean { run_id: text!("run_id"), manifest_digest: text!("manifest_digest") }
+            }
+            "re-appeared" => Fact::Reappeared {
+                dataset: text!("dataset"),
+                run_id: text!("run_id"),
+                object: text!("object"),
+                rows: rows!(),
+                since: time(const { at(&TIMES, "since") })?,
+                written_by: maybe(const { at(&TEXTS, "written_by") }),
+            },
+            "found" => Fact::Found {
+                dataset: text!("dataset"),
+                run_id: text!("run_id"),
+                object: text!("object"),
+                rows: rows!(),
+            },
+            "exempted" => Fact::Exempted { ground: text!("ground"), until: time(const { at(&TIMES, "until") })? },
+            "withdrawn" => Fact::Withdrawn { source: text!("source"), at: time(const { at(&TIMES, "received_at") })? },
+            "imported" => Fact::Imported { source: text!("source"), list_digest: text!("list_digest") },
+            "answered" => Fact::Answered {
+                status: count(const { at(&COUNTS, "status") })?.ok_or_else(|| lacks("status"))?,
+                source: text!("source"),
+            },
+            other => return Err(format!("an event is called \"{other}\", which this version does not know")),
+        })
+    }
+}
+
+fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, String> {
+    batch.column_by_name(name).ok_or_else(|| format!("has no column {name}"))
+}
+
+fn text_column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a StringArray, String> {
+    column(batch, name)?.as_string_opt::<i32>().ok_or_else(|| format!("column {name} holds no text"))
+}
+
+fn time_column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a TimestampMicrosecondArray, String> {
+    let times = column(batch, name)?.as_primitive_opt::<TimestampMicrosecondType>();
+    times.ok_or_else(|| format!("column {name} holds no times"))
+}
+
+fn count_column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a Int64Array, String> {
+    column(batch, name)?.as_primitive_opt::<Int64Type>().ok_or_else(|| format!("column {name} holds no counts"))
+}
+
+fn moment(micros: i64) -> Result<Timestamp, String> {
+    Timestamp::from_microsecond(micros).map_err(|_| "holds a time out of range".to_owned())
+}
+
+/// Takes the events of a batch behind those of the segment that is `open`, and gives away each segment that has ended.
+fn decode_batch(
+    batch: &RecordBatch,
+    open: &mut Option<Segment>,
+    texts: &mut Interner,
+    give: &mut dyn FnMut(Segment),
+) -> Result<(), String> {
+    let (sequence, number) = (count_column(batch, "sequence")?, count_column(batch, "number")?);
+    let (key, event) = (text_column(batch, "key")?, text_column(batch, "event")?);
+    let (recorded_at, request_id) = (time_column(batch, "recorded_at")?, text_column(batch, "request_id")?);
+    let mut columns = Columns::of(batch)?;
+    for row in 0..batch.num_rows() {
+        let event = Event {
+            recorded_at: moment(recorded_at.value(row))?,
+            request_id: request_id.value(row).into(),
+            fact: columns.fact(row, event.value(row), texts)?,
+        };
+        let (sequence, key) = (sequence.value(row) as u64, key.value(row));
+        if open.as_ref().is_none_or(|open| open.sequence != sequence) {
+            open.take().into_iter().for_each(&mut *give);
+            *open = Some(Segment { sequence, key_id: texts.text(key), events: Vec::new() });
+        }
+        let segment = open.as_mut().expect("opened above");
+        if number.value(row) != segment.events.len() as i64 {
             return Err(format!("has an event missing in segment {sequence}"));
         }
-        if begins {
-            segments.push(Segment { sequence, key_id: texts.text(key), events: Vec::new() });
-        }
-        let segment = segments.last_mut().expect("one was pushed");
         if *segment.key_id != *key {
             return Err(format!("has two keys in segment {sequence}"));
         }
@@ -572,7 +699,8 @@ mod tests {
     fn what_was_written_is_read_again() {
         let bytes = encode(&segments(), &[9; 32]).unwrap();
         let decoded = decode(bytes, &mut Interner::default()).unwrap();
-        assert_eq!(decoded, Decoded { previous: [9; 32], segments: segments() });
+        let last = segments().iter().fold([9; 32], |before, segment| segment.digest(&before));
+        assert_eq!(decoded, Decoded { previous: [9; 32], last, segments: segments() });
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl ProbeTable {
         ProbeTable {
             table: TagTable::build(tags.len(), tags.into_iter()),
             head: ledger.head(),
-            has_numbers: requests.identifiers_by_kind().contains_key(NUMBER_OF_TEXT),
+            has_numbers: requests.has_kind(NUMBER_OF_TEXT),
             valid_until: requests.stands_until(now),
         }
     }

@@ -88,6 +88,7 @@ pub mod meter;
 pub mod parquet_bounds;
 pub mod thrift;
 pub mod page_bytes;
+pub mod byte_mask;
 // where
 pub mod toml_reader;
 pub mod deadline;

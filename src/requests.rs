@@ -475,7 +475,10 @@ async fn withdraw(
             "other requests name the same people, who go on being removed for these; name them as KIND=VALUE"
         );
     }
-    let events = ids.iter().map(|id| desk.event(id, Fact::Withdrawn { source: source.into(), at: None })).collect();
+    // Whoever says so now has the last word over every asking so far, one with a time to come included.
+    let asked_at = |id: &Text| desk.ledger.requests().get(id).and_then(|request| request.asked_at);
+    let fact = |id| Fact::Withdrawn { source: source.into(), at: asked_at(id).filter(|asked| *asked > desk.now) };
+    let events = ids.iter().map(|id| desk.event(id, fact(id))).collect();
     let appended = desk.record(events).await?;
     told(common, &desk, "requests withdraw", &ids, appended)
 }

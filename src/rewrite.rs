@@ -101,9 +101,13 @@ pub async fn rewrite(rewrite: &Rewrite<'_>, plan: &DatasetPlan) -> Vec<Option<Ou
     // Summaries first: a stop in between leaves none that tells of files as they were.
     let mut outcomes: Vec<Option<Outcome>> = Vec::new();
     outcomes.resize_with(plan.steps.len(), || None);
+    // Few large objects are each read back by several threads.
+    let rewritten = plan.steps.iter().filter(|step| matches!(step.decision, Decision::Rewrite { .. })).count();
+    let threads = rewrite.resources.threads.div_ceil(rewritten.clamp(1, in_flight(rewrite.resources)));
     for summaries in [true, false] {
         let numbers = (0..plan.steps.len()).filter(|number| plan.steps[*number].is_summary == summaries);
-        let carried = numbers.map(|number| async move { (number, carry_out(rewrite, &plan.steps[number]).await) });
+        let carried =
+            numbers.map(|number| async move { (number, carry_out(rewrite, &plan.steps[number], threads).await) });
         let mut carried = futures::stream::iter(carried).buffer_unordered(in_flight(rewrite.resources));
         while let Some((number, outcome)) = carried.next().await {
             outcomes[number] = outcome;
@@ -113,12 +117,12 @@ pub async fn rewrite(rewrite: &Rewrite<'_>, plan: &DatasetPlan) -> Vec<Option<Ou
 }
 
 /// `None`: there is nothing to be done.
-async fn carry_out(rewrite: &Rewrite<'_>, step: &Step) -> Option<Outcome> {
+async fn carry_out(rewrite: &Rewrite<'_>, step: &Step, threads: usize) -> Option<Outcome> {
     match &step.decision {
         Decision::Keep | Decision::Purge | Decision::Report | Decision::Skip { .. } | Decision::Refuse { .. } => None,
         Decision::Rewrite { .. } | Decision::Drop { .. } if (rewrite.stop)() => Some(Outcome::nothing(Ended::NotBegun)),
         Decision::Rewrite { rows, cleanse } => {
-            Some(ended(rewrite, step, swap_rows(rewrite, step, rows, cleanse).await))
+            Some(ended(rewrite, step, swap_rows(rewrite, step, threads, rows, cleanse).await))
         }
         Decision::Drop { .. } => Some(ended(rewrite, step, drop_object(rewrite, step).await)),
     }
@@ -158,6 +162,7 @@ fn ended(rewrite: &Rewrite<'_>, step: &Step, outcome: Result<Outcome, Failure>) 
 async fn swap_rows(
     rewrite: &Rewrite<'_>,
     step: &Step,
+    threads: usize,
     rows: &roaring::RoaringTreemap,
     cleanse: &Cleanse,
 ) -> Result<Outcome, Failure> {
@@ -173,7 +178,7 @@ async fn swap_rows(
         Err(failure) => Err(failure),
     };
     let staged = match staged {
-        Ok(Some(staged)) => read_back(rewrite, step, staged, proof.clone()).await.map(|()| true),
+        Ok(Some(staged)) => read_back(rewrite, step, threads, staged, proof.clone()).await.map(|()| true),
         Ok(None) => Ok(false),
         Err(failure) => Err(failure),
     };
@@ -214,7 +219,7 @@ async fn swap_rows(
     };
     let differs = match proven {
         true => None,
-        false => match read_back(rewrite, step, object.clone(), proof).await {
+        false => match read_back(rewrite, step, threads, object.clone(), proof).await {
             Ok(()) => None,
             // What could not be read is not yet known to be right: the swap stays in doubt.
             Err(failure) if failure.exit == Exit::Unavailable => return Err(failure),
@@ -386,10 +391,16 @@ fn io_failure(error: &io::Error) -> Failure {
 }
 
 /// Opens the written object anew and compares it with what was kept.
-async fn read_back(rewrite: &Rewrite<'_>, step: &Step, object: Object, proof: Proof) -> Result<(), Failure> {
+async fn read_back(
+    rewrite: &Rewrite<'_>,
+    step: &Step,
+    threads: usize,
+    object: Object,
+    proof: Proof,
+) -> Result<(), Failure> {
     let reader = ObjectReader::new(rewrite.store.clone(), object);
     let (kind, dialect) = (format_of(step)?, rewrite.spec.csv.clone());
-    let work = tokio::task::spawn_blocking(move || format::read_back(kind, &dialect, &reader, &proof));
+    let work = tokio::task::spawn_blocking(move || format::read_back(kind, &dialect, &reader, &proof, threads));
     match work.await {
         Ok(outcome) => outcome.map_err(Failure::from),
         Err(_) => Err(Failure {

@@ -190,22 +190,27 @@ impl Session {
     pub async fn load(&mut self, withheld: &BTreeSet<Text>) -> Result<Loaded> {
         let stage = self.progress.begin(StageName::Load);
         let now = self.now();
-        let (ledger, tags) = match &self.job.ledger {
-            None => (None, None),
+        let (ledger, tags, ahead) = match &self.job.ledger {
+            None => (None, None, None),
             Some(_) => {
                 let key = Arc::new(keys::load_tag_key(&self.job.state.tag_key)?);
-                let mut ledger = ledger_run::open(&self.job, &self.stores, &key, now).await?;
+                let opening = ledger_run::open(&self.job, &self.stores, &key, now);
+                // The verifier reads it by itself at the same time. What it cannot read it is asked for again, once the ledger is believed.
+                let reading = verify::read_ledger(&self.job, &self.stores, now, withheld);
+                let (ledger, ahead) = tokio::join!(opening, reading);
+                let mut ledger = ledger?;
                 if let Some(ledger) = &mut ledger {
                     ledger.suppose(&drop_consumers::as_events(withheld, now));
                 }
                 let tags = ledger.as_ref().map(|ledger| ledger_run::tags(ledger, key, now));
-                (ledger, tags)
+                (ledger, tags, ahead.unwrap_or(None))
             }
         };
         let end = ledger.as_ref().map(|ledger| verify::LedgerEnd {
             sequence: ledger.head().sequence,
             at: now,
             withheld: withheld.clone(),
+            ahead,
         });
         let builder = Builder::new(&self.job.lists, &self.job.datasets, random()?);
         let mut builder = builder.with_tags(tags);

@@ -239,19 +239,16 @@ impl KindTags {
     /// The tag of a canonical form, and with it the form's SHA-256.
     #[inline]
     pub fn tag_of_canonical(&self, canonical: &[u8]) -> ([u8; 32], [u8; 32]) {
-        let mut digest = [0; 32];
-        let mut block = [0; 64];
         // Most fit one block with SHA-256's own padding: nothing is gathered.
-        if canonical.len() <= 55 {
+        let digest = if canonical.len() <= 55 {
+            let mut block = [0; 64];
             block[..canonical.len()].copy_from_slice(canonical);
             block[canonical.len()] = 0x80;
             block[56..].copy_from_slice(&(8 * canonical.len() as u64).to_be_bytes());
-            let mut state = SHA256_START;
-            compress256(&mut state, &[block]);
-            spell(&state, &mut digest);
+            compressed(SHA256_START, &block)
         } else {
-            digest = Sha256::digest(canonical).into();
-        }
+            Sha256::digest(canonical).into()
+        };
         (self.tag(&digest), digest)
     }
 
@@ -259,26 +256,52 @@ impl KindTags {
     pub fn tag(&self, canonical_sha256: &[u8; 32]) -> [u8; 32] {
         let mut block = self.block;
         block[self.at..self.at + 32].copy_from_slice(canonical_sha256);
-        let mut state = self.inner;
-        compress256(&mut state, &[block]);
+        let inner = compressed(self.inner, &block);
         let mut block = [0; 64];
-        spell(&state, &mut block);
+        block[..32].copy_from_slice(&inner);
         pad(&mut block, 32);
-        let (mut state, mut tag) = (self.outer, [0; 32]);
-        compress256(&mut state, &[block]);
-        spell(&state, &mut tag);
-        tag
+        compressed(self.outer, &block)
     }
 }
 
+/// A tag that is spelled in hex. `None`: it is none.
+pub fn tag_of_hex(text: &str) -> Option<[u8; 32]> {
+    /// What a hex digit stands for; more than 15: it is none.
+    const DIGITS: [u8; 256] = {
+        let (mut digits, mut value) = ([0xff; 256], 0);
+        while value < 16 {
+            digits[b"0123456789abcdef"[value] as usize] = value as u8;
+            digits[b"0123456789ABCDEF"[value] as usize] = value as u8;
+            value += 1;
+        }
+        digits
+    };
+    let text: &[u8; 64] = text.as_bytes().try_into().ok()?;
+    let (mut tag, mut all) = ([0; 32], 0);
+    for (byte, pair) in tag.iter_mut().zip(text.chunks_exact(2)) {
+        let (high, low) = (DIGITS[usize::from(pair[0])], DIGITS[usize::from(pair[1])]);
+        *byte = high << 4 | low;
+        all |= high | low;
+    }
+    (all < 16).then_some(tag)
+}
+
 /// Ends a message that has one block behind it and `bytes` in this one.
+#[inline]
 fn pad(block: &mut [u8; 64], bytes: usize) {
     block[bytes] = 0x80;
     block[56..].copy_from_slice(&(8 * (64 + bytes as u64)).to_be_bytes());
 }
 
-fn spell(state: &[u32; 8], out: &mut [u8]) {
-    out.chunks_exact_mut(4).zip(state).for_each(|(bytes, word)| bytes.copy_from_slice(&word.to_be_bytes()));
+/// The state after one more block, as SHA-256 spells it.
+#[inline]
+fn compressed(mut state: [u32; 8], block: &[u8; 64]) -> [u8; 32] {
+    compress256(&mut state, std::slice::from_ref(block));
+    let mut spelled = [0; 32];
+    for (i, word) in state.iter().enumerate() {
+        spelled[4 * i..4 * i + 4].copy_from_slice(&word.to_be_bytes());
+    }
+    spelled
 }
 
 impl fmt::Debug for TagKey {
@@ -340,6 +363,24 @@ mod tests {
 
     fn key(seed: u8) -> SigningKey {
         SigningKey::from_seed(&[seed; 32])
+    }
+
+    #[test]
+    fn a_tag_is_read_from_hex_and_nothing_else_is() {
+        let tag: [u8; 32] = std::array::from_fn(|i| (i * 37 + 5) as u8);
+        let text = hex::encode(tag);
+        assert_eq!(tag_of_hex(&text), Some(tag));
+        assert_eq!(tag_of_hex(&text.to_uppercase()), Some(tag));
+        for wrong in [
+            &text[1..],
+            &text[2..],
+            "",
+            &format!("{text}00"),
+            &text.replacen('5', "g", 1),
+            &text.replacen('5', "\u{1}", 1),
+        ] {
+            assert_eq!(tag_of_hex(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -8,54 +8,70 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use memmap2::MmapMut;
+
 use crate::key_table::prefetch;
 
 /// As many values as one line of a cache holds; 0 is nobody.
 #[repr(align(64))]
-#[derive(Default)]
 struct Line([AtomicU64; 8]);
 
-const SHELVES: usize = 1 << 10;
-const LINES_ON_A_SHELF: usize = 1 << 10;
+const LINES: usize = 1 << 20;
 
 /// A set of keyed hashes that forgets.
-pub struct Unlisted(Box<[OnceLock<Box<[Line]>>]>);
+#[derive(Default)]
+pub struct Unlisted(OnceLock<Lines>);
 
-impl Default for Unlisted {
-    fn default() -> Self {
-        Unlisted(std::iter::repeat_with(OnceLock::new).take(SHELVES).collect())
+/// Zeroed pages of the system, which takes only those that are written to. `None`: it has none to give, and nothing is kept.
+struct Lines(Option<MmapMut>);
+
+impl Lines {
+    fn new() -> Lines {
+        let map = MmapMut::map_anon(LINES * size_of::<Line>()).ok();
+        // Each question looks at another page: with small ones the processor looks up the address as long as it waits for the value.
+        #[cfg(target_os = "linux")]
+        if let Some(map) = &map {
+            // A system without large pages works as well, only slower.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Lines(map)
+    }
+
+    #[inline]
+    fn at(&self, number: usize) -> Option<&Line> {
+        let map = self.0.as_ref()?;
+        // SAFETY: the map is as long as `LINES` lines, begins at a page's start, is nobody else's, and goes when `self` goes. It is
+        // only ever looked at through here, and any bits are a line.
+        let lines = unsafe { std::slice::from_raw_parts(map.as_ptr().cast::<Line>(), LINES) };
+        lines.get(number)
     }
 }
 
 impl Unlisted {
     /// By other bits than a value is known by.
     #[inline]
-    fn shelf(&self, key: u128) -> (&OnceLock<Box<[Line]>>, usize) {
-        let place = key as u64;
-        (&self.0[(place >> 32) as usize % SHELVES], place as usize % LINES_ON_A_SHELF)
+    fn line(lines: &Lines, key: u128) -> Option<&Line> {
+        lines.at(key as usize % LINES)
     }
 
     #[inline]
     pub fn holds(&self, key: u128) -> bool {
-        let (shelf, line) = self.shelf(key);
         let known = (key >> 64) as u64;
-        known != 0
-            && shelf.get().is_some_and(|lines| lines[line].0.iter().any(|it| it.load(Ordering::Relaxed) == known))
+        let line = self.0.get().and_then(|lines| Unlisted::line(lines, key));
+        known != 0 && line.is_some_and(|line| line.0.iter().any(|it| it.load(Ordering::Relaxed) == known))
     }
 
     /// Has the processor fetch what [`Unlisted::holds`] will look at, which for a set of this size stands in main memory.
     #[inline]
     pub fn fetch(&self, key: u128) {
-        let (shelf, line) = self.shelf(key);
-        if let Some(lines) = shelf.get() {
-            prefetch(&lines[line]);
+        if let Some(line) = self.0.get().and_then(|lines| Unlisted::line(lines, key)) {
+            prefetch(line);
         }
     }
 
     pub fn insert(&self, key: u128) {
-        let (shelf, line) = self.shelf(key);
-        let lines = shelf.get_or_init(|| std::iter::repeat_with(Line::default).take(LINES_ON_A_SHELF).collect());
-        let (known, line) = ((key >> 64) as u64, &lines[line].0);
+        let Some(Line(line)) = Unlisted::line(self.0.get_or_init(Lines::new), key) else { return };
+        let known = (key >> 64) as u64;
         let free = line.iter().find(|it| it.load(Ordering::Relaxed) == 0);
         free.unwrap_or(&line[known as usize % line.len()]).store(known, Ordering::Relaxed);
     }

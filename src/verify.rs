@@ -21,7 +21,7 @@ use crate::meter::Meter;
 use crate::residue::{ChunkId, Named, Place, Residues, SeenChunks};
 use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
 use crate::verify_bytes::{Heads, Listed};
-use crate::verify_ledger;
+use crate::verify_ledger::{self, Tagged};
 use crate::verify_list::{Asked, Rules, Suppressed, add};
 use crate::verify_names;
 use crate::verify_normalise;
@@ -130,12 +130,13 @@ pub struct Lists {
 }
 
 /// How much of the request ledger is read: up to which segment, and which exemptions have ended.
-#[derive(Debug, Clone)]
 pub struct LedgerEnd {
     pub sequence: u64,
     pub at: Timestamp,
     /// Requests that are left out, by id.
     pub withheld: BTreeSet<Arc<str>>,
+    /// What [`read_ledger`] read, at the same moment and without the same requests, before it was known where the ledger ends.
+    pub ahead: Option<Tagged>,
 }
 
 impl Lists {
@@ -169,6 +170,20 @@ pub async fn read_lists(job: &Job, stores: &Stores, clock: &(dyn Fn() -> Timesta
     read_lists_up_to(job, stores, clock, None).await
 }
 
+/// Reads the ledger of the job, if it has one, up to wherever it ends, for [`LedgerEnd::ahead`].
+pub async fn read_ledger(
+    job: &Job,
+    stores: &Stores,
+    at: Timestamp,
+    withheld: &BTreeSet<Arc<str>>,
+) -> Result<Option<Tagged>> {
+    if job.ledger.is_none() {
+        return Ok(None);
+    }
+    let (state, key) = (&job.state.location, Arc::new(keys::load_tag_key(&job.state.tag_key)?));
+    verify_ledger::read(&stores.of(state), state, key, None, at, withheld).await.map(Some)
+}
+
 /// [`read_lists`] with a ledger that others may be writing to: only what was there when it ended at `end`.
 pub async fn read_lists_up_to(
     job: &Job,
@@ -180,11 +195,15 @@ pub async fn read_lists_up_to(
         None => None,
         Some(_) => {
             let (state, key) = (&job.state.location, Arc::new(keys::load_tag_key(&job.state.tag_key)?));
-            let (sequence, at, withheld) = match end {
-                None => (None, clock(), BTreeSet::new()),
-                Some(end) => (Some(end.sequence), end.at, end.withheld),
+            let (sequence, at, withheld, ahead) = match end {
+                None => (None, clock(), BTreeSet::new(), None),
+                Some(end) => (Some(end.sequence), end.at, end.withheld, end.ahead),
             };
-            Some(verify_ledger::read(&stores.of(state), state, key, sequence, at, &withheld).await?)
+            // What others wrote in the meantime is none of this run's.
+            match ahead.filter(|ahead| Some(ahead.last) == sequence) {
+                Some(ahead) => Some(ahead),
+                None => Some(verify_ledger::read(&stores.of(state), state, key, sequence, at, &withheld).await?),
+            }
         }
     };
     let gates = Gates::new(&job.resources);

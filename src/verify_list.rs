@@ -34,8 +34,8 @@ pub struct Suppressed {
     stored_functions: Vec<HashFunction>,
     /// Their spellings.
     stored_spellings: Vec<Hashed>,
-    /// Of the list that is being read, to count what is different.
-    current: HashSet<u128, Spread>,
+    /// Of the list that is being read, half of each entry's key, to count what is different: half as large as keys in a set.
+    current: Vec<u64>,
     /// The identifiers of the request ledger, where it is a list of the job.
     pub tagged: Option<Tagged>,
 }
@@ -108,7 +108,17 @@ struct Selection {
     listed_functions: Vec<HashFunction>,
     keys: HashSet<u128, Spread>,
     /// What is listed as bloom filters hash it: canonical texts, and digests in every spelling that a data column has.
-    filter_hashes: Vec<(Option<Hashed>, Vec<u64>)>,
+    filter_hashes: FilterHashes,
+}
+
+/// By spelling, `None` for canonical texts.
+type FilterHashes = Vec<(Option<Hashed>, Vec<u64>)>;
+
+fn add_filter_hashes(to: &mut FilterHashes, hashed: Option<Hashed>, hashes: &[u64]) {
+    match to.iter_mut().find(|(known, _)| *known == hashed) {
+        Some((_, known)) => known.extend_from_slice(hashes),
+        None => to.push((hashed, hashes.to_vec())),
+    }
 }
 
 /// The list rows that a rule with several parts may match.
@@ -276,7 +286,7 @@ impl Suppressed {
             composites: Vec::new(),
             stored_functions: Vec::new(),
             stored_spellings: Vec::new(),
-            current: HashSet::with_hasher(Spread),
+            current: Vec::new(),
             tagged: None,
         };
         let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::compared);
@@ -334,7 +344,10 @@ impl Suppressed {
 
     /// How many different identifiers (or digests of some) have been added since the last call.
     pub fn count_identifiers(&mut self) -> u64 {
-        std::mem::replace(&mut self.current, HashSet::with_hasher(Spread)).len() as u64
+        let mut seen = std::mem::take(&mut self.current);
+        seen.sort_unstable();
+        seen.dedup();
+        seen.len() as u64
     }
 
     /// The rules of a dataset of the job that these sets were made for.
@@ -569,6 +582,7 @@ impl Suppressed {
                 let probe = Probe::of(selection.kind.clone(), None, number);
                 let mut keys = Vec::new();
                 self.hits(&probe, &leaf, &mut keys)?;
+                keys.sort_by_key(|held| held.row);
                 keys.dedup_by_key(|held| held.row);
                 hits.extend(keys.iter().map(|held| Hit::of(words[held.row as usize], &selection.kind, None)));
             }
@@ -589,39 +603,51 @@ impl Suppressed {
     /// The values of a leaf that some list holds, by row.
     fn hits(&self, probe: &Probe, leaf: &Leaf, found: &mut Vec<Held>) -> PolarsResult<u64> {
         let selection = &self.selections[probe.selection];
-        let in_ledger = |tag: u128| self.tagged.as_ref().is_some_and(|tagged| tagged.holds(tag));
+        let ledger = self.tagged.as_ref().zip(selection.tagger.as_ref());
         let mut keep = |index: usize, key: u128| {
-            if selection.keys.contains(&key) || selection.is_tagged && in_ledger(key) {
-                found.push(Held { row: leaf.row(index), element: leaf.element(index), key });
-            }
+            found.push(Held { row: leaf.row(index), element: leaf.element(index), key });
         };
         if let Some(hashed) = probe.hashed {
             let function = function_of(hashed);
-            let tagger = selection.tagger.as_ref().filter(|_| function == HashFunction::Sha256);
+            let ledger = ledger.filter(|_| function == HashFunction::Sha256);
             return digests(hashed, &leaf.values, &mut |index, digest| {
-                keep(index, self.fingerprints.digest(function, digest));
-                if let Some(tag) = tagger.and_then(|tagger| tagger.of_digest(digest)) {
+                let key = self.fingerprints.digest(function, digest);
+                if selection.keys.contains(&key) {
+                    keep(index, key);
+                }
+                let held =
+                    |(tagged, tagger): (&Tagged, &Tagger)| tagger.of_digest(digest).filter(|it| tagged.holds(*it));
+                if let Some(tag) = ledger.and_then(held) {
                     keep(index, tag);
                 }
             });
         }
         // A value that comes again is not hashed again: columns of identifiers repeat a few of them over and over.
         let mut known: HashMap<u128, Vec<u128>, Spread> = HashMap::with_hasher(Spread);
-        canonicals(&probe.kind, &leaf.values, &mut |index, form, canonical| {
+        let mut asking = ledger.map(|(tagged, tagger)| tagged.asking(tagger));
+        let not_comparable = canonicals(&probe.kind, &leaf.values, &mut |index, form, canonical| {
             let key = self.fingerprints.canonical(form, canonical);
-            keep(index, key);
-            if !selection.listed_functions.is_empty() || selection.tagger.is_some() {
+            if selection.keys.contains(&key) {
+                keep(index, key);
+            }
+            if !selection.listed_functions.is_empty() {
                 if known.len() >= KNOWN_MAX {
                     known.clear();
                 }
                 let under =
                     |function: &HashFunction| self.fingerprints.digest(*function, &digest_of(*function, canonical));
-                let tags = || selection.tagger.iter().flat_map(|it| it.of_canonical(canonical, form == Form::Number));
                 let keys = known.entry(key);
-                let keys = keys.or_insert_with(|| selection.listed_functions.iter().map(under).chain(tags()).collect());
-                keys.iter().for_each(|key| keep(index, *key));
+                let keys = keys.or_insert_with(|| selection.listed_functions.iter().map(under).collect());
+                keys.iter().filter(|key| selection.keys.contains(*key)).for_each(|key| keep(index, *key));
             }
-        })
+            if let Some(asking) = &mut asking {
+                asking.ask(index, key, canonical, form == Form::Number, &mut keep);
+            }
+        })?;
+        if let Some(asking) = &mut asking {
+            asking.answer(&mut keep);
+        }
+        Ok(not_comparable)
     }
 }
 
@@ -638,15 +664,6 @@ impl Selection {
             listed_functions: Vec::new(),
             keys,
             filter_hashes: Vec::new(),
-        }
-    }
-
-    fn take_filter_hashes(&mut self, keyed: &[Keyed]) {
-        for (hashed, hash) in keyed.iter().flat_map(|keyed| &keyed.filter_hashes) {
-            match self.filter_hashes.iter_mut().find(|(known, _)| known == hashed) {
-                Some((_, hashes)) => hashes.push(*hash),
-                None => self.filter_hashes.push((*hashed, vec![*hash])),
-            }
         }
     }
 
@@ -774,21 +791,23 @@ pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> Po
         }
     };
     let keyed = list.columns.iter().zip(&batch.columns).map(|(column, leaves)| keying.column(column, leaves));
-    let keyed: Vec<Vec<Keyed>> = keyed.collect::<PolarsResult<_>>()?;
+    let keyed: Vec<(Vec<Keyed>, FilterHashes)> = keyed.collect::<PolarsResult<_>>()?;
     let mut sets = locked();
     let Suppressed { fingerprints, selections, composites, current, .. } = &mut *sets;
-    for (column, keyed) in list.columns.iter().zip(&keyed) {
-        current.extend(keyed.iter().filter(|keyed| keyed.is_entry).map(|keyed| keyed.key));
+    for (column, (keyed, filter_hashes)) in list.columns.iter().zip(&keyed) {
+        current.extend(keyed.iter().filter(|keyed| keyed.is_entry).map(|keyed| keyed.key as u64));
         for selection in selections.iter_mut().filter(|selection| selection.takes(column)) {
             selection.keys.extend(keyed.iter().map(|keyed| keyed.key));
-            selection.take_filter_hashes(keyed);
+            for (hashed, hashes) in filter_hashes {
+                add_filter_hashes(&mut selection.filter_hashes, *hashed, hashes);
+            }
         }
     }
     for composite in composites {
         let mut parts = Vec::with_capacity(composite.selections.len());
         for selection in &composite.selections {
             let taken = list.columns.iter().zip(&keyed).filter(|(column, _)| selections[*selection].takes(column));
-            parts.push(taken.flat_map(|(_, keyed)| keyed).map(Keyed::as_held).collect::<Vec<_>>());
+            parts.push(taken.flat_map(|(_, (keyed, _))| keyed).map(Keyed::as_held).collect::<Vec<_>>());
         }
         each_row(&mut parts, &|_, _| true, &mut |_, keys| {
             composite.rows.insert(fingerprints.row(keys));
@@ -803,7 +822,6 @@ struct Keyed {
     key: u128,
     /// The entry itself, not one of its other forms.
     is_entry: bool,
-    filter_hashes: Vec<(Option<Hashed>, u64)>,
 }
 
 impl Keyed {
@@ -820,40 +838,47 @@ struct Keying {
 }
 
 impl Keying {
-    /// A digest as the data columns spell digests of that function.
-    fn spelled(&self, function: HashFunction, digest: &[u8]) -> Vec<(Option<Hashed>, u64)> {
-        let spellings = self.stored_spellings.iter().filter(|hashed| function_of(**hashed) == function);
-        spellings.map(|hashed| (Some(*hashed), hash_byte(spelling(*hashed, digest)))).collect()
+    /// Adds a digest as the data columns spell digests of that function.
+    fn spell(&self, function: HashFunction, digest: &[u8], out: &mut FilterHashes) {
+        for hashed in self.stored_spellings.iter().filter(|hashed| function_of(**hashed) == function) {
+            add_filter_hashes(out, Some(*hashed), &[hash_byte(spelling(*hashed, digest))]);
+        }
     }
 
-    fn column(&self, column: &ListColumn, leaves: &[Leaf]) -> PolarsResult<Vec<Keyed>> {
-        let mut keyed = Vec::new();
+    fn column(&self, column: &ListColumn, leaves: &[Leaf]) -> PolarsResult<(Vec<Keyed>, FilterHashes)> {
+        let (mut keyed, mut filter_hashes) = (Vec::new(), FilterHashes::new());
         for leaf in leaves {
             match column.hashed {
                 // What cannot be read here is told by whoever reads the lists for the scrub.
                 Some(hashed) => digests(hashed, &leaf.values, &mut |index, digest| {
                     let key = self.fingerprints.digest(function_of(hashed), digest);
-                    let filter_hashes = self.spelled(function_of(hashed), digest);
-                    keyed.push(Keyed { row: leaf.row(index), key, is_entry: true, filter_hashes });
+                    self.spell(function_of(hashed), digest, &mut filter_hashes);
+                    keyed.push(Keyed { row: leaf.row(index), key, is_entry: true });
                 })?,
-                None => self.plain(&column.kind, leaf, &mut keyed)?,
+                None => self.plain(&column.kind, leaf, &mut keyed, &mut filter_hashes)?,
             };
         }
-        Ok(keyed)
+        Ok((keyed, filter_hashes))
     }
 
-    fn plain(&self, kind: &Kind, leaf: &Leaf, keyed: &mut Vec<Keyed>) -> PolarsResult<u64> {
+    fn plain(
+        &self,
+        kind: &Kind,
+        leaf: &Leaf,
+        keyed: &mut Vec<Keyed>,
+        filter_hashes: &mut FilterHashes,
+    ) -> PolarsResult<u64> {
         let mut texts: (Vec<u32>, Vec<String>) = Default::default();
         let not_comparable = canonicals(kind, &leaf.values, &mut |index, _, canonical| {
             let row = leaf.row(index);
             // A number in a list stands for its text too, as it would in a list of text.
             let key = self.fingerprints.canonical(Form::Text, canonical);
-            keyed.push(Keyed { row, key, is_entry: true, filter_hashes: vec![(None, hash_byte(canonical))] });
+            keyed.push(Keyed { row, key, is_entry: true });
+            add_filter_hashes(filter_hashes, None, &[hash_byte(canonical)]);
             for function in &self.stored_functions {
                 let digest = digest_of(*function, canonical);
-                let (key, filter_hashes) =
-                    (self.fingerprints.digest(*function, &digest), self.spelled(*function, &digest));
-                keyed.push(Keyed { row, key, is_entry: false, filter_hashes });
+                keyed.push(Keyed { row, key: self.fingerprints.digest(*function, &digest), is_entry: false });
+                self.spell(*function, &digest, filter_hashes);
             }
             if let (Kind::Text, Ok(text)) = (kind, std::str::from_utf8(canonical)) {
                 texts.0.push(row);
@@ -863,7 +888,7 @@ impl Keying {
         let numbers = plain_numbers(StringChunked::from_iter_values("v".into(), texts.1.iter()))?;
         for (row, number) in texts.0.iter().zip(numbers.iter()) {
             let key = number.map(|number| self.fingerprints.canonical(Form::Number, number.as_bytes()));
-            keyed.extend(key.map(|key| Keyed { row: *row, key, is_entry: false, filter_hashes: Vec::new() }));
+            keyed.extend(key.map(|key| Keyed { row: *row, key, is_entry: false }));
         }
         Ok(not_comparable)
     }

@@ -5,11 +5,12 @@
 //! knows identifiers.
 
 use std::io::{BufRead, BufReader, Cursor, Read};
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
+use polars::prelude::_csv_read_internal::read_chunk;
 use polars::prelude::*;
 
+use crate::byte_mask::{Block as Bytes, blocks, parity, places};
 use crate::format::CsvDialect;
 use crate::identifier::ColumnPath;
 use crate::store::{ObjectReader, store_error};
@@ -221,6 +222,13 @@ impl Regular {
     fn push(&mut self, piece: &[u8]) -> Result<(), Fault> {
         let mut rest = piece;
         while let Some(first) = rest.first() {
+            if self.at == At::RecordStart {
+                rest = &rest[self.take_neat(rest)..];
+                let Some(first) = rest.first() else { break };
+                self.step(*first)?;
+                rest = &rest[1..];
+                continue;
+            }
             // Most bytes change nothing: they are taken in runs.
             let special =
                 |byte: &u8| *byte == self.delimiter || *byte == self.quote || *byte == b'\n' || *byte == b'\r';
@@ -247,6 +255,48 @@ impl Regular {
             )));
         }
         Ok(())
+    }
+
+    /// Takes whole records at the start of `rest`, 64 bytes at a time, as long as every quote opens a field, closes one, or is half
+    /// of two, and all have as many fields as the first. How many bytes they are; what else comes goes through [`Regular::step`].
+    fn take_neat(&mut self, rest: &[u8]) -> usize {
+        let Some(width) = self.width else { return 0 };
+        let mut neat = Neat { inside: 0, after_quote: 0, after_mark: 1, after_line_end: 1 };
+        // What of `rest` is in `out`, and up to where it is records and blank lines; of the record from there on, its fields.
+        let (mut copied, mut end, mut fields) = (0, 0, 1);
+        'blocks: for (number, (block, filled)) in blocks(rest).enumerate() {
+            let seen = neat.next(&block, filled, self.delimiter, self.quote);
+            let (mut line_ends, mut delimiters) = (seen.line_ends, seen.delimiters);
+            while line_ends != 0 {
+                let lowest = line_ends & line_ends.wrapping_neg();
+                let at = number * size_of::<Bytes>() + lowest.trailing_zeros() as usize;
+                let (is_blank, is_line_feed) = (seen.blank & lowest != 0, rest[at] == b'\n');
+                if !is_blank {
+                    fields += (delimiters & (lowest - 1)).count_ones() as usize;
+                    if fields != width {
+                        break 'blocks;
+                    }
+                    self.whole += 1;
+                    self.record += 1;
+                }
+                if is_blank || !is_line_feed {
+                    self.out.extend_from_slice(&rest[copied..at]);
+                    self.out.extend((!is_blank).then_some(b'\n'));
+                    copied = at + 1;
+                }
+                end = at + 1;
+                fields = 1;
+                delimiters &= !(lowest - 1);
+                line_ends ^= lowest;
+            }
+            if seen.is_odd {
+                break;
+            }
+            fields += delimiters.count_ones() as usize;
+        }
+        self.out.extend_from_slice(&rest[copied.min(end)..end]);
+        (self.field_start, self.whole_bytes) = (self.out.len(), self.out.len());
+        end
     }
 
     fn step(&mut self, byte: u8) -> Result<(), Fault> {
@@ -372,9 +422,53 @@ impl Regular {
     }
 }
 
+/// What is known at the end of 64 bytes, of which only the lowest bit counts, but for `inside`.
+struct Neat {
+    /// All bits: inside quotes.
+    inside: u64,
+    /// The byte before closes quotes, is no part of a field, or is a line end outside quotes.
+    after_quote: u64,
+    after_mark: u64,
+    after_line_end: u64,
+}
+
+/// What 64 bytes show before the first quote that is amiss. All of it stands outside quotes.
+struct SeenNeat {
+    delimiters: u64,
+    line_ends: u64,
+    /// Those line ends that follow another at once.
+    blank: u64,
+    is_odd: bool,
+}
+
+impl Neat {
+    #[inline]
+    fn next(&mut self, bytes: &Bytes, filled: u64, delimiter: u8, quote: u8) -> SeenNeat {
+        let quotes = places(bytes, quote) & filled;
+        let delimiters = places(bytes, delimiter) & filled;
+        let line_ends = (places(bytes, b'\n') | places(bytes, b'\r')) & filled;
+        let marks = quotes | delimiters | line_ends;
+        let quoted = parity(quotes) ^ self.inside;
+        let opening = quotes & quoted;
+        let closing = quotes & !quoted;
+        // Text before an opening quote, or after a closing one.
+        let odd = opening & !(marks << 1 | self.after_mark) | (closing << 1 | self.after_quote) & filled & !marks;
+        let sound = (odd & odd.wrapping_neg()).wrapping_sub(1);
+        let outside = line_ends & !quoted;
+        let blank = outside & (outside << 1 | self.after_line_end);
+        self.inside = if quoted >> 63 == 1 { u64::MAX } else { 0 };
+        self.after_quote = closing >> 63;
+        self.after_mark = marks >> 63;
+        self.after_line_end = outside >> 63;
+        SeenNeat { delimiters: delimiters & !quoted & sound, line_ends: outside & sound, blank, is_odd: odd != 0 }
+    }
+}
+
 /// Where the columns are, and how to parse.
 struct DelimitedTable {
-    options: CsvReadOptions,
+    options: CsvParseOptions,
+    /// Of all fields: they are called by their numbers, and are texts.
+    schema: Schema,
     /// By column asked for: its field.
     fields: Vec<Option<usize>>,
     /// Fields that were not asked for, when they are looked at.
@@ -392,15 +486,10 @@ impl DelimitedTable {
         others: bool,
     ) -> Result<Self, Fault> {
         let schema: Schema = (0..first.width).map(|i| Field::new(i.to_string().into(), DataType::String)).collect();
-        let parse = CsvParseOptions::default().with_separator(delimiter).with_quote_char(Some(dialect.quote));
-        let options = CsvReadOptions::default()
-            .with_has_header(false)
-            .with_infer_schema_length(Some(0))
-            .with_schema(Some(Arc::new(schema)))
-            .with_n_threads(Some(1))
-            .with_parse_options(parse);
+        let options = CsvParseOptions::default().with_separator(delimiter).with_quote_char(Some(dialect.quote));
         let mut table = DelimitedTable {
             options,
+            schema,
             fields: Vec::new(),
             others: Vec::new(),
             null_strings: dialect.null_strings.clone(),
@@ -409,7 +498,7 @@ impl DelimitedTable {
         let names = if dialect.header {
             let end = header_end(&first.bytes, dialect.quote);
             let (bytes, _) = escaped(first.bytes[..end].to_vec());
-            let frame = table.frame(bytes, (0..first.width).collect())?;
+            let frame = table.frame(&bytes, &(0..first.width).collect::<Vec<_>>(), 1)?;
             frame
                 .columns()
                 .iter()
@@ -437,9 +526,11 @@ impl DelimitedTable {
         (0..self.fields.len()).filter(|column| self.fields[*column].is_none()).collect()
     }
 
-    fn frame(&self, bytes: Vec<u8>, fields: Vec<usize>) -> PolarsResult<DataFrame> {
-        let options = self.options.clone().with_projection(Some(Arc::new(fields)));
-        options.into_reader_with_file_handle(Cursor::new(bytes)).finish()
+    /// Parses whole records, of which there are `records` or so. Polars' reader of files does the same after it counted the lines:
+    /// here its parser's own count is compared with that of [`Regular`].
+    fn frame(&self, bytes: &[u8], fields: &[usize], records: usize) -> PolarsResult<DataFrame> {
+        let (all, whole) = (usize::MAX, bytes.len());
+        read_chunk(bytes, &self.options, &self.schema, false, fields, 0, records, None, all, whole, Some(0))
     }
 
     fn parse(&mut self, block: Block) -> Result<Batch, Fault> {
@@ -453,7 +544,7 @@ impl DelimitedTable {
             return Ok(Batch { rows, columns: self.fields.iter().map(|_| Vec::new()).collect(), others: Vec::new() });
         }
         let (bytes, escapes) = escaped(block.bytes);
-        let frame = self.frame(bytes, fields)?;
+        let frame = self.frame(&bytes, &fields, block.records)?;
         if frame.height() != block.records {
             return Err(Fault::unreadable(format!(
                 "two readers count {} and {} records in one part of it: its quoting is ambiguous",
@@ -580,7 +671,13 @@ pub fn each_block_of_lines(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{prop_assert_eq, prop_oneof, proptest};
+
     use super::*;
+
+    /// Records of two fields, mostly, and longer than what is taken at a time.
+    const LINES: &str =
+        "a,b\n(((a|bb|\"(a|,|\"\"|\r?\n){0,30}\"|),(a|\"b\"|b{70}|)(\r|\n|\r\n|\n\n)){0,6}[ab,\"\r\n]{0,3}){0,3}";
 
     /// The regular form and the number of records.
     fn check(csv: &str, wanted: Result<(&str, usize), &str>) {
@@ -606,6 +703,23 @@ mod tests {
         check("a,\"b\nc\"d\n", Err("text follows a closing quote in record 1, which may be several"));
         check("a,\"b\"c\nd,\"e\nf\"\n", Ok(("a,\"bc\"\nd,\"e\nf\"\n", 2)));
         check("", Ok(("", 0)));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_64_bytes_at_a_time_is_what_the_automaton_makes_of_it(csv in prop_oneof!["[ab,\"\r\n]{0,40}", LINES], cut in 0usize..200) {
+            let regular = |pieces: &[&[u8]]| {
+                let mut regular = Regular::new(b',', b'"');
+                let outcome = pieces.iter().try_for_each(|piece| regular.push(piece)).and_then(|()| regular.end());
+                let record = regular.record;
+                let Block { bytes, records, width } = regular.take();
+                outcome.map(|()| (bytes, records, width, record)).map_err(|fault| fault.reason)
+            };
+            let singly = regular(&csv.as_bytes().chunks(1).collect::<Vec<_>>());
+            prop_assert_eq!(&regular(&[csv.as_bytes()]), &singly);
+            let (head, tail) = csv.as_bytes().split_at(cut.min(csv.len()));
+            prop_assert_eq!(&regular(&[head, tail]), &singly);
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::ops::Range;
 use csv_core::{ReadRecordResult, Reader as Core, ReaderBuilder};
 use memchr::{memchr, memchr_iter, memchr3};
 
+use super::csv_runs::{self, Cuts, Marks, Wanted};
 use super::{CsvDialect, FormatError};
 use crate::identifier::ColumnPath;
 
@@ -26,9 +27,10 @@ pub struct Records<R> {
     core: Core,
     delimiter: u8,
     quote: u8,
-    /// Bytes read; those before `at` are given out.
+    /// Up to `end` bytes that were read; those before `at` are given out.
     buffer: Vec<u8>,
     at: usize,
+    end: usize,
     source_ended: bool,
     /// What `csv-core` unquoted.
     fields: Vec<u8>,
@@ -54,6 +56,13 @@ pub struct Record<'a> {
 pub struct Whole<'a> {
     pub gap: &'a [u8],
     pub raw: &'a [u8],
+}
+
+/// Records that follow each other, at least one: their bytes with line ends and with what stood before each.
+#[derive(Debug)]
+pub struct Run<'a> {
+    pub bytes: &'a [u8],
+    pub records: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -128,6 +137,7 @@ impl<R: Read> Records<R> {
             quote: dialect.quote,
             buffer: Vec::new(),
             at: 0,
+            end: 0,
             source_ended: false,
             fields: vec![0; 4 << 10],
             ends: vec![0; 64],
@@ -154,6 +164,42 @@ impl<R: Read> Records<R> {
     pub fn read_whole(&mut self) -> Result<Option<Whole<'_>>, FormatError> {
         let Some(Found { gap, begin, extent, .. }) = self.next(false)? else { return Ok(None) };
         Ok(Some(Whole { gap: &self.buffer[gap..begin], raw: &self.buffer[begin..begin + extent.whole] }))
+    }
+
+    /// The next records, `most` (which is not 0) or fewer; `None` at the end, as [`Records::read`]. Faults stand where `read` would
+    /// find them.
+    pub fn read_run(&mut self, most: u64) -> Result<Option<Run<'_>>, FormatError> {
+        // A byte order mark, of whatever encoding, stands on the first line: that is not skipped over.
+        if self.line > 1 {
+            let run = csv_runs::run(self.rest(), self.marks(), self.source_ended, most);
+            if run.records > 0 {
+                return Ok(Some(Run { bytes: self.give_out(run.bytes), records: run.records }));
+            }
+        }
+        let Some(Found { gap, begin, extent, .. }) = self.next(false)? else { return Ok(None) };
+        Ok(Some(Run { bytes: &self.buffer[gap..begin + extent.whole], records: 1 }))
+    }
+
+    /// The next records, as many as can be cut without a parser, at least one: their bytes, and where the wanted fields stand in
+    /// them. `None`: ask [`Records::read`] for one.
+    pub fn read_cut(&mut self, wanted: &Wanted, cuts: &mut Cuts) -> Option<&[u8]> {
+        if self.line == 1 {
+            return None;
+        }
+        let bytes = csv_runs::cut(self.rest(), self.marks(), self.source_ended, wanted, cuts);
+        (bytes > 0).then(|| self.give_out(bytes))
+    }
+
+    fn marks(&self) -> Marks {
+        Marks { delimiter: self.delimiter, quote: self.quote }
+    }
+
+    fn give_out(&mut self, bytes: usize) -> &[u8] {
+        let begin = self.at;
+        self.at += bytes;
+        let bytes = &self.buffer[begin..self.at];
+        self.line += newlines(bytes);
+        bytes
     }
 
     fn next(&mut self, with_fields: bool) -> Result<Option<Found>, FormatError> {
@@ -191,7 +237,7 @@ impl<R: Read> Records<R> {
 
     /// After the last record: blank lines at the end of the file.
     pub fn rest(&self) -> &[u8] {
-        &self.buffer[self.at..]
+        &self.buffer[self.at..self.end]
     }
 
     /// The extent of the record that begins at `from`, when no quote stands in it.
@@ -230,7 +276,7 @@ impl<R: Read> Records<R> {
     /// they are asked for.
     fn neat_record(&mut self, from: usize, with_fields: bool) -> Result<Option<usize>, FormatError> {
         loop {
-            let (record, ended) = (&self.buffer[self.at + from..], self.source_ended);
+            let (record, ended) = (&self.buffer[self.at + from..self.end], self.source_ended);
             let neat = match with_fields {
                 true => neat_fields(record, self.delimiter, self.quote, ended, &mut self.spans),
                 false => neat_end(record, self.delimiter, self.quote, ended),
@@ -259,7 +305,7 @@ impl<R: Read> Records<R> {
             }
             // At the end `csv-core` would take an open quote for a closed one; a line feed more tells them apart.
             let cut = used == self.rest().len();
-            let input = if cut { b"\n" } else { &self.buffer[self.at + used..] };
+            let input = if cut { b"\n" } else { &self.buffer[self.at + used..self.end] };
             let (result, read, wrote, ended) =
                 self.core.read_record(input, &mut self.fields[in_fields..], &mut self.ends[in_ends..]);
             (used, in_fields, in_ends) = (if cut { used } else { used + read }, in_fields + wrote, in_ends + ended);
@@ -287,12 +333,12 @@ impl<R: Read> Records<R> {
     fn skip_gap(&mut self) -> Result<usize, FormatError> {
         let mut gap = 0;
         if self.line == 1 && self.at == 0 {
-            while self.buffer.len() < UTF8_BOM.len() && !self.source_ended {
+            while self.end < UTF8_BOM.len() && !self.source_ended {
                 self.fill()?;
             }
-            if self.buffer.starts_with(UTF8_BOM) {
+            if self.rest().starts_with(UTF8_BOM) {
                 gap = UTF8_BOM.len();
-            } else if self.buffer.starts_with(b"\xff\xfe") || self.buffer.starts_with(b"\xfe\xff") {
+            } else if self.rest().starts_with(b"\xff\xfe") || self.rest().starts_with(b"\xfe\xff") {
                 return Err(FormatError::Unsupported("UTF-16 text".to_owned()));
             }
         }
@@ -318,18 +364,19 @@ impl<R: Read> Records<R> {
 
     /// Reads more. What was given out makes room, so that a record is moved only when it spans two reads.
     fn fill(&mut self) -> Result<(), FormatError> {
-        self.buffer.drain(..self.at);
-        self.at = 0;
-        let length = self.buffer.len();
-        self.buffer.resize(length + PIECE_BYTES, 0);
+        self.buffer.copy_within(self.at..self.end, 0);
+        (self.at, self.end) = (0, self.end - self.at);
+        if self.buffer.len() < self.end + PIECE_BYTES {
+            self.buffer.resize(self.end + PIECE_BYTES, 0);
+        }
         let read = loop {
-            match self.source.read(&mut self.buffer[length..]) {
+            match self.source.read(&mut self.buffer[self.end..]) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 other => break other,
             }
         };
         let read = read.map_err(FormatError::from_io)?;
-        self.buffer.truncate(length + read);
+        self.end += read;
         self.source_ended = read == 0;
         Ok(())
     }
@@ -546,6 +593,10 @@ mod tests {
 
     type Fields = Vec<Vec<u8>>;
 
+    /// Mostly regular, and longer than what is scanned at a time.
+    const LINES: &str =
+        "a\n(((a|bb,|\"(a|\"\"|\r?\n){0,9}\",){0,9}(a|\"b\"|)(\r|\n|\r\n|\n\n)){0,6}[ab,\"\r\n]{0,3}){0,3}";
+
     /// Gives one byte at a time, so that every place is an end of what was read.
     struct Drip<'a>(&'a [u8]);
 
@@ -583,6 +634,44 @@ mod tests {
         Some(ends)
     }
 
+    /// Where the runs of at most `most` records end that [`Records::read_run`] gives, as [`ends`] tells of each record.
+    fn run_ends(source: impl Read, most: u64) -> Option<Vec<(usize, u64)>> {
+        let mut records = Records::new(source, &CsvDialect::default(), false);
+        let (mut ends, mut at, mut count) = (Vec::new(), 0, 0);
+        while let Some(run) = records.read_run(most).ok()? {
+            assert!((1..=most).contains(&run.records), "{}", run.records);
+            (at, count) = (at + run.bytes.len(), count + run.records);
+            ends.push((at, count));
+        }
+        Some(ends)
+    }
+
+    /// The first two fields of records that have as many as the first one, and where the records begin and end: cut at once where
+    /// that can be done, or all read singly.
+    fn firsts(source: impl Read, at_once: bool) -> Option<Vec<(usize, usize, Fields)>> {
+        let mut records = Records::new(source, &CsvDialect::default(), false);
+        let (mut all, mut at, mut cuts, mut wanted) = (Vec::new(), 0, Cuts::default(), None);
+        loop {
+            if let Some(wanted) = wanted.as_ref().filter(|_| at_once)
+                && let Some(run) = records.read_cut(wanted, &mut cuts)
+            {
+                for (extent, fields) in cuts.records(wanted) {
+                    let fields = fields.iter().map(|(begin, end)| run[*begin as usize..*end as usize].to_vec());
+                    all.push((at + extent.start, at + extent.end, fields.collect()));
+                }
+                at += run.len();
+                continue;
+            }
+            let Some(record) = records.read().ok()? else { return Some(all) };
+            let wanted =
+                wanted.get_or_insert_with(|| Wanted::new(record.width(), (0..record.width().min(2)).collect()));
+            let begin = at + record.gap.len();
+            at = begin + record.raw.len();
+            let fields = wanted.positions().iter().map(|i| record.field(*i).unwrap_or(b"").to_vec());
+            all.push((begin, at, if record.width() == wanted.width() { fields.collect() } else { Vec::new() }));
+        }
+    }
+
     /// What `csv-core` makes of it alone.
     fn records_of_core(source: &[u8]) -> Vec<Fields> {
         let source = [source, b"\n"].concat();
@@ -598,10 +687,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_cut_without_the_parser_are_those_of_the_parser(source in "[ab,\"\r\n]{0,40}") {
+        fn records_cut_without_the_parser_are_those_of_the_parser(source in prop_oneof!["[ab,\"\r\n]{0,40}", LINES]) {
             let source = source.as_bytes();
             prop_assert_eq!(ends(source, false), ends(source, true));
             prop_assert_eq!(ends(Drip(source), false), ends(source, true));
+            for most in [1, 2, 3, u64::MAX] {
+                for runs in [run_ends(source, most), run_ends(Drip(source), most)] {
+                    let singly = ends(source, true);
+                    prop_assert_eq!(runs.is_some(), singly.is_some());
+                    let (runs, singly) = (runs.unwrap_or_default(), singly.unwrap_or_default());
+                    prop_assert_eq!(runs.last().map_or(0, |(_, count)| *count), singly.len() as u64);
+                    prop_assert!(runs.iter().all(|(at, count)| singly[*count as usize - 1] == *at), "{:?} {:?}", runs, singly);
+                }
+            }
+            prop_assert_eq!(firsts(source, true), firsts(source, false));
+            prop_assert_eq!(firsts(Drip(source), true), firsts(source, false));
             let Ok((records_at_once, bytes)) = records(source) else {
                 // It ends inside quotes.
                 return Ok(());

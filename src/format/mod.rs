@@ -2,11 +2,14 @@
 
 pub mod compression;
 pub mod csv;
+pub mod csv_runs;
+pub mod kept;
 pub mod ndjson;
 pub mod parquet;
 pub mod parquet_chunk;
 pub mod parquet_codec;
 pub mod parquet_column;
+pub mod parquet_cut;
 pub mod parquet_dictionary;
 pub mod parquet_layout;
 pub mod parquet_packed;
@@ -93,15 +96,12 @@ pub trait Tagger: Send + Sync {
 }
 
 /// What a rewrite counted, and what a read-back must find again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Receipt {
     pub rows_before: u64,
     pub rows_removed: u64,
     pub rows_redacted: u64,
     pub rows_after: u64,
-    /// How the kept content was proven: one order-sensitive digest a column (Parquet, in schema order) or one over the kept
-    /// records' bytes (CSV, NDJSON). Never leaves the process: digests of columns with few values can be guessed.
-    pub digests: Vec<u128>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -145,14 +145,14 @@ pub struct Encoded {
 #[derive(Debug, Clone)]
 pub enum Proof {
     Parquet(parquet::ParquetReceipt),
-    Records(Receipt),
+    Records(kept::RecordsReceipt),
 }
 
 impl Proof {
     pub fn receipt(&self) -> &Receipt {
         match self {
             Proof::Parquet(receipt) => &receipt.counts,
-            Proof::Records(receipt) => receipt,
+            Proof::Records(receipt) => &receipt.counts,
         }
     }
 }
@@ -173,10 +173,16 @@ pub fn rewrite(
     }
 }
 
-/// Opens the new object and compares it with what was kept. Blocks.
-pub fn read_back(encoded: Encoded, dialect: &CsvDialect, new: &ObjectReader, proof: &Proof) -> Result<(), FormatError> {
+/// Opens the new object and compares it with what was kept, by so many threads at most. Blocks.
+pub fn read_back(
+    encoded: Encoded,
+    dialect: &CsvDialect,
+    new: &ObjectReader,
+    proof: &Proof,
+    threads: usize,
+) -> Result<(), FormatError> {
     match proof {
         Proof::Parquet(receipt) => parquet::read_back(new, receipt),
-        Proof::Records(receipt) => records::read_back(encoded.format, dialect, new.read_from(0), receipt),
+        Proof::Records(receipt) => kept::read_back(encoded.format, dialect, new, receipt, threads),
     }
 }

@@ -548,7 +548,6 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
                 rows_removed: self.rows_removed,
                 rows_redacted: self.rows_redacted,
                 rows_after,
-                digests: Vec::new(),
             },
             schema: source.schema().clone(),
             key_values: self.input.key_values,

@@ -2,12 +2,11 @@
 
 use std::io::Read;
 
-use xxhash_rust::xxh3::Xxh3;
-
 use super::compression::{self, Encoder};
 use super::csv::{self, Records};
+use super::kept::{Kept, RecordsReceipt};
 use super::ndjson::{self, Lines};
-use super::{CsvDialect, Edit, Format, FormatError, Receipt};
+use super::{CsvDialect, Edit, Format, FormatError};
 use crate::action::{Action, Redact, Redaction};
 use crate::store::Sink;
 
@@ -19,7 +18,7 @@ pub fn rewrite(
     source: impl Read,
     edit: &Edit<'_>,
     out: &mut dyn Sink,
-) -> Result<Receipt, FormatError> {
+) -> Result<RecordsReceipt, FormatError> {
     let (compression, source) = compression::decode(source)?;
     let mut out = Encoder::new(compression, out).map_err(FormatError::from_io)?;
     let mut kept = Kept::default();
@@ -29,149 +28,14 @@ pub fn rewrite(
         Format::Ndjson => editor.ndjson(source, &mut kept, &mut out)?,
         Format::Parquet => return Err(FormatError::Unsupported("Parquet as records".to_owned())),
     }
-    kept.flush(&mut out)?;
+    let receipt = kept.end(compression, &mut out)?;
     out.finish().map_err(FormatError::from_io)?;
     if let Some(last) = edit.rows.max()
-        && last >= kept.rows_before
+        && last >= receipt.counts.rows_before
     {
         return Err(FormatError::Corrupt("fewer records than the scan saw".to_owned()));
     }
-    Ok(kept.receipt())
-}
-
-/// Reads the new object and compares it with what was kept.
-pub fn read_back(format: Format, dialect: &CsvDialect, new: impl Read, receipt: &Receipt) -> Result<(), FormatError> {
-    let (_, source) = compression::decode(new)?;
-    let (mut kept, mut nowhere) = (Kept::default(), std::io::sink());
-    match format {
-        Format::Csv | Format::Tsv => {
-            let mut records = Records::new(source, dialect, format == Format::Tsv);
-            let mut header = dialect.header;
-            while let Some(record) = records.read_whole()? {
-                kept.keep(record.gap, &mut nowhere)?;
-                kept.keep(record.raw, &mut nowhere)?;
-                kept.rows_after += u64::from(!header);
-                header = false;
-            }
-            kept.keep(records.rest(), &mut nowhere)?;
-        }
-        Format::Ndjson => {
-            let mut lines = Lines::new(source);
-            while let Some(line) = lines.read()? {
-                kept.keep(line.raw, &mut nowhere)?;
-                kept.rows_after += u64::from(!line.is_blank());
-            }
-        }
-        Format::Parquet => return Err(FormatError::Unsupported("Parquet as records".to_owned())),
-    }
-    kept.flush(&mut nowhere)?;
-    if kept.rows_after != receipt.rows_after {
-        return Err(FormatError::Mismatch(format!("{} records instead of {}", kept.rows_after, receipt.rows_after)));
-    }
-    if kept.receipt().digests != receipt.digests {
-        return Err(FormatError::Mismatch("the bytes of the kept records".to_owned()));
-    }
-    Ok(())
-}
-
-/// Records are gathered to so many bytes before they are digested and written: one by one they are small.
-const GATHERED_BYTES: usize = 128 << 10;
-
-/// Counts, and the digest of all bytes that leave, in order.
-#[derive(Default)]
-struct Kept {
-    rows_before: u64,
-    rows_removed: u64,
-    rows_redacted: u64,
-    rows_after: u64,
-    digest: Xxh3,
-    gathered: Vec<u8>,
-    written_bytes: u64,
-    /// How much of the source was seen. The gathered bytes from `own` on are its last ones before there.
-    source_bytes: u64,
-    own: usize,
-}
-
-impl Kept {
-    fn receipt(&self) -> Receipt {
-        Receipt {
-            rows_before: self.rows_before,
-            rows_removed: self.rows_removed,
-            rows_redacted: self.rows_redacted,
-            rows_after: self.rows_after,
-            digests: vec![self.digest.digest128()],
-        }
-    }
-
-    /// The source's next bytes leave as they are.
-    fn keep(&mut self, bytes: &[u8], out: &mut dyn Sink) -> Result<(), FormatError> {
-        self.gathered.extend_from_slice(bytes);
-        self.source_bytes += bytes.len() as u64;
-        self.flush_if_full(out)
-    }
-
-    /// The source's next bytes make way for `bytes`.
-    fn exchange(&mut self, raw: &[u8], bytes: &[u8], out: &mut dyn Sink) -> Result<(), FormatError> {
-        self.tell(out);
-        self.gathered.extend_from_slice(bytes);
-        self.own = self.gathered.len();
-        self.source_bytes += raw.len() as u64;
-        self.flush_if_full(out)
-    }
-
-    /// Tells what of the gathered bytes is the source's own.
-    fn tell(&mut self, out: &mut dyn Sink) {
-        let own_bytes = (self.gathered.len() - self.own) as u64;
-        if own_bytes > 0 {
-            out.taken_over(self.written_bytes + self.own as u64, self.source_bytes - own_bytes..self.source_bytes);
-        }
-    }
-
-    fn flush_if_full(&mut self, out: &mut dyn Sink) -> Result<(), FormatError> {
-        if self.gathered.len() < GATHERED_BYTES {
-            return Ok(());
-        }
-        self.flush(out)
-    }
-
-    /// What was gathered leaves; to be called once more after the last record.
-    fn flush(&mut self, out: &mut dyn Sink) -> Result<(), FormatError> {
-        self.tell(out);
-        self.digest.update(&self.gathered);
-        out.write_all(&self.gathered).map_err(FormatError::from_io)?;
-        self.written_bytes += self.gathered.len() as u64;
-        self.gathered.clear();
-        self.own = 0;
-        Ok(())
-    }
-
-    /// Keeps, removes or redacts one record; `edited` makes its new bytes.
-    fn record(
-        &mut self,
-        raw: &[u8],
-        edit: &Edit<'_>,
-        edited: impl FnOnce(&[Redact]) -> Result<Vec<u8>, FormatError>,
-        out: &mut dyn Sink,
-    ) -> Result<(), FormatError> {
-        let matched = edit.rows.contains(self.rows_before);
-        self.rows_before += 1;
-        match edit.action {
-            Action::Delete if matched => {
-                self.rows_removed += 1;
-                return self.exchange(raw, b"", out);
-            }
-            Action::Redact(columns) if matched => {
-                self.rows_redacted += 1;
-                self.exchange(raw, &edited(columns)?, out)?;
-            }
-            Action::Delete | Action::Redact(_) if !edit.cleanse.strays.is_empty() => {
-                self.exchange(raw, &edited(&[])?, out)?;
-            }
-            Action::Delete | Action::Redact(_) => self.keep(raw, out)?,
-        }
-        self.rows_after += 1;
-        Ok(())
-    }
+    Ok(receipt)
 }
 
 struct Editor<'a> {
@@ -212,14 +76,23 @@ impl Editor<'_> {
         kept: &mut Kept,
         out: &mut dyn Sink,
     ) -> Result<(), FormatError> {
-        let mut is_header = self.dialect.header;
-        while let Some(record) = records.read_whole()? {
-            kept.keep(record.gap, out)?;
-            if std::mem::take(&mut is_header) {
-                kept.keep(record.raw, out)?;
+        if self.dialect.header
+            && let Some(header) = records.read_run(1)?
+        {
+            kept.keep(header.bytes, out)?;
+        }
+        let mut removed = self.edit.rows.iter().peekable();
+        loop {
+            let rows_to_keep = removed.peek().map_or(u64::MAX, |next| next - kept.rows_before());
+            if rows_to_keep > 0 {
+                let Some(run) = records.read_run(rows_to_keep)? else { break };
+                kept.keep(run.bytes, out)?;
+                kept.stayed(run.records, out)?;
             } else {
-                // Without redactions and strays no record is edited.
-                kept.record(record.raw, self.edit, |_| Ok(record.raw.to_vec()), out)?;
+                let Some(record) = records.read_whole()? else { break };
+                kept.keep(record.gap, out)?;
+                kept.remove(record.raw, out)?;
+                removed.next();
             }
         }
         kept.keep(records.rest(), out)
@@ -283,7 +156,7 @@ impl Editor<'_> {
             if line.is_blank() {
                 kept.keep(line.raw, out)?;
             } else {
-                if matches!(self.edit.action, Action::Delete) && self.edit.rows.contains(kept.rows_before) {
+                if matches!(self.edit.action, Action::Delete) && self.edit.rows.contains(kept.rows_before()) {
                     // It stays where its record goes.
                     kept.exchange(b"", line.mark(), out)?;
                 }
@@ -341,6 +214,7 @@ mod tests {
 
     use super::*;
     use crate::format::Tagger;
+    use crate::format::kept::read_back;
     use crate::identifier::ColumnPath;
     use crate::residue::Cleanse;
     use crate::store::InMemory;
@@ -358,12 +232,12 @@ mod tests {
         source: &[u8],
         rows: &[u64],
         action: &Action,
-    ) -> Result<(Vec<u8>, Receipt), FormatError> {
+    ) -> Result<(Vec<u8>, RecordsReceipt), FormatError> {
         let rows: RoaringTreemap = rows.iter().copied().collect();
         let mut out = InMemory::default();
         let edit = Edit { rows: &rows, action, tagger: &Upper, cleanse: &Cleanse::default() };
         let receipt = rewrite(format, &CsvDialect::default(), source, &edit, &mut out)?;
-        read_back(format, &CsvDialect::default(), out.bytes.as_slice(), &receipt)?;
+        read_back(format, &CsvDialect::default(), &out.bytes, &receipt, 2)?;
         told_as_own(&out, source);
         Ok((out.bytes, receipt))
     }
@@ -413,8 +287,9 @@ mod tests {
     fn check(format: Format, source: &str, rows: &[u64], wanted: &str) {
         let (out, receipt) = edit_file(format, source.as_bytes(), rows, &Action::Delete).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), wanted, "{source:?}");
-        assert_eq!(receipt.rows_removed, rows.len() as u64);
-        assert_eq!(receipt.rows_after + receipt.rows_removed, receipt.rows_before);
+        let counts = receipt.counts;
+        assert_eq!(counts.rows_removed, rows.len() as u64);
+        assert_eq!(counts.rows_after + counts.rows_removed, counts.rows_before);
     }
 
     #[test]
@@ -482,7 +357,7 @@ mod tests {
         ] {
             let (out, receipt) = edit_file(format, source.as_bytes(), &[0], &action).unwrap();
             assert_eq!(String::from_utf8(out).unwrap(), wanted);
-            assert_eq!((receipt.rows_redacted, receipt.rows_removed), (1, 0));
+            assert_eq!((receipt.counts.rows_redacted, receipt.counts.rows_removed), (1, 0));
         }
     }
 
@@ -511,7 +386,7 @@ mod tests {
         let (out, receipt) = edit_file(Format::Csv, b"id\n1\n2\n3\n", &[0], &Action::Delete).unwrap();
         assert_eq!(out, b"id\n2\n3\n");
         for planted in [&b"id\n2\n4\n"[..], b"id\n3\n2\n", b"id\n2\n", b"id\n2\n3\n3\n", b"ix\n2\n3\n"] {
-            let outcome = read_back(Format::Csv, &CsvDialect::default(), planted, &receipt);
+            let outcome = read_back(Format::Csv, &CsvDialect::default(), &planted.to_vec(), &receipt, 2);
             assert!(matches!(outcome, Err(FormatError::Mismatch(_))), "{planted:?}");
         }
     }

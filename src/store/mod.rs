@@ -448,7 +448,12 @@ impl ObjectReader {
 
     /// The object's bytes from `start` on, read ahead in bounded pieces.
     pub fn read_from(&self, start: u64) -> SequentialReader {
-        SequentialReader { reader: self.clone(), at: start, piece: Bytes::new() }
+        self.read_within(start..self.object.size_bytes)
+    }
+
+    /// As [`ObjectReader::read_from`], up to the end of a range.
+    pub fn read_within(&self, range: Range<u64>) -> SequentialReader {
+        SequentialReader { reader: self.clone(), range, piece: Bytes::new() }
     }
 }
 
@@ -456,19 +461,21 @@ impl ObjectReader {
 #[derive(Debug)]
 pub struct SequentialReader {
     reader: ObjectReader,
-    at: u64,
+    /// What is not yet in `piece`.
+    range: Range<u64>,
     piece: Bytes,
 }
 
 impl io::Read for SequentialReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if self.piece.is_empty() {
-            let end = self.reader.object.size_bytes.min(self.at + READ_AHEAD_BYTES);
-            if self.at >= end {
+            let Range { start, end } = self.range;
+            let end = end.min(start + READ_AHEAD_BYTES);
+            if start >= end {
                 return Ok(0);
             }
-            self.piece = self.reader.read_range(self.at..end).map_err(io::Error::other)?;
-            self.at = end;
+            self.piece = self.reader.read_range(start..end).map_err(io::Error::other)?;
+            self.range.start = end;
         }
         let n = out.len().min(self.piece.len());
         out[..n].copy_from_slice(&self.piece.split_to(n));

@@ -22,6 +22,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "parquet_bounds",
             "thrift",
             "page_bytes",
+            "byte_mask",
             "toml_reader",
             "verify_letters",
             "verify_normalise",

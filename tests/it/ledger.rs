@@ -1,5 +1,6 @@
 //! Runs on the request ledger: matching by tag, what a run records before and after it removes anything, and who came back.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
@@ -612,6 +613,27 @@ async fn rows_of_the_same_people_are_counted_and_not_kept() {
     counted.sort();
     let wish = [("a.csv".to_owned(), vec![(1, 30_000, 1), (2, 30_000, 1)]), ("b.csv".to_owned(), vec![(1, 30_000, 1)])];
     assert_eq!(counted, wish);
+}
+
+/// What the verifier read before it was known where the run's ledger ends counts only if it ends there, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_while_the_verifier_read_ahead_is_none_of_the_run() {
+    let lake = lake();
+    ["first", "second", "third"].iter().for_each(|name| add(&lake, name, &format!("email={name}@example.com")));
+    let job = Job::read(&lake.path().join("job.toml"), &[]).unwrap();
+    let store: Arc<dyn Store> = Arc::new(LocalStore);
+    let (stores, at) = (Stores::new(store.clone(), store), jiff::Timestamp::now());
+    let tags = async |sequence: u64, withheld: &[&str]| {
+        let withheld: BTreeSet<Arc<str>> = withheld.iter().map(|id| (*id).into()).collect();
+        let ahead = verify::read_ledger(&job, &stores, at, &withheld).await.unwrap();
+        assert_eq!(ahead.as_ref().map(|ahead| (ahead.last, ahead.len())), Some((3, 3 - withheld.len())));
+        let end = verify::LedgerEnd { sequence, at, withheld, ahead };
+        verify::read_lists_up_to(&job, &stores, &|| at, Some(end)).await.unwrap().tags()
+    };
+    assert_eq!(tags(3, &[]).await, Some(3));
+    assert_eq!(tags(2, &[]).await, Some(2));
+    assert_eq!(tags(3, &["first"]).await, Some(2));
+    assert_eq!(tags(2, &["third"]).await, Some(2));
 }
 
 /// A job whose only list is the ledger, which holds one request.

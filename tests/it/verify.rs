@@ -687,6 +687,7 @@ fn a_list_that_cannot_be_read_stops_the_run() {
 #[test]
 fn the_verifier_shares_no_code_with_what_it_checks() {
     let sources = [
+        include_str!("../../src/byte_mask.rs"),
         include_str!("../../src/page_bytes.rs"),
         include_str!("../../src/residue.rs"),
         include_str!("../../src/thrift.rs"),
