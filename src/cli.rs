@@ -170,7 +170,7 @@ pub enum RequestsCommand {
     /// Shows every request and where it stands
     List {
         job: PathBuf,
-        /// Only requests in this state: open, planned, removed, done, not-found, re-appeared, exempted, withdrawn
+        /// Only requests in this state: open, planned, removed, done, not-found, re-appeared, exempted, withdrawn; or overdue, in whatever state
         #[arg(long, env = "LAKESCRUB_REQUEST_STATE")]
         state: Option<String>,
         /// Only requests from this source

@@ -27,7 +27,8 @@ pub enum Holidays {
     None,
     /// 5 U.S.C. 6103, with the days on which they are observed.
     UsFederal,
-    /// What nearly every member state keeps: New Year, Easter Monday, 1 May, 25 and 26 December.
+    /// What every member state keeps: 1 January and 25 December. Art. 3(4) of Reg. 1182/71 means the holidays of the state where the duty
+    /// is done, and of the others some states have none.
     Eu,
 }
 
@@ -99,11 +100,37 @@ pub enum Received {
     On(Date),
 }
 
+/// What a term runs from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Since {
+    Received,
+    /// Nobody said when it was received.
+    Recorded,
+    /// Its data came back.
+    Back,
+    /// First rows were found, or an identifier was added.
+    Reopened,
+    /// Another status than the one that was answered is owed.
+    Changed,
+}
+
+impl Since {
+    fn words(self) -> &'static str {
+        match self {
+            Since::Received => "received",
+            Since::Recorded => "recorded",
+            Since::Back => "back since",
+            Since::Reopened => "open again since",
+            Since::Changed => "another status owed since",
+        }
+    }
+}
+
 /// The due dates of many requests under one regime, each day's computed once.
 pub struct DueDates<'a> {
     regimes: &'a Regimes,
     regime: Text,
-    known: HashMap<Date, Option<DueDate>>,
+    known: HashMap<(Date, Since), Option<DueDate>>,
 }
 
 impl<'a> DueDates<'a> {
@@ -114,15 +141,15 @@ impl<'a> DueDates<'a> {
         }
     }
 
-    /// `None`: the date lies outside the calendar.
-    pub fn of(&mut self, received: Received) -> Option<DueDate> {
+    /// `None`: the rule does not apply yet, or the date lies outside the calendar.
+    pub fn of(&mut self, received: Received, since: Since) -> Option<DueDate> {
         let DueDates { regimes, regime, known } = self;
         let day = regimes.day_received(received);
         let due = || {
-            let due = regimes.due(regime, Received::On(day)).ok()?;
+            let due = regimes.due_since(regime, since, Received::On(day)).ok()?;
             Some(DueDate { at: due.date, how: due.how.into() })
         };
-        known.entry(day).or_insert_with(due).clone()
+        known.entry((day, since)).or_insert_with(due).clone()
     }
 }
 
@@ -139,6 +166,9 @@ pub struct Regimes {
 pub enum NoDue {
     #[error("there is no deadline \"{0}\"")]
     Unknown(String),
+    /// A rule binds nobody before it is in force.
+    #[error("{regime} applies from {from} on")]
+    NotInForce { regime: String, from: Date },
     #[error("the deadline lies outside the calendar")]
     OutOfRange,
 }
@@ -172,10 +202,22 @@ impl Regimes {
         self.all.iter().map(|regime| regime.id.as_str()).collect()
     }
 
+    /// The presets that a job's own rule stands in for by its name.
+    pub fn replaced(&self) -> impl Iterator<Item = &str> {
+        let is_preset = |id: &str| self.all.iter().any(|other| other.id == id && other.source != Source::Job);
+        let own = self.all.iter().filter(|regime| regime.source == Source::Job).map(|regime| regime.id.as_str());
+        own.filter(move |id| is_preset(id))
+    }
+
     /// When a request that was received then is due.
     pub fn due(&self, id: &str, received: Received) -> Result<Due, NoDue> {
+        self.due_since(id, Since::Received, received)
+    }
+
+    /// When it is due what is to be done since then.
+    pub fn due_since(&self, id: &str, since: Since, received: Received) -> Result<Due, NoDue> {
         let received = self.day_received(received);
-        let mut how = format!("received {received} ({})", self.zone_name);
+        let mut how = format!("{} {received} ({})", since.words(), self.zone_name);
         let mut regime = self.get(id).ok_or_else(|| NoDue::Unknown(id.to_owned()))?;
         while let (Some(until), Some(next)) = (regime.until, regime.successor)
             && received > until
@@ -185,7 +227,7 @@ impl Regimes {
             regime = successor;
         }
         if let Some(from) = regime.from.filter(|from| received < *from) {
-            how.push_str(&format!(", before {} applies on {from}; counted all the same", regime.id));
+            return Err(NoDue::NotInForce { regime: regime.id.clone(), from });
         }
         let date = regime.end(received, regime.term, &mut how).ok_or(NoDue::OutOfRange)?;
         let extended = regime.extension.and_then(|more| regime.extended(received, date, more));
@@ -268,8 +310,11 @@ impl Regime {
                         Some(holiday) => skipped.push(format!("{day} ({holiday})")),
                     }
                 }
-                let skipped = if skipped.is_empty() { "no holiday".to_owned() } else { skipped.join(", ") };
-                how.push_str(&format!(" end on {day}, without Saturdays, Sundays and {skipped}"));
+                let left_out = match skipped.is_empty() {
+                    true => "Saturdays and Sundays".to_owned(),
+                    false => format!("Saturdays, Sundays and {}", skipped.join(", ")),
+                };
+                how.push_str(&format!(" end on {day}, without {left_out}"));
                 Some(day)
             }
         }
@@ -351,23 +396,9 @@ fn us_federal(day: Date) -> Option<&'static str> {
 fn eu(day: Date) -> Option<&'static str> {
     match (day.month(), day.day()) {
         (1, 1) => Some("New Year's Day"),
-        (5, 1) => Some("1 May"),
         (12, 25) => Some("Christmas Day"),
-        (12, 26) => Some("26 December"),
-        _ if easter(day.year())?.tomorrow().ok() == Some(day) => Some("Easter Monday"),
         _ => None,
     }
-}
-
-/// Easter Sunday of the Gregorian calendar, by the algorithm of Meeus, Jones and Butcher.
-fn easter(year: i16) -> Option<Date> {
-    let y = i32::from(year);
-    let (a, b, c) = (y % 19, y / 100, y % 100);
-    let h = (19 * a + b - b / 4 - (b - (b + 8) / 25 + 1) / 3 + 15) % 30;
-    let l = (32 + 2 * (b % 4) + 2 * (c / 4) - h - c % 4) % 7;
-    let m = (a + 11 * h + 22 * l) / 451;
-    let number = h + l - 7 * m + 114;
-    Date::new(year, (number / 31) as i8, (number % 31 + 1) as i8).ok()
 }
 
 /// The presets of regulation.md section 3.
@@ -380,12 +411,9 @@ pub fn presets() -> Vec<Regime> {
         ..preset(id, duty, term, Holidays::Eu, citation, source)
     };
     let other = |id, duty, term, citation, source| preset(id, duty, term, Holidays::None, citation, source);
-    let drop_2026 = |regime: Regime| Regime {
-        from: Some(date(2026, 8, 1)),
-        until: Some(date(2026, 12, 31)),
-        successor: Some("us-ca-drop-2027"),
-        ..regime
-    };
+    // In force from 2026-08-01: whoever has a download earlier than that has requests, too.
+    let drop_2026 =
+        |regime: Regime| Regime { until: Some(date(2026, 12, 31)), successor: Some("us-ca-drop-2027"), ..regime };
     let extended = |more, regime: Regime| Regime { extension: Some(more), ..regime };
     let from = |day, regime: Regime| Regime { from: Some(day), ..regime };
     vec![
@@ -564,7 +592,7 @@ mod tests {
 
     #[test]
     fn business_days_leave_out_weekends_and_observed_holidays() {
-        check("us-canspam", "2026-03-02", "2026-03-16", &["without Saturdays, Sundays and no holiday"]);
+        check("us-canspam", "2026-03-02", "2026-03-16", &["without Saturdays and Sundays ("]);
         // Received on a Saturday: the first business day is the Monday.
         check("us-canspam", "2026-03-07", "2026-03-20", &[]);
         // Independence Day 2026 is a Saturday and is observed on the Friday.
@@ -601,15 +629,11 @@ mod tests {
             ],
         );
         check("eu-gdpr-erasure", "2028-01-31", "2028-02-29", &["the last day of its month"]);
-        // Easter Monday 2026 is 6 April, after the Sunday.
-        check("eu-gdpr-erasure", "2026-03-05", "2026-04-07", &["2026-04-06 is Easter Monday"]);
-        check(
-            "eu-gdpr-erasure",
-            "2025-11-25",
-            "2025-12-29",
-            &["2025-12-25 is Christmas Day", "2025-12-26 is 26 December"],
-        );
-        check("eu-gdpr-erasure", "2026-04-01", "2026-05-04", &["2026-05-01 is 1 May"]);
+        // What some member states do not keep is a working day: 6 April 2026 is Easter Monday, after the Sunday.
+        check("eu-gdpr-erasure", "2026-03-05", "2026-04-06", &["2026-04-05 is a Sunday"]);
+        check("eu-gdpr-erasure", "2025-11-25", "2025-12-26", &["2025-12-25 is Christmas Day"]);
+        check("eu-gdpr-erasure", "2026-04-01", "2026-05-01", &[]);
+        check("eu-gdpr-erasure", "2026-12-01", "2027-01-04", &["2027-01-01 is New Year's Day"]);
     }
 
     #[test]
@@ -632,7 +656,21 @@ mod tests {
             "2027-01-31",
             &["after the end of us-ca-drop on 2026-12-31: us-ca-drop-2027", "not confirmed"],
         );
-        check("us-ct-drop", "2026-01-01", "2026-02-15", &["before us-ct-drop applies on 2028-07-01"]);
+    }
+
+    #[test]
+    fn a_rule_that_is_not_in_force_yet_binds_nobody() {
+        let regimes = Regimes::new(Vec::new(), "UTC");
+        for (id, day, from) in [
+            ("us-ct-drop", "2028-06-30", "2028-07-01"),
+            ("us-tcpa-revoke-all", "2026-12-01", "2027-01-31"),
+            ("in-dpdp", "2027-05-12", "2027-05-13"),
+        ] {
+            let received = |day: &str| Received::On(day.parse().unwrap());
+            let wish = NoDue::NotInForce { regime: id.to_owned(), from: from.parse().unwrap() };
+            assert_eq!(regimes.due(id, received(day)), Err(wish));
+            assert!(regimes.due(id, received(from)).is_ok(), "{id}");
+        }
     }
 
     #[test]

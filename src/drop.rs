@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cli::{Common, DropCommand};
-use crate::deadline::{Due, Received};
+use crate::deadline::{Due, NoDue, Received};
 use crate::drop_answer::{Answers, answers};
 use crate::drop_files::{
     ArchiveName, Content, FileSummary, ListType, Status, WorkItem, encrypt_archive, read_download, write_upload,
@@ -26,6 +26,7 @@ use crate::ledger_run;
 use crate::request_import::tagged;
 use crate::requests::Desk;
 use crate::run::{exit_json, print_json, print_lines};
+use crate::show::counted;
 use crate::store::{Location, Precondition, StoreError};
 
 /// The deadline of every work item.
@@ -116,24 +117,27 @@ async fn import(common: &Common, mut desk: Desk, zip: &Path) -> Result<Exit> {
     let download = Download::open(zip, &spec.broker_id)?;
     let archived = archive(&desk, &spec, &download).await?;
     let received = Received::On(download.archive.date);
-    let due = desk.job.regimes.due(REGIME, received).map_err(|error| Error::usage(error.to_string()))?;
+    let due = desk.job.regimes.due(REGIME, received);
     let mut items = Vec::new();
     // Twelve bytes of id, a digest and a tag each: a download of millions is some hundred megabytes at most.
     download.each_item(&mut |item| items.push(item))?;
+    // A removal finds its request, wherever in the download that is listed.
+    items.sort_by_key(|item| item.is_removed);
     check_permanent(&desk, &items)?;
     let mut imported = Imported::default();
     let receipt = Receipt {
         source: download.archive.to_string().into(),
         list_digest: download.sha256.as_str().into(),
         regime: REGIME.into(),
-        due: DueDate { at: due.date, how: due.how.as_str().into() },
+        due: due.as_ref().ok().map(|due| DueDate { at: due.date, how: due.how.as_str().into() }),
     };
     for items in items.chunks(ITEMS_A_TIME) {
         record(&mut desk, &download, &receipt, items, &mut imported).await?;
     }
-    desk.refresh_probe(imported.added + imported.withdrawn).await;
+    desk.begin(&receipt.source, &receipt.list_digest).await?;
+    desk.refresh_probe(imported.added + imported.withdrawn + imported.removals_unknown).await;
     tracing::info!(download = %download.archive, added = imported.added, withdrawn = imported.withdrawn, "download imported");
-    let access = desk.job.regimes.due(ACCESS, received).map_err(|error| Error::usage(error.to_string()))?;
+    let access = desk.job.regimes.due(ACCESS, received);
     told_import(common, &desk, &download, archived.as_ref(), (&due, &access), &imported)
 }
 
@@ -162,10 +166,11 @@ struct Receipt {
     source: Text,
     list_digest: Text,
     regime: Text,
-    due: DueDate,
+    due: Option<DueDate>,
 }
 
-/// Records some work items: those of lists first, so that a removal finds its request.
+/// Records some work items. A removal counts from the download's date on, and is recorded of unknown ones as well: an older download that
+/// lists them may be imported later.
 async fn record(
     desk: &mut Desk,
     download: &Download<'_>,
@@ -174,13 +179,14 @@ async fn record(
     imported: &mut Imported,
 ) -> Result<()> {
     let received_at = desk.job.regimes.start_of(download.archive.date);
-    let event = |item: &WorkItem, fact| Event { recorded_at: desk.now, request_id: item.id.as_str().into(), fact };
+    let recorded_at = desk.now;
+    let event = |item: &WorkItem, fact| Event { recorded_at, request_id: item.id.as_str().into(), fact };
     let received = |item: &WorkItem| Fact::Received {
         identifier: tagged(&desk.key, item.list_type.kind().name(), &item.sha256),
         source: receipt.source.clone(),
         received_at,
         regime: Some(receipt.regime.clone()),
-        due: Some(receipt.due.clone()),
+        due: receipt.due.clone(),
         list_digest: Some(receipt.list_digest.clone()),
     };
     let listed = items.iter().filter(|item| !item.is_removed);
@@ -191,13 +197,11 @@ async fn record(
     let requests = desk.ledger.requests();
     let (there, unknown): (Vec<&WorkItem>, Vec<&WorkItem>) =
         removed.into_iter().partition(|item| requests.get(item.id.as_str()).is_some());
-    let withdrawn = Fact::Withdrawn { source: format!("{} Removed", receipt.source).into() };
-    let events = there
-        .into_iter()
-        .map(|item| Event { recorded_at: desk.now, request_id: item.id.as_str().into(), fact: withdrawn.clone() })
-        .collect();
-    imported.removals_unknown += unknown.len() as u64;
-    imported.withdrawn += desk.append(events).await?.events;
+    let withdrawn = Fact::Withdrawn { source: format!("{} Removed", receipt.source).into(), at: received_at };
+    let [there, unknown] = [there, unknown]
+        .map(|items| items.into_iter().map(|item| event(item, withdrawn.clone())).collect::<Vec<Event>>());
+    imported.withdrawn += desk.append(there).await?.events;
+    imported.removals_unknown += desk.append(unknown).await?.events;
     Ok(())
 }
 
@@ -230,7 +234,7 @@ fn told_import(
     desk: &Desk,
     download: &Download<'_>,
     archived: Option<&Location>,
-    (due, access): (&Due, &Due),
+    (due, access): (&Result<Due, NoDue>, &Result<Due, NoDue>),
     imported: &Imported,
 ) -> Result<Exit> {
     let kind = |file: &FileSummary| match file.content {
@@ -255,24 +259,31 @@ fn told_import(
             "known": imported.known,
             "withdrawn": imported.withdrawn,
             "removals_unknown": imported.removals_unknown,
-            "due_at": due.date,
-            "due_how": due.how,
-            "next_access_due_at": access.date,
+            "due_at": due.as_ref().ok().map(|due| due.date),
+            "due_how": due.as_ref().ok().map(|due| &due.how),
+            "next_access_due_at": access.as_ref().ok().map(|due| due.date),
             "ledger": desk.ledger_json(),
         }))?;
         return Ok(Exit::Clean);
     }
     let mut lines: Vec<String> =
-        download.files.iter().map(|file| format!("{:>10} rows  {}", file.rows, file.name)).collect();
+        download.files.iter().map(|file| format!("{}  {}", rows_wide(file.rows), file.name)).collect();
     lines.push(format!(
-        "{} work items added, {} known, {} withdrawn",
-        imported.added, imported.known, imported.withdrawn
+        "{} added, {} known, {} withdrawn",
+        counted(imported.added, "work item"),
+        imported.known,
+        imported.withdrawn
     ));
     if imported.removals_unknown > 0 {
-        lines.push(format!("{} removals of work items that the ledger never knew", imported.removals_unknown));
+        let removals = counted(imported.removals_unknown, "removal");
+        lines.push(format!("{removals} of work items that the ledger does not know yet: kept for an older download"));
     }
-    lines.push(format!("due on {}: {}", due.date, due.how));
-    lines.push(format!("DROP is to be accessed again by {}", access.date));
+    // A rule of the job's own in the place of the preset may not be in force yet.
+    lines.push(match due {
+        Ok(due) => format!("due on {}: {}", due.date, due.how),
+        Err(none) => format!("no due date: {none}"),
+    });
+    lines.extend(access.iter().map(|access| format!("DROP is to be accessed again by {}", access.date)));
     lines.extend(archived.map(|location| format!("kept encrypted at {location}")));
     print_lines(&lines)?;
     Ok(Exit::Clean)
@@ -288,6 +299,7 @@ async fn answer(common: &Common, mut desk: Desk, out: &Path) -> Result<Exit> {
     }
     let not_comparable = not_comparable(&desk).await?;
     warn_of_blind_types(&looked_for, &answers);
+    warn_of_unread_types(&answers, &not_comparable);
     std::fs::create_dir_all(out).map_err(|error| unwritable(out, &error))?;
     for file in &answers.files {
         let mut bytes = Vec::new();
@@ -305,8 +317,13 @@ async fn answer(common: &Common, mut desk: Desk, out: &Path) -> Result<Exit> {
             fact: Fact::Answered { status: u64::from(status.code()), source: source.clone() },
         }));
     }
-    desk.record(events).await?;
+    let recorded = desk.append_at_once(events).await?;
+    desk.refresh_probe(recorded.events).await;
     told_answer(common, &desk, out, &answers, &not_comparable)
+}
+
+fn rows_wide(rows: u64) -> String {
+    format!("{rows:>10} {:<4}", if rows == 1 { "row" } else { "rows" })
 }
 
 /// "Not found" is true of what nobody looked for as well; whoever answers must know that it was not looked for.
@@ -374,16 +391,59 @@ fn write_once(path: &PathBuf, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| unwritable(path, &error))
 }
 
-/// What the last scrub could not compare, by dataset and column, as its manifest tells.
-async fn not_comparable(desk: &Desk) -> Result<BTreeMap<String, BTreeMap<String, u64>>> {
+/// So is it of what was looked for in a column whose values nobody could read, as dates in another format than the job tells.
+fn warn_of_unread_types(answers: &Answers, not_comparable: &[NotComparable]) {
+    for unread in not_comparable.iter().filter(|unread| unread.are_most) {
+        for list_type in &unread.list_types {
+            let files = answers.files.iter().filter(|file| file.name.content == Content::List(*list_type));
+            let items = files.flat_map(|file| &file.rows).filter(|(_, status)| *status == Status::NotFound).count();
+            let (dataset, column) = (&unread.dataset, &unread.column);
+            let (list_type, values) = (list_type.name(), unread.values);
+            if items > 0 {
+                tracing::warn!(
+                    list_type,
+                    items,
+                    dataset,
+                    column,
+                    values,
+                    "answered as not found, but the last scrub could not compare most values of a column that makes up this list type"
+                );
+            }
+        }
+    }
+}
+
+/// A column that the last scrub could not compare in part.
+struct NotComparable {
+    dataset: String,
+    column: String,
+    values: u64,
+    /// At least half of the rows have such a value.
+    are_most: bool,
+    /// What the column makes up.
+    list_types: BTreeSet<ListType>,
+}
+
+/// What the last scrub could not compare, as its manifest tells.
+async fn not_comparable(desk: &Desk) -> Result<Vec<NotComparable>> {
     let last = desk.last_scrub().await?.unwrap_or_default();
-    let mut columns = BTreeMap::new();
+    let mut columns = Vec::new();
     for dataset in last["datasets"].as_array().into_iter().flatten() {
-        let counts = dataset["not_comparable"].as_object().into_iter().flatten();
-        let counts: BTreeMap<String, u64> =
-            counts.filter_map(|(column, count)| Some((column.clone(), count.as_u64()?))).collect();
-        if !counts.is_empty() {
-            columns.insert(dataset["name"].as_str().unwrap_or_default().to_owned(), counts);
+        let name = dataset["name"].as_str().unwrap_or_default();
+        // Counted by the verifying scan, of what was left.
+        let rows = dataset["rows"]["after"].as_u64().unwrap_or(0);
+        let rules = || desk.job.datasets.iter().filter(|spec| spec.name == name).flat_map(|spec| &spec.rules);
+        for (column, values) in dataset["not_comparable"].as_object().into_iter().flatten() {
+            let Some(values) = values.as_u64().filter(|values| *values > 0) else { continue };
+            let of_column = rules().filter(|rule| rule.parts().iter().any(|part| part.column.to_string() == *column));
+            let kinds = of_column.flat_map(MatchRule::compared).map(|part| part.kind.name());
+            columns.push(NotComparable {
+                dataset: name.to_owned(),
+                column: column.clone(),
+                values,
+                are_most: values >= rows.div_ceil(2),
+                list_types: kinds.filter_map(ListType::of_kind).collect(),
+            });
         }
     }
     Ok(columns)
@@ -394,10 +454,14 @@ fn told_answer(
     desk: &Desk,
     out: &Path,
     answers: &Answers,
-    not_comparable: &BTreeMap<String, BTreeMap<String, u64>>,
+    not_comparable: &[NotComparable],
 ) -> Result<Exit> {
     let count = |status: Status| answers.statuses.get(&status).copied().unwrap_or(0);
     if common.json {
+        let mut by_dataset: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
+        for NotComparable { dataset, column, values, .. } in not_comparable {
+            by_dataset.entry(dataset).or_default().insert(column, *values);
+        }
         let files = answers
             .files
             .iter()
@@ -412,7 +476,7 @@ fn told_answer(
             "statuses": statuses,
             "unchanged": answers.unchanged,
             "withdrawn": answers.withdrawn,
-            "not_comparable": not_comparable,
+            "not_comparable": by_dataset,
             "ledger": desk.ledger_json(),
         }))?;
         return Ok(Exit::Clean);
@@ -420,17 +484,19 @@ fn told_answer(
     let mut lines = Vec::new();
     for file in &answers.files {
         let form = if file.is_amended { "  (to DROP's amend form)" } else { "" };
-        lines.push(format!("{:>10} rows  {}{form}", file.rows.len(), file.name));
+        lines.push(format!("{}  {}{form}", rows_wide(file.rows.len() as u64), file.name));
     }
     for status in Status::ALL {
         lines.push(format!("{:>10}  {} ({})", count(status), status.name(), status.code()));
     }
     lines.push(format!("{:>10}  answered before and unchanged", answers.unchanged));
     lines.push(format!("{:>10}  cancelled: no status is due", answers.withdrawn));
-    for (dataset, columns) in not_comparable {
-        for (column, count) in columns {
-            lines.push(format!("{dataset}: {count} values of column {column} could not be compared"));
-        }
+    for NotComparable { dataset, column, values, list_types, .. } in not_comparable {
+        let types: Vec<&str> = list_types.iter().map(|list_type| list_type.name()).collect();
+        let (values, types) = (counted(*values, "value"), types.join(", "));
+        lines.push(format!(
+            "{dataset}: {values} of column {column} could not be compared in the last scrub: {types} may be there all the same"
+        ));
     }
     print_lines(&lines)?;
     Ok(Exit::Clean)

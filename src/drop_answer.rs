@@ -238,7 +238,7 @@ mod tests {
                 ("AAAAaaaa0004", received("maid", 4)),
                 ("AAAAaaaa0004", exempted(SEVERAL_CONSUMERS)),
                 ("AAAAaaaa0005", received("phone", 5)),
-                ("AAAAaaaa0005", Fact::Withdrawn { source: "s".into() }),
+                ("AAAAaaaa0005", Fact::Withdrawn { source: "s".into(), at: None }),
                 ("R1", received("email", 6)),
             ],
             10,
@@ -306,7 +306,7 @@ mod tests {
             (A, received("email", 1)),
             (A, verified()),
             (A, answered(5, "20260812_4821_Email.csv")),
-            (A, Fact::Withdrawn { source: "s".into() }),
+            (A, Fact::Withdrawn { source: "s".into(), at: None }),
             (A, anew),
         ];
         assert_eq!(check(&facts, 10, &[]).unsettled, [Text::from(A)]);

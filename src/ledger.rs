@@ -22,7 +22,7 @@ use crate::signature::TagKey;
 use crate::store::{self, Location, Object, Precondition, Store, StoreError};
 
 /// So many events are written in one segment at most.
-pub const EVENTS_A_SEGMENT: usize = 250_000;
+pub const EVENTS_A_SEGMENT: usize = if cfg!(test) { 4 } else { 250_000 };
 /// So many files are gathered in one.
 const LOOSE_SEGMENTS_MAX: usize = 32;
 /// How often a writer that lost a race tries again.
@@ -200,11 +200,25 @@ impl Ledger {
     /// Writes the events that are news behind the last segment. When another writer was faster, its events are read first, and what
     /// is known by then is left out. An event that repeats one before it in `events` is known, too.
     pub async fn append(&mut self, events: Vec<Event>) -> Result<Appended> {
+        self.append_in(events, EVENTS_A_SEGMENT).await
+    }
+
+    /// [`Ledger::append`] in one segment, however many they are: after a kill all of them are there, or none.
+    pub async fn append_at_once(&mut self, events: Vec<Event>) -> Result<Appended> {
+        self.append_in(events, usize::MAX).await
+    }
+
+    async fn append_in(&mut self, events: Vec<Event>, piece_events: usize) -> Result<Appended> {
         let total = events.len() as u64;
         let mut appended = Appended::default();
         let mut rest = events.into_iter().peekable();
         while rest.peek().is_some() {
-            let piece: Vec<Event> = rest.by_ref().take(EVENTS_A_SEGMENT).collect();
+            let mut piece: Vec<Event> = rest.by_ref().take(piece_events).collect();
+            // What one row says is judged as a whole.
+            let last = piece.last().map(|last| last.request_id.clone());
+            while let Some(next) = rest.next_if(|next| Some(&next.request_id) == last.as_ref()) {
+                piece.push(next);
+            }
             appended.events += self.append_piece(piece).await?;
         }
         appended.known = total - appended.events;
@@ -253,7 +267,9 @@ impl Ledger {
     /// reads the ledger anew.
     fn take_news(&mut self, events: &[Event]) -> Vec<bool> {
         let mut news = Vec::with_capacity(events.len());
-        for event in events {
+        // The last row without an id that was judged, and the judgement, which holds for all of it.
+        let mut judged: Option<(&Text, bool)> = None;
+        for (number, event) in events.iter().enumerate() {
             let of_request = self.supposed.get_mut(&event.request_id);
             let place = of_request.as_ref().and_then(|known| known.iter().position(|known| known.fact == event.fact));
             if let Some((known, place)) = of_request.zip(place) {
@@ -264,7 +280,17 @@ impl Ledger {
                 news.push(true);
                 continue;
             }
-            let is_news = self.requests.is_news(event);
+            let of_row = judged.filter(|(id, _)| **id == event.request_id).map(|(_, is_news)| is_news);
+            let is_news = match of_row {
+                _ if !self.requests.stands_for_row(event) => self.requests.is_news(event),
+                Some(is_news) => is_news,
+                None => {
+                    let row = events[number..].chunk_by(|one, next| one.request_id == next.request_id).next();
+                    let is_news = self.requests.is_news_row(row.unwrap_or_default());
+                    judged = Some((&event.request_id, is_news));
+                    is_news
+                }
+            };
             if is_news {
                 self.requests.take_event(event, None);
             }
@@ -508,5 +534,68 @@ async fn write_new(store: &dyn Store, location: &Location, bytes: Bytes) -> Resu
             Err(error) => Err(error.into()),
         },
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger_event::{Fact, Tagged};
+    use crate::store::local::LocalStore;
+
+    fn received(id: &str, tag: u8) -> Event {
+        let fact = Fact::Received {
+            identifier: Tagged { kind: "email".into(), tag: [tag; 32] },
+            source: "test".into(),
+            received_at: None,
+            regime: None,
+            due: None,
+            list_digest: None,
+        };
+        Event { recorded_at: Timestamp::UNIX_EPOCH, request_id: id.into(), fact }
+    }
+
+    async fn ledger(folder: &tempfile::TempDir) -> Ledger {
+        let state = Location::Local(folder.path().to_owned());
+        Ledger::open(Arc::new(LocalStore), &state, &TagKey::new([1; 32])).await.unwrap()
+    }
+
+    /// Segments hold four events here.
+    #[tokio::test]
+    async fn what_is_one_fact_is_one_segment_however_many_events_it_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(&folder).await;
+        let answers = |status| {
+            let event = |number: u8| Event {
+                recorded_at: Timestamp::UNIX_EPOCH,
+                request_id: format!("r{number}").into(),
+                fact: Fact::Answered { status, source: "file".into() },
+            };
+            (0..10).map(event).collect::<Vec<Event>>()
+        };
+        ledger.append((0..10).map(|number| received(&format!("r{number}"), number)).collect()).await.unwrap();
+        assert_eq!(ledger.head().sequence, 3);
+        assert_eq!(ledger.append_at_once(answers(3)).await.unwrap().events, 10);
+        assert_eq!(ledger.head().sequence, 4);
+    }
+
+    #[tokio::test]
+    async fn a_row_without_an_id_is_recorded_as_a_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(&folder).await;
+        let mut add = async |events: &[(&str, u8)]| {
+            ledger.append(events.iter().map(|(id, tag)| received(id, *tag)).collect()).await.unwrap().events
+        };
+        add(&[("R1", 1), ("R2", 2), ("R3", 3)]).await;
+        // All known; then one that is not, at the end of a segment.
+        assert_eq!(add(&[("tag-1", 1), ("tag-1", 2)]).await, 0);
+        assert_eq!(add(&[("R4", 4), ("R5", 5), ("tag-1", 1), ("tag-1", 2), ("tag-1", 9)]).await, 5);
+        assert_eq!(add(&[("tag-1", 1), ("tag-1", 2), ("tag-1", 9)]).await, 0);
+        // Who opted in again is asked for by no row that tells no time, whatever else stands in it.
+        let fact = Fact::Withdrawn { source: "desk".into(), at: None };
+        let withdrawn = Event { recorded_at: Timestamp::UNIX_EPOCH, request_id: "R3".into(), fact };
+        ledger.append(vec![withdrawn]).await.unwrap();
+        let row = vec![received("tag-8", 8), received("tag-8", 3)];
+        assert_eq!(ledger.append(row).await.unwrap().events, 0);
     }
 }

@@ -98,10 +98,12 @@ pub enum Fact {
     Found { dataset: Text, run_id: Text, object: Text, rows: u64 },
     /// Its data stay, for this reason, until then (or for good).
     Exempted { ground: Text, until: Option<Timestamp> },
-    /// The person opted in again, or the request was a mistake.
-    Withdrawn { source: Text },
+    /// The person opted in again, or the request was a mistake. `at`: when, where a download tells; else when it was recorded.
+    Withdrawn { source: Text, at: Option<Timestamp> },
     /// Whoever asked was told; `status` is a code of theirs (DROP: 2 to 5).
     Answered { status: u64, source: Text },
+    /// A list without anybody was the first to be imported: there is a ledger, and nobody in it. Of no request.
+    Imported { source: Text, list_digest: Text },
 }
 
 impl Fact {
@@ -116,6 +118,7 @@ impl Fact {
             Fact::Exempted { .. } => "exempted",
             Fact::Withdrawn { .. } => "withdrawn",
             Fact::Answered { .. } => "answered",
+            Fact::Imported { .. } => "imported",
         }
     }
 }
@@ -212,8 +215,12 @@ impl<'a> Row<'a> {
                 Row { dataset: Some(dataset), run_id: Some(run_id), object: Some(object), rows: Some(*rows), ..row }
             }
             Fact::Exempted { ground, until } => Row { ground: Some(ground), until: *until, ..row },
-            Fact::Withdrawn { source } => Row { source: Some(source), ..row },
+            // A column of its own would give every older segment another digest.
+            Fact::Withdrawn { source, at } => Row { source: Some(source), received_at: *at, ..row },
             Fact::Answered { status, source } => Row { status: Some(*status), source: Some(source), ..row },
+            Fact::Imported { source, list_digest } => {
+                Row { source: Some(source), list_digest: Some(list_digest), ..row }
+            }
         }
     }
 
@@ -561,7 +568,8 @@ impl<'a> Columns<'a> {
                 rows: rows!(),
             },
             "exempted" => Fact::Exempted { ground: text!("ground"), until: time(const { at(&TIMES, "until") })? },
-            "withdrawn" => Fact::Withdrawn { source: text!("source") },
+            "withdrawn" => Fact::Withdrawn { source: text!("source"), at: time(const { at(&TIMES, "received_at") })? },
+            "imported" => Fact::Imported { source: text!("source"), list_digest: text!("list_digest") },
             "answered" => Fact::Answered {
                 status: count(const { at(&COUNTS, "status") })?.ok_or_else(|| lacks("status"))?,
                 source: text!("source"),
@@ -672,8 +680,10 @@ mod tests {
                 written_by: Some(text("loader")),
             },
             Fact::Exempted { ground: text("tax law"), until: Some(moment(1_800_000_000)) },
-            Fact::Withdrawn { source: text("desk") },
+            Fact::Withdrawn { source: text("desk"), at: None },
+            Fact::Withdrawn { source: text("download"), at: Some(moment(1_790_000_000)) },
             Fact::Answered { status: 3, source: text("drop") },
+            Fact::Imported { source: text("crm"), list_digest: text("cd") },
         ];
         let event = |(i, fact)| Event { recorded_at: moment(i as i64), request_id: text(&format!("r{i}")), fact };
         facts.into_iter().enumerate().map(event).collect()

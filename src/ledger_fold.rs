@@ -103,7 +103,12 @@ pub struct Request {
     entries: Option<(u32, u32)>,
     /// Its tags under other keys, which nothing can be compared with any more.
     pub stale_tags: u32,
+    /// When it was last asked for, as far as anybody told.
+    pub asked_at: Option<Timestamp>,
+    /// When it was withdrawn, unless it was asked for later.
     pub withdrawn_at: Option<Timestamp>,
+    /// Whether that was said here, under the present key: a command, and no download of some earlier day.
+    pub is_withdrawn_here: bool,
     pub exempted: Option<Arc<Exemption>>,
     /// The last run that found nothing of it after the last fact to the contrary.
     pub verified: Option<Arc<Verified>>,
@@ -121,6 +126,8 @@ pub struct Request {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exemption {
+    /// When it was recorded.
+    pub at: Timestamp,
     pub ground: Text,
     pub until: Option<Timestamp>,
 }
@@ -238,7 +245,9 @@ impl Request {
             list_digest: None,
             entries: None,
             stale_tags: 0,
+            asked_at: None,
             withdrawn_at: None,
+            is_withdrawn_here: false,
             exempted: None,
             verified: None,
             datasets: Vec::new(),
@@ -277,11 +286,6 @@ impl Request {
 
     pub fn rows_removed(&self) -> u64 {
         self.datasets.iter().map(|(_, facts)| facts.rows_removed).sum()
-    }
-
-    /// When it is due, unless nothing is: of what is exempted or withdrawn no deadline runs.
-    pub fn deadline(&self, now: Timestamp) -> Option<&DueDate> {
-        self.due.as_ref().filter(|_| self.is_suppressed(now))
     }
 
     /// When the deadline began to run: as received, or else when the ledger learnt of it.
@@ -332,6 +336,9 @@ impl Request {
 
 /// How the ids of requests begin that their list gives none: the rest is the head of the first identifier's tag.
 pub const DERIVED: &str = "tag-";
+
+/// How the sources end that are downloads of DROP.
+const DOWNLOAD: &str = "_DROP.zip";
 
 /// The id of a request that its list gives none.
 pub fn derived_id(tag: &[u8; 32]) -> String {
@@ -495,6 +502,15 @@ impl Requests {
         self.requests.iter().enumerate().filter(lost).count()
     }
 
+    /// Requests of which an identifier is there under another key alone: whoever names it under the present one is not known for its own.
+    /// One that was withdrawn under the present key is given up.
+    pub fn left_behind(&self) -> usize {
+        let is_given_up = |request: &Request| request.withdrawn_at.is_some() && request.is_withdrawn_here;
+        let stale = self.stale.keys().map(|number| (*number, self.at(*number)));
+        let lost = stale.filter(|(number, request)| request.entries.is_none() || self.lacks_entries(*number));
+        lost.filter(|(_, request)| !is_given_up(request)).count()
+    }
+
     fn lacks_entries(&self, number: u32) -> bool {
         let mut had: BTreeMap<(&Text, &Text), usize> = BTreeMap::new();
         for Stale { key_id, identifier } in self.stale.get(&number).into_iter().flatten() {
@@ -513,15 +529,26 @@ impl Requests {
     /// Whether the event says something that is not known yet.
     pub fn is_news(&self, event: &Event) -> bool {
         let Some(request) = self.get(&event.request_id) else {
-            // Without an id of its own, a row whose identifier is known is that request again.
-            let Fact::Received { identifier, received_at, .. } = &event.fact else { return false };
-            let is_derived = event.request_id.starts_with(DERIVED);
-            let mut known = self.with_tag(head(&identifier.tag)).map(|number| self.at(number)).peekable();
-            return !is_derived || known.peek().is_none() || known.all(|known| is_asked_anew(known, *received_at));
+            return match &event.fact {
+                Fact::Received { .. } => !self.stands_for_row(event) || self.is_news_row(std::slice::from_ref(event)),
+                // What it withdraws may come later, from an older download.
+                Fact::Withdrawn { at, .. } => at.is_some(),
+                Fact::Imported { .. } => self.events == 0,
+                Fact::Planned { .. }
+                | Fact::Removed { .. }
+                | Fact::VerifiedClean { .. }
+                | Fact::Reappeared { .. }
+                | Fact::Found { .. }
+                | Fact::Exempted { .. }
+                | Fact::Answered { .. } => false,
+            };
         };
         match &event.fact {
-            Fact::Received { identifier, received_at, .. } => {
-                !self.identifiers(request).any(|known| known == identifier) || is_asked_anew(request, *received_at)
+            Fact::Received { identifier, source, received_at, due, .. } => {
+                !self.identifiers(request).any(|known| known == identifier)
+                    || is_asked_anew(request, *received_at)
+                    || is_listed_later(request, source, *received_at)
+                    || is_due_earlier(request, due.as_ref())
             }
             Fact::Planned { dataset, run_id, rows, .. } => {
                 let known = request.datasets.iter().find(|(name, _)| name == dataset).map(|(_, facts)| facts);
@@ -542,13 +569,47 @@ impl Requests {
             Fact::Exempted { ground, until } => {
                 !request.exempted.as_ref().is_some_and(|known| known.ground == *ground && known.until == *until)
             }
-            Fact::Withdrawn { .. } => request.withdrawn_at.is_none(),
+            Fact::Withdrawn { at: None, .. } => request.withdrawn_at.is_none() || !request.is_withdrawn_here,
+            Fact::Withdrawn { at: Some(at), .. } => withdraws(request, *at),
             Fact::Answered { status, .. } => {
                 request.answered.as_ref().is_none_or(|answered| answered.status != *status)
             }
             Fact::Reappeared { .. } => true,
             Fact::Found { .. } => request.was_not_found(),
+            Fact::Imported { .. } => false,
         }
+    }
+
+    /// For each of these identifiers a request that asks for it; `None`: of some of them there is none.
+    pub fn asking_for(&self, identifiers: &[Tagged]) -> Option<Vec<&Request>> {
+        let asking = |tagged: &Tagged| {
+            let mut known = self.with_tag(head(&tagged.tag)).map(|number| self.at(number));
+            known.find(|known| known.withdrawn_at.is_none())
+        };
+        identifiers.iter().map(asking).collect()
+    }
+
+    /// Whether it is of a row without an id that no request is named after.
+    pub fn stands_for_row(&self, event: &Event) -> bool {
+        event.request_id.starts_with(DERIVED) && self.get(&event.request_id).is_none()
+    }
+
+    /// Whether a row without an id, whose events these are, says something new: as a whole, for it stands for one person. Were only some
+    /// of its identifiers recorded, whoever withdraws the others would go on being removed by these. Rows that name somebody who
+    /// opted in again, and tell no later asking, say nothing.
+    pub fn is_news_row(&self, row: &[Event]) -> bool {
+        let mut is_news = false;
+        for event in row {
+            let Fact::Received { identifier, received_at, .. } = &event.fact else { continue };
+            let known = || self.with_tag(head(&identifier.tag)).map(|number| self.at(number));
+            // Of an unknown identifier that is said of all requests that have it.
+            if known().all(|known| is_asked_anew(known, *received_at)) {
+                is_news = true;
+            } else if known().all(|known| known.withdrawn_at.is_some()) {
+                return false;
+            }
+        }
+        is_news
     }
 
     pub fn answer_files(&self) -> &BTreeSet<Text> {
@@ -558,11 +619,15 @@ impl Requests {
     /// Takes in one event; `stale_key`: of its tag, when that is not made with the present key.
     pub fn take_event(&mut self, event: &Event, stale_key: Option<&Text>) {
         self.events += 1;
+        // Of no request.
+        if matches!(event.fact, Fact::Imported { .. }) {
+            return;
+        }
         let number = match self.by_id.get(&event.request_id) {
             Some(number) => *number,
             None => {
                 let source = match &event.fact {
-                    Fact::Received { source, .. } | Fact::Withdrawn { source } | Fact::Answered { source, .. } => {
+                    Fact::Received { source, .. } | Fact::Withdrawn { source, .. } | Fact::Answered { source, .. } => {
                         source
                     }
                     _ => &event.request_id,
@@ -581,7 +646,7 @@ impl Requests {
         if let Fact::Answered { source, .. } = &event.fact {
             self.answer_files.insert(source.clone());
         }
-        take_fact(&mut self.requests[number as usize], event);
+        take_fact(&mut self.requests[number as usize], event, stale_key.is_none());
         if let Fact::VerifiedClean { run_id, manifest_digest } = &event.fact {
             let at = event.recorded_at;
             let is_it =
@@ -662,14 +727,30 @@ fn is_asked_anew(request: &Request, received_at: Option<Timestamp>) -> bool {
     request.withdrawn_at.is_some_and(|withdrawn| received_at.is_some_and(|received| received > withdrawn))
 }
 
-fn take_fact(request: &mut Request, event: &Event) {
+/// DROP lists an item once, so a later download that has it again tells that it was removed in between; that removal may be imported last.
+fn is_listed_later(request: &Request, source: &str, received_at: Option<Timestamp>) -> bool {
+    source.ends_with(DOWNLOAD) && received_at > request.asked_at
+}
+
+/// Whether somebody asked by a rule whose term ends before that of the rules so far.
+fn is_due_earlier(request: &Request, due: Option<&DueDate>) -> bool {
+    let known = request.due.as_ref();
+    request.withdrawn_at.is_none() && due.is_some_and(|due| known.is_none_or(|known| due.at < known.at))
+}
+
+/// Whether a withdrawal of that time is one: nobody asked later, and none is known that is as late.
+fn withdraws(request: &Request, at: Timestamp) -> bool {
+    request.asked_at.is_none_or(|asked| asked <= at) && request.withdrawn_at.is_none_or(|known| known < at)
+}
+
+fn take_fact(request: &mut Request, event: &Event, is_present_key: bool) {
     let at = event.recorded_at;
     match &event.fact {
         Fact::Received { source, received_at, regime, due, list_digest, .. } => {
             let anew = is_asked_anew(request, *received_at);
             if anew {
                 // What was done when it was asked before is no answer to this asking. A plan stands until its run has ended.
-                request.withdrawn_at = None;
+                (request.withdrawn_at, request.is_withdrawn_here) = (None, false);
                 request.verified = None;
                 request.reappeared_at = None;
                 request.reappearances = 0;
@@ -679,10 +760,13 @@ fn take_fact(request: &mut Request, event: &Event) {
                     *facts = InDataset { planned: facts.planned.take(), ..InDataset::default() };
                 }
             }
-            if anew || request.received_at.is_none() {
+            // A later asking of the same person puts off no clock that runs from when the first was recorded.
+            let is_first = request.recorded_at == at || received_at.is_some_and(|it| it < request.recorded_at);
+            if anew || (request.received_at.is_none() && is_first) {
                 request.received_at = *received_at;
             }
-            if anew || request.regime.is_none() {
+            request.asked_at = request.asked_at.max(*received_at);
+            if anew || request.regime.is_none() || is_due_earlier(request, due.as_ref()) {
                 request.regime = regime.clone();
                 request.due = due.clone();
             }
@@ -722,10 +806,19 @@ fn take_fact(request: &mut Request, event: &Event) {
             request.reopened_at = Some(at);
             request.verified = None;
         }
+        Fact::Imported { .. } => {}
         Fact::Exempted { ground, until } => {
-            request.exempted = Some(Arc::new(Exemption { ground: ground.clone(), until: *until }));
+            request.exempted = Some(Arc::new(Exemption { at, ground: ground.clone(), until: *until }));
         }
-        Fact::Withdrawn { .. } => request.withdrawn_at = Some(at),
+        Fact::Withdrawn { at: None, .. } => {
+            request.withdrawn_at = request.withdrawn_at.max(Some(at));
+            request.is_withdrawn_here = is_present_key;
+        }
+        Fact::Withdrawn { at: Some(at), .. } => {
+            if withdraws(request, *at) {
+                (request.withdrawn_at, request.is_withdrawn_here) = (Some(*at), false);
+            }
+        }
         Fact::Answered { status, source } => {
             request.answered = Some(Arc::new(Answered { at, status: *status, source: source.clone() }));
         }
@@ -778,7 +871,18 @@ mod tests {
     }
 
     fn withdrawn(id: &str) -> (Text, Fact) {
-        of(id, Fact::Withdrawn { source: text("desk") })
+        of(id, Fact::Withdrawn { source: text("desk"), at: None })
+    }
+
+    fn removed_from_download(id: &str, second: i64) -> (Text, Fact) {
+        of(id, Fact::Withdrawn { source: text("download"), at: Some(at(second)) })
+    }
+
+    fn downloaded(id: &str, second: i64) -> (Text, Fact) {
+        let (_, mut fact) = received(id, 1, Some(second));
+        let Fact::Received { source, .. } = &mut fact else { panic!("received") };
+        *source = text(&format!("{second}_DROP.zip"));
+        of(id, fact)
     }
 
     fn exempted(id: &str, until: Option<i64>) -> (Text, Fact) {
@@ -860,6 +964,29 @@ mod tests {
             assert_eq!((folded.events, folded.len()), (events, requests), "{facts:?}");
         }
         assert_eq!(fold(&[withdrawn("nobody")]).len(), 0);
+    }
+
+    /// Downloads are imported in any order, and what DROP said last counts.
+    #[test]
+    fn the_dates_of_downloads_decide_and_not_the_order_of_their_imports() {
+        let (list, cancel) = (|second| downloaded("r", second), |second| removed_from_download("r", second));
+        for (facts, wish) in [
+            (vec![list(812), cancel(920)], State::Withdrawn),
+            (vec![cancel(920), list(812)], State::Withdrawn),
+            (vec![cancel(920), list(812), list(1030)], State::Open),
+            (vec![list(812), cancel(920), list(1030)], State::Open),
+            (vec![list(812), list(1030), cancel(920)], State::Open),
+            (vec![list(1030), cancel(920), list(812)], State::Open),
+            (vec![list(812), cancel(920), cancel(1110), list(1030)], State::Withdrawn),
+            // In one download, or said here: withdrawn.
+            (vec![list(812), cancel(812)], State::Withdrawn),
+            (vec![list(812), cancel(920), withdrawn("r"), list(920)], State::Withdrawn),
+        ] {
+            let folded = fold(&facts);
+            assert_eq!(folded.get("r").unwrap().state(at(2000)), wish, "{facts:?}");
+            let events = folded.events;
+            assert_eq!(fold(&[&facts[..], &facts[..]].concat()).events, events, "twice: {facts:?}");
+        }
     }
 
     #[test]

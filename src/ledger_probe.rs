@@ -207,7 +207,8 @@ async fn unchanged_until(store: &dyn Store, state: &Location, probe: &ProbeTable
         | Fact::VerifiedClean { .. }
         | Fact::Reappeared { .. }
         | Fact::Found { .. }
-        | Fact::Answered { .. } => false,
+        | Fact::Answered { .. }
+        | Fact::Imported { .. } => false,
     };
     let is_changed = behind.iter().flat_map(|segment| &segment.events).any(|event| changes(&event.fact));
     let head = behind

@@ -39,7 +39,7 @@ pub async fn open(job: &Job, stores: &Stores, key: &TagKey, now: Timestamp) -> R
     if ledger.head().sequence == 0 {
         let name = &list.name;
         return Err(Error::usage(format!("list {name} is missing: there is no ledger at {}", ledger::folder(state)))
-            .hint("`lakescrub requests import` makes one; an empty ledger is one whose requests are withdrawn"));
+            .hint("`lakescrub requests import` or `lakescrub drop import` makes one, of a list without anybody, too"));
     }
     ledger.check_key(now)?;
     Ok(Some(ledger))

@@ -12,12 +12,12 @@ use jiff::tz::TimeZone;
 use md5::Md5;
 use sha2::{Digest, Sha256};
 
-use crate::deadline::{DueDates, Received};
+use crate::deadline::{DueDates, Received, Since};
 use crate::error::{Error, Result};
 use crate::identifier::{Canonical, HashFunction, Hashed, Kind, Value, plain_decimal};
 use crate::job::{Job, ListColumn, ListFormat, ListSpec, scope_of};
 use crate::ledger_event::{Event, Fact, Tagged, Text};
-use crate::ledger_fold::{Requests, derived_id};
+use crate::ledger_fold::{DERIVED, Request, Requests, derived_id};
 use crate::meter::Meter;
 use crate::request::{self, Entry, ListReport};
 use crate::signature::TagKey;
@@ -186,6 +186,8 @@ pub struct Receipt<'a> {
     /// With the regime they are under.
     pub due: Option<(Text, DueDates<'a>)>,
     pub now: Timestamp,
+    /// Rows of which the regime gives no date: it was not in force when they were received.
+    pub rows_without_due_date: u64,
 }
 
 impl TaggedList {
@@ -193,19 +195,28 @@ impl TaggedList {
     pub fn name_requests(&mut self, known: &Requests) {
         self.rows.iter_mut().for_each(|row| row.request_id = Some(id_of(row, known)));
     }
+
+    /// How many rows ask for somebody who opted in again, and tell no time from which it follows that they asked later: those with an
+    /// identifier that is news and another that is withdrawn, and those of the very day of the withdrawal. Nobody is deleted on a guess.
+    pub fn not_heard(&self, known: &Requests) -> usize {
+        self.rows.iter().filter(|row| is_not_heard(row, known)).count()
+    }
 }
 
 impl Receipt<'_> {
-    /// The events of rows that were given their ids; of millions so many at a time as are to be held beside the ledger.
-    pub fn events(&mut self, rows: impl Iterator<Item = TaggedRow>) -> Vec<Event> {
+    /// The events of rows that were given their ids; of millions so many at a time as are to be held beside the ledger. What a row without
+    /// an id says of people whose requests are known, all of them, is said of these requests: only an earlier date is news of them.
+    pub fn events(&mut self, rows: impl Iterator<Item = TaggedRow>, known: &Requests) -> Vec<Event> {
         let mut events = Vec::new();
         for row in rows {
+            let since = row.received_at.map_or(Since::Recorded, |_| Since::Received);
             let received = row.received_at.unwrap_or(Received::At(self.now));
-            let due = self.due.as_mut().and_then(|(_, due)| due.of(received));
-            let request_id = row.request_id.unwrap_or_default();
-            events.extend(row.identifiers.into_iter().map(|identifier| Event {
+            let due = self.due.as_mut().and_then(|(_, due)| due.of(received, since));
+            self.rows_without_due_date += u64::from(self.due.is_some() && due.is_none());
+            let ids = ids_of(row.request_id.unwrap_or_default(), &row.identifiers, known);
+            events.extend(row.identifiers.into_iter().zip(ids).map(|(identifier, request_id)| Event {
                 recorded_at: self.now,
-                request_id: request_id.clone(),
+                request_id,
                 fact: Fact::Received {
                     identifier,
                     source: self.source.clone(),
@@ -218,6 +229,41 @@ impl Receipt<'_> {
         }
         events
     }
+}
+
+/// The request that each identifier of a row is recorded for.
+pub fn ids_of(request_id: Text, identifiers: &[Tagged], known: &Requests) -> Vec<Text> {
+    let is_row = request_id.starts_with(DERIVED) && known.get(&request_id).is_none();
+    match known.asking_for(identifiers).filter(|_| is_row) {
+        Some(asking) => asking.into_iter().map(|request| request.id.clone()).collect(),
+        None => vec![request_id; identifiers.len()],
+    }
+}
+
+fn is_not_heard(row: &TaggedRow, known: &Requests) -> bool {
+    let holding = |tagged: &Tagged| {
+        let tag = tagged.tag[..16].try_into().expect("half a tag");
+        known.with_tag(tag).map(|number| known.at(number))
+    };
+    let received_at = row.received_at.map(time_of);
+    let is_let_go = |request: &Request| request.withdrawn_at.is_some_and(|withdrawn| received_at <= Some(withdrawn));
+    if let Some(named) = row.request_id.as_deref().and_then(|id| known.get(id)) {
+        return is_of_the_day(row, named);
+    }
+    if !row.request_id.as_deref().is_some_and(|id| id.starts_with(DERIVED)) {
+        return false;
+    }
+    let is_new = row.identifiers.iter().any(|tagged| holding(tagged).next().is_none());
+    let is_withdrawn = |tagged: &Tagged| holding(tagged).next().is_some() && holding(tagged).all(is_let_go);
+    let is_of_the_day = row.identifiers.iter().flat_map(holding).any(|request| is_of_the_day(row, request));
+    is_of_the_day || (is_new && row.identifiers.iter().any(is_withdrawn))
+}
+
+/// Whether the row has the day of the request's withdrawal and no time, and is not the asking that was withdrawn.
+fn is_of_the_day(row: &TaggedRow, request: &Request) -> bool {
+    let Some((Received::On(day), withdrawn)) = row.received_at.zip(request.withdrawn_at) else { return false };
+    let is_new = request.asked_at.is_none_or(|asked| time_of(Received::On(day)) > asked);
+    is_new && withdrawn.to_zoned(TimeZone::UTC).date() == day
 }
 
 /// The list's own id; else that of the request which had this row's tag under the key before; else one of its tag. A hidden id depends
@@ -240,20 +286,36 @@ fn id_of(row: &TaggedRow, known: &Requests) -> Text {
 }
 
 /// Refuses what would make new requests of old ones: after a change of the tag key nothing is known by the new one until the lists were
-/// read with both, and a key that fits none of the old tags is not the one before.
-pub fn check_rotation(lists: &[TaggedList], known: &Requests, has_old_key: bool) -> Result<()> {
-    let stale = known.iter().filter(|request| request.stale_tags > 0 && known.identifiers(request).next().is_none());
-    let stale = stale.count();
-    let mut old_tags = lists.iter().flat_map(|list| &list.rows).flat_map(|row| &row.old_tags);
+/// read with both, a key that fits none of the old tags is not the one before, and a person whom nobody knows by the new key and who has
+/// no id may be one who opted in again under the old.
+pub fn check_rotation<'a>(
+    rows: impl IntoIterator<Item = &'a TaggedRow> + Clone,
+    known: &Requests,
+    has_old_key: bool,
+) -> Result<()> {
+    let stale = known.left_behind();
+    let is_found_by_id = |row: &TaggedRow| {
+        row.request_id.as_deref().is_some_and(|id| !id.starts_with(HIDDEN) || known.get(id).is_some())
+    };
+    let is_unknown =
+        |tagged: &Tagged| known.with_tag(tagged.tag[..16].try_into().expect("half a tag")).next().is_none();
+    let may_be_stale = |row: &TaggedRow| !is_found_by_id(row) && row.identifiers.iter().any(is_unknown);
+    let mut old_tags = rows.clone().into_iter().flat_map(|row| &row.old_tags);
     let refused = |what: &str| {
         Err(Error::usage(format!(
             "{stale} requests of the ledger are tagged with another tag_key, {what}; nothing was recorded"
         ))
-        .hint("import the lists once with --old-tag-key and the key from before, so that each request is found again"))
+        .hint(
+            "import the lists once with --old-tag-key and the key from before, so that each request is found again; withdraw by their ids \
+             those that no list has any more",
+        ))
     };
     match stale {
         0 => Ok(()),
         _ if !has_old_key && known.identifiers_by_kind().is_empty() => refused("and none with this one"),
+        _ if !has_old_key && rows.into_iter().any(may_be_stale) => {
+            refused("and what has no request id may be one of these")
+        }
         _ if has_old_key && !old_tags.any(|tag| known.with_stale_tag(tag).is_some()) => {
             refused("which is not the one of --old-tag-key, or the lists name none of them")
         }

@@ -6,37 +6,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
 use std::path::Path;
-use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
-use arrow::datatypes::DataType;
-use arrow::util::display::array_value_to_string;
-use jiff::civil::Date;
 use jiff::{SignedDuration, Timestamp};
-use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 
 use crate::chain;
-use crate::cli::{Common, ExportFormat, ReadAs, RequestsCommand, print_result};
-use crate::deadline::{DueDates, Received, Regimes};
-use crate::drop_answer::download_of;
+use crate::cli::{Common, ReadAs, RequestsCommand, print_result};
+use crate::deadline::{DueDates, Received, Regimes, Since};
+use crate::drop_answer::{download_of, status_of};
+use crate::drop_files::Status;
 use crate::error::{Error, Exit, Result};
 use crate::identifier::{HashFunction, Hashed};
 use crate::job::Job;
 use crate::keys;
 use crate::ledger::{Appended, EVENTS_A_SEGMENT, Ledger};
-use crate::ledger_event::{DueDate, Event, Fact, Tagged, Text, table};
+use crate::ledger_event::{Event, Fact, Tagged, Text};
 use crate::ledger_fold::{Holds, Request, Requests, State, derived_id};
 use crate::ledger_probe;
 use crate::ledger_run;
+use crate::request_deadlines::{dates, deadlines, due_of};
+use crate::request_export::export;
 use crate::request_import::{
-    self, Columns, Receipt, TaggedList, Who, plainly_held, time_of, when, who, whole_microseconds,
+    self, Columns, Receipt, TaggedList, TaggedRow, Who, plainly_held, time_of, when, who, whole_microseconds,
 };
 use crate::run::{exit_json, print_json, print_lines};
 use crate::session::{honours_conditions, self_test, uses_s3};
-use crate::show;
+use crate::show::{self, counted};
 use crate::signature::TagKey;
-use crate::standing::{Dates, Standing, next_run, standing, whole_days};
 use crate::store::Stores;
 
 /// The job's ledger, open, and what belongs to it.
@@ -59,6 +55,9 @@ impl Desk {
     async fn open_with(common: &Common, path: &Path, lists: &[String]) -> Result<Desk> {
         let job = Job::read(path, &common.set)?;
         self_test()?;
+        for name in job.regimes.replaced() {
+            tracing::warn!(deadline = name, "a [[deadline]] of the job stands in for the preset of its name");
+        }
         keys::open_to_others(&job.state.tag_key).into_iter().for_each(|warning| tracing::warn!("{warning}"));
         let key = keys::load_tag_key(&job.state.tag_key)?;
         let needs_s3 = uses_s3(&job) || lists.iter().any(|list| list.starts_with("s3://"));
@@ -98,12 +97,28 @@ impl Desk {
         self.ledger.append(events).await
     }
 
+    /// [`Desk::append`] of events that are one fact together.
+    pub async fn append_at_once(&mut self, events: Vec<Event>) -> Result<Appended> {
+        honours_conditions(&self.stores, &self.job, &self.job.state.location.join("")).await?;
+        self.ledger.append_at_once(events).await
+    }
+
     /// Once behind all appends of a command: the file is made of the whole ledger.
     pub async fn refresh_probe(&self, appended_events: u64) {
         if appended_events > 0 {
             let (state, now) = (&self.job.state.location, self.now);
             ledger_probe::refresh(&self.stores.of(state), &self.ledger, state, &self.key, now).await;
         }
+    }
+
+    /// Lets the ledger begin where a list without anybody is the first one: nobody is to be removed then, which is no missing list.
+    pub async fn begin(&mut self, source: &str, digest: &str) -> Result<()> {
+        if self.ledger.head().sequence > 0 {
+            return Ok(());
+        }
+        let fact = Fact::Imported { source: source.into(), list_digest: digest.into() };
+        let event = Event { recorded_at: self.now, request_id: "".into(), fact };
+        self.append(vec![event]).await.map(drop)
     }
 
     /// The predicate of the last scrub's manifest, if there is one.
@@ -278,25 +293,53 @@ async fn import(
     let (now, regimes) = (desk.now, desk.job.regimes.clone());
     due_dates(&regimes, regime.as_ref())?;
     let lists = request_import::read(&desk.job, &desk.stores, wanted, columns, (&desk.key, old_key), &|| now).await?;
-    request_import::check_rotation(&lists, desk.ledger.requests(), old_key.is_some())?;
+    for list in &lists {
+        // The name of a file is kept as the source of its requests; those of the job's lists are the job's.
+        if !desk.job.lists.iter().any(|spec| spec.name == list.report.name) {
+            refuse_identifier(&list.report.name, "a list's file name")?;
+        }
+    }
+    request_import::check_rotation(
+        lists.iter().flat_map(|list| &list.rows),
+        desk.ledger.requests(),
+        old_key.is_some(),
+    )?;
     let (mut told, mut lines, mut total) = (Vec::new(), Vec::new(), Appended::default());
     for mut list in lists {
         let own = desk.job.lists.iter().find(|spec| spec.name == list.report.name);
         let regime = regime.clone().or_else(|| own?.regime.as_deref().map(Text::from));
         list.name_requests(desk.ledger.requests());
+        let not_heard = list.not_heard(desk.ledger.requests());
+        if not_heard > 0 {
+            tracing::warn!(
+                list = list.report.name,
+                rows = not_heard,
+                "rows name somebody who opted in again, and tell no later time: they open no request"
+            );
+        }
         let TaggedList { report, rows } = list;
         let mut receipt = Receipt {
             source: report.name.as_str().into(),
             list_digest: report.digest.as_str().into(),
             due: regime.clone().zip(due_dates(&regimes, regime.as_ref())?),
             now,
+            rows_without_due_date: 0,
         };
         let (count, mut rows, mut appended) = (rows.len(), rows.into_iter(), Appended::default());
         while rows.len() > 0 {
-            let events = receipt.events(rows.by_ref().take(EVENTS_A_SEGMENT));
+            let events = receipt.events(rows.by_ref().take(EVENTS_A_SEGMENT), desk.ledger.requests());
             let of_these = desk.append(events).await?;
             (appended.events, appended.known) = (appended.events + of_these.events, appended.known + of_these.known);
         }
+        if receipt.rows_without_due_date > 0 {
+            let rows = receipt.rows_without_due_date;
+            tracing::warn!(
+                list = report.name,
+                rows,
+                "rows have no due date: their regime was not in force when they were received"
+            );
+        }
+        desk.begin(&report.name, &report.digest).await?;
         (total.events, total.known) = (total.events + appended.events, total.known + appended.known);
         tracing::info!(list = report.name, added = appended.events, known = appended.known, "list imported");
         told.push(json!({
@@ -310,8 +353,12 @@ async fn import(
             "known": appended.known,
         }));
         let (name, rows) = (&report.name, report.rows);
-        lines
-            .push(format!("list {name}: {rows} rows, {} identifiers added, {} known", appended.events, appended.known));
+        lines.push(format!(
+            "list {name}: {}, {} recorded, {} known",
+            counted(rows, "row"),
+            appended.events,
+            appended.known
+        ));
     }
     desk.refresh_probe(total.events).await;
     if common.json {
@@ -332,7 +379,8 @@ async fn import(
 
 fn totals(desk: &Desk) -> String {
     let (head, requests) = (desk.ledger.head(), desk.ledger.requests());
-    format!("ledger: {} requests, {} events in {} segments", requests.len(), requests.events, head.sequence)
+    let (requests, events) = (counted(requests.len() as u64, "request"), counted(requests.events, "event"));
+    format!("ledger: {requests}, {events} in {}", counted(head.sequence, "segment"))
 }
 
 /// A request as it was typed in.
@@ -378,10 +426,19 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
     refuse_identifier(&id, "--request-id")?;
     // Under its id a request is found again, whatever the key.
     if desk.ledger.requests().get(&id).is_none() {
-        request_import::check_rotation(&[], desk.ledger.requests(), false)?;
+        let row = TaggedRow {
+            request_id: new.request_id.map(|_| id.clone()),
+            received_at: Some(received_at),
+            identifiers: identifiers.clone(),
+            old_tags: Vec::new(),
+        };
+        request_import::check_rotation([&row], desk.ledger.requests(), false)?;
     }
     let regime = new.regime.map(Text::from);
-    let due = due_dates(&desk.job.regimes, regime.as_ref())?.and_then(|mut due| due.of(received_at));
+    let due = due_dates(&desk.job.regimes, regime.as_ref())?.and_then(|mut due| due.of(received_at, Since::Received));
+    if regime.is_some() && due.is_none() {
+        tracing::warn!("no due date: the regime was not in force when the request was received");
+    }
     let fact = |identifier: &Tagged| Fact::Received {
         identifier: identifier.clone(),
         source: new.source.into(),
@@ -390,9 +447,17 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         due: due.clone(),
         list_digest: None,
     };
-    let events = identifiers.iter().map(|identifier| desk.event(&id, fact(identifier))).collect();
+    let ids = request_import::ids_of(id.clone(), &identifiers, desk.ledger.requests());
+    let events = identifiers.iter().zip(&ids).map(|(identifier, id)| desk.event(id, fact(identifier))).collect();
     let appended = desk.record(events).await?;
-    told(common, &desk, "requests add", &[id], appended)
+    // Without an id of its own the person may be known under another request.
+    let mut ids = match desk.ledger.requests().get(&id) {
+        Some(_) => vec![id],
+        None => requests_of(desk.ledger.requests(), &identifiers),
+    };
+    ids.sort();
+    ids.dedup();
+    told(common, &desk, "requests add", &ids, appended)
 }
 
 async fn withdraw(
@@ -422,7 +487,10 @@ async fn withdraw(
             "other requests name the same people, who go on being removed for these; name them as KIND=VALUE"
         );
     }
-    let events = ids.iter().map(|id| desk.event(id, Fact::Withdrawn { source: source.into() })).collect();
+    // Whoever says so now has the last word over every asking so far, one with a time to come included.
+    let asked_at = |id: &Text| desk.ledger.requests().get(id).and_then(|request| request.asked_at);
+    let fact = |id| Fact::Withdrawn { source: source.into(), at: asked_at(id).filter(|asked| *asked > desk.now) };
+    let events = ids.iter().map(|id| desk.event(id, fact(id))).collect();
     let appended = desk.record(events).await?;
     told(common, &desk, "requests withdraw", &ids, appended)
 }
@@ -485,19 +553,24 @@ fn told(common: &Common, desk: &Desk, command: &str, ids: &[Text], appended: App
         }))?;
     } else {
         let ids: Vec<&str> = ids.iter().map(|id| &**id).take(20).collect();
-        let events = appended.events;
-        print_lines(&[format!("{events} events recorded for {}", ids.join(", ")), totals(desk)])?;
+        let line = match appended.events {
+            0 => format!("nothing new: known as {}", ids.join(", ")),
+            events => format!("{} recorded for {}", counted(events, "event"), ids.join(", ")),
+        };
+        print_lines(&[line, totals(desk)])?;
     }
     Ok(Exit::Clean)
 }
 
 /// The ids of the exempted requests that hold an identifier of this one.
-fn holders<'a>(requests: &'a Requests, request: &Request, holds: &Holds) -> Vec<&'a str> {
+pub fn holders<'a>(requests: &'a Requests, request: &Request, holds: &Holds) -> Vec<&'a str> {
     requests.held_by(request, holds).into_iter().map(|number| &*requests.at(number).id).collect()
 }
 
 /// A request as JSON: what `requests list --json` shows of each.
-pub fn request_json(requests: &Requests, request: &Request, holds: &Holds, now: Timestamp) -> Value {
+fn request_json(desk: &Desk, request: &Request, holds: &Holds) -> Value {
+    let (requests, now) = (desk.ledger.requests(), desk.now);
+    let due = due_of(&desk.job.regimes, request, now);
     let identifiers: Vec<Value> = requests
         .identifiers(request)
         .map(|identifier| json!({ "kind": &*identifier.kind, "tag": hex::encode(identifier.tag) }))
@@ -527,8 +600,9 @@ pub fn request_json(requests: &Requests, request: &Request, holds: &Holds, now: 
         "received_at": request.received_at,
         "recorded_at": request.recorded_at,
         "regime": request.regime.as_deref(),
-        "due_at": request.deadline(now).map(|due| due.at),
-        "due_how": request.deadline(now).map(|due| &*due.how),
+        "due_at": due.as_ref().map(|due| due.at),
+        "due_how": due.as_ref().map(|due| &*due.how),
+        "drop_status": download_of(request).and_then(|_| status_of(request, now)).map(Status::code),
         "list_digest": request.list_digest.as_deref(),
         "identifiers": identifiers,
         "identifiers_under_another_key": request.stale_tags,
@@ -544,6 +618,32 @@ pub fn request_json(requests: &Requests, request: &Request, holds: &Holds, now: 
     })
 }
 
+/// What `requests list --state` calls what is past its due date.
+const OVERDUE: &str = "overdue";
+
+/// What DROP is to be told of a work item, why, and whether it was.
+fn drop_standing(request: &Request, now: Timestamp) -> String {
+    if request.state(now) == State::Withdrawn {
+        return "cancelled".to_owned();
+    }
+    let told = request.answered.as_ref().map(|answered| answered.status);
+    let Some(status) = status_of(request, now) else {
+        return told.map_or_else(|| "no status yet".to_owned(), |told| format!("answered {told}"));
+    };
+    let why = match (status, &request.exempted) {
+        (Status::Exempted, Some(exemption)) => format!(": {}", exemption.ground),
+        (Status::OptedOut, _) => ": several consumers".to_owned(),
+        (Status::Exempted | Status::Deleted | Status::NotFound, _) => String::new(),
+    };
+    let code = status.code();
+    let answered = match told {
+        None => "unanswered".to_owned(),
+        Some(told) if told == u64::from(code) => "answered".to_owned(),
+        Some(told) => format!("answered {told} before"),
+    };
+    format!("{code} {}{why} ({answered})", status.name())
+}
+
 fn list(
     common: &Common,
     desk: &Desk,
@@ -551,21 +651,27 @@ fn list(
     source: Option<&str>,
     request_id: Option<&str>,
 ) -> Result<Exit> {
-    let wanted = state.map(|name| {
+    let is_overdue = |request: &Request| {
+        dates(&desk.job.regimes, request, desk.now).is_some_and(|(dates, _)| dates.is_overdue(desk.now))
+    };
+    // Overdue is what is late in whatever state.
+    let late = state == Some(OVERDUE);
+    let wanted = state.filter(|_| !late).map(|name| {
         let names = State::ALL.map(State::name).join(", ");
-        State::parse(name).ok_or_else(|| Error::usage(format!("--state {name} is none of {names}")))
+        State::parse(name).ok_or_else(|| Error::usage(format!("--state {name} is none of {names}, {OVERDUE}")))
     });
     let wanted = wanted.transpose()?;
     let requests = desk.ledger.requests();
     let shown: Vec<&Request> = requests
         .iter()
         .filter(|request| wanted.is_none_or(|state| request.state(desk.now) == state))
+        .filter(|request| !late || is_overdue(request))
         .filter(|request| source.is_none_or(|source| &*request.source == source))
         .filter(|request| request_id.is_none_or(|id| &*request.id == id))
         .collect();
     let holds = requests.holds(desk.now);
     if common.json {
-        let all: Vec<Value> = shown.iter().map(|request| request_json(requests, request, &holds, desk.now)).collect();
+        let all: Vec<Value> = shown.iter().map(|request| request_json(desk, request, &holds)).collect();
         print_json(&json!({
             "command": "requests list",
             "exit": exit_json(Exit::Clean),
@@ -573,145 +679,19 @@ fn list(
             "ledger": desk.ledger_json(),
         }))?;
     } else {
-        print_result(&show::requests(requests, &shown, &holds, desk.now))?;
+        let has_drop = desk.job.drop.is_some();
+        let row = |request: &&Request| show::RequestRow {
+            due: due_of(&desk.job.regimes, request, desk.now).map(|due| due.at),
+            drop: download_of(request).filter(|_| has_drop).map(|_| drop_standing(request, desk.now)),
+        };
+        let rows: Vec<show::RequestRow> = shown.iter().map(row).collect();
+        print_result(&show::requests(requests, &shown, &rows, &holds, desk.now))?;
     }
     Ok(Exit::Clean)
 }
 
-/// The dates of a request that a deadline can be measured by, and its due date with how that was computed; `None` for those that are
-/// exempted or withdrawn. One that came back, or was found after a run had found nothing, has a term of its own from that day on.
-fn dates(desk: &Desk, request: &Request) -> Option<(Dates, Option<DueDate>)> {
-    let is_open = match request.state(desk.now) {
-        State::Exempted | State::Withdrawn => return None,
-        // A DROP work item is done when DROP was told.
-        state => state.is_open() || (download_of(request).is_some() && request.answered.is_none()),
-    };
-    let told = request.answered.as_ref().filter(|_| download_of(request).is_some()).map(|answered| answered.at);
-    let done = told.or_else(|| request.done_at()).unwrap_or(desk.now);
-    let seen_again = request.reappeared_at.or(request.reopened_at.filter(|_| request.verified.is_none()));
-    let (received, due) = match (seen_again, &request.regime) {
-        (Some(back), regime) if is_open => {
-            let due = regime.as_ref().and_then(|regime| desk.job.regimes.due(regime, Received::At(back)).ok());
-            (back, due.map(|due| DueDate { at: due.date, how: due.how.into() }))
-        }
-        _ => (request.clock_from(), request.due.clone()),
-    };
-    let dates = Dates {
-        received,
-        due: due.as_ref().and_then(|due| desk.job.regimes.end_of(due.at)),
-        done: (!is_open).then_some(done),
-        is_return: request.reappearances > 0 || request.reopened_at.is_some(),
-    };
-    Some((dates, due))
-}
-
-/// How the requests stand against their due dates, and what the next run of the schedule comes too late for.
-struct Deadlines<'a> {
-    standing: Standing,
-    /// Open requests by due date.
-    due: BTreeMap<Date, u64>,
-    /// With the due date that was applied.
-    overdue: Vec<(&'a Request, DueDate)>,
-    next_run: Option<(Timestamp, Vec<&'a Request>)>,
-}
-
-async fn deadlines(desk: &Desk, due_within: u32) -> Result<Deadlines<'_>> {
-    let requests = desk.ledger.requests();
-    let all = requests.iter().filter_map(|request| Some((request, dates(desk, request)?)));
-    let mut dated: Vec<(&Request, Dates)> = Vec::new();
-    let mut overdue: Vec<(&Request, DueDate)> = Vec::new();
-    let mut due: BTreeMap<Date, u64> = BTreeMap::new();
-    for (request, (dates, due_on)) in all {
-        dated.push((request, dates));
-        if let Some(due_on) = due_on.filter(|_| dates.is_open()) {
-            *due.entry(due_on.at).or_default() += 1;
-            if dates.is_overdue(desk.now) {
-                overdue.push((request, due_on));
-            }
-        }
-    }
-    let next_run = match desk.job.runs_every {
-        None => None,
-        Some(every) => {
-            let last = desk.last_scrub().await?;
-            let started = last.and_then(|last| last["run"]["started_at"].as_str()?.parse().ok());
-            let at = next_run(started, every, desk.now);
-            let missed = dated.iter().filter(|(_, dates)| dates.is_missed_by(at)).map(|(request, _)| *request);
-            Some((at, missed.collect()))
-        }
-    };
-    let dates: Vec<Dates> = dated.iter().map(|(_, dates)| *dates).collect();
-    Ok(Deadlines { standing: standing(&dates, desk.now, due_within), due, overdue, next_run })
-}
-
-impl Deadlines<'_> {
-    fn json(&self, desk: &Desk, due_within: u32) -> Vec<(&'static str, Value)> {
-        let ids = |requests: &[&Request]| requests.iter().map(|request| json!(&*request.id)).collect::<Vec<Value>>();
-        let in_days = |date: Date| {
-            let end = desk.job.regimes.end_of(date);
-            end.map(|end| whole_days(desk.now, end))
-        };
-        let due = self.due.iter();
-        let due = due.map(|(date, count)| json!({ "due_at": date, "in_days": in_days(*date), "requests": count }));
-        let Standing { open, done, overdue, due_soon, without_due_date, done_late, oldest_open_days, days_to_done } =
-            self.standing;
-        let rounded = |days: f64| (days * 100.0).round() / 100.0;
-        vec![
-            ("open", json!(open)),
-            ("done", json!(done)),
-            ("overdue", json!(overdue)),
-            ("overdue_requests", json!(self.overdue.iter().map(|(request, _)| &*request.id).collect::<Vec<_>>())),
-            ("due_within", json!({ "days": due_within, "requests": due_soon })),
-            ("due", json!(due.collect::<Vec<Value>>())),
-            ("without_due_date", json!(without_due_date)),
-            ("done_late", json!(done_late)),
-            ("oldest_age_days", json!(oldest_open_days.map(rounded))),
-            (
-                "days_to_done",
-                json!(days_to_done.map(|days| json!({
-                    "p50": rounded(days.p50), "p95": rounded(days.p95), "max": rounded(days.max),
-                }))),
-            ),
-            (
-                "forecast",
-                json!(self.next_run.as_ref().map(|(at, missed)| json!({
-                    "next_run_at": at, "missed": missed.len(), "missed_requests": ids(missed),
-                }))),
-            ),
-        ]
-    }
-
-    fn lines(&self, due_within: u32) -> Vec<String> {
-        let Standing { open, overdue, due_soon, without_due_date, oldest_open_days, days_to_done, .. } = self.standing;
-        let mut lines = vec![
-            format!(
-                "{open:>10}  open, {due_soon} of them due within {due_within} days, {without_due_date} of no regime"
-            ),
-            format!("{overdue:>10}  overdue"),
-        ];
-        let told = |(request, due): &(&Request, DueDate)| {
-            let back = request.reappeared_at.map(|at| format!(", back since {at}")).unwrap_or_default();
-            format!("{:>10}  {}: due on {}, {}{back}", "", request.id, due.at, due.how)
-        };
-        lines.extend(self.overdue.iter().map(told).take(OVERDUE_SHOWN));
-        if let Some(days) = oldest_open_days {
-            lines.push(format!("{days:>10.1}  days: age of the oldest open request"));
-        }
-        if let Some(days) = days_to_done {
-            lines.push(format!(
-                "{:>10.1}  days to done (p50), {:.1} (p95), {:.1} at most",
-                days.p50, days.p95, days.max
-            ));
-        }
-        if let Some((at, missed)) = &self.next_run {
-            lines.push(format!("{:>10}  will be late at the next run, {at}", missed.len()));
-        }
-        lines
-    }
-}
-
-/// Overdue requests that are named one by one.
-const OVERDUE_SHOWN: usize = 20;
+/// Sources that are counted one by one.
+const SOURCES_SHOWN: usize = 20;
 
 async fn status(common: &Common, desk: &Desk, fail_on_overdue: bool, due_within: u32) -> Result<Exit> {
     let requests = desk.ledger.requests();
@@ -769,170 +749,15 @@ async fn status(common: &Common, desk: &Desk, fail_on_overdue: bool, due_within:
     if lost > 0 {
         lines.push(format!("{lost:>10}  under another tag key: import their lists again"));
     }
+    lines.extend(sources.iter().take(SOURCES_SHOWN).map(|(source, states)| {
+        let open: u64 = states.iter().filter(|(state, _)| state.is_open()).map(|(_, count)| count).sum();
+        format!("{:>10}  from {source}, {open} of them open", states.values().sum::<u64>())
+    }));
+    if sources.len() > SOURCES_SHOWN {
+        lines.push(format!("{:>10}  and {} more sources; --json lists all", "", sources.len() - SOURCES_SHOWN));
+    }
     lines.extend(deadlines.lines(due_within));
     lines.push(totals(desk));
     print_lines(&lines)?;
     Ok(exit)
-}
-
-async fn export(
-    common: &Common,
-    desk: &Desk,
-    out: Option<&Path>,
-    events: bool,
-    format: Option<ExportFormat>,
-) -> Result<Exit> {
-    let of_name = |path: &Path| match path.extension().and_then(|ending| ending.to_str()) {
-        Some("csv") => Ok(ExportFormat::Csv),
-        Some("ndjson" | "jsonl" | "json") => Ok(ExportFormat::Ndjson),
-        Some("parquet") => Ok(ExportFormat::Parquet),
-        _ => Err(Error::usage(format!("the name {} tells no format", path.display()))
-            .hint("end it in .csv, .ndjson or .parquet, or say --format")),
-    };
-    let format = match (format, out) {
-        (Some(format), _) => format,
-        (None, Some(path)) => of_name(path)?,
-        (None, None) => ExportFormat::Csv,
-    };
-    let batch = if events { table(&desk.ledger.segments().await?)? } else { requests_table(desk)? };
-    if common.json && out.is_none() {
-        print_json(&json!({
-            "command": "requests export",
-            "exit": exit_json(Exit::Clean),
-            "rows": records(&batch)?,
-            "ledger": desk.ledger_json(),
-        }))?;
-        return Ok(Exit::Clean);
-    }
-    let bytes = match format {
-        ExportFormat::Csv => csv(&batch)?,
-        ExportFormat::Ndjson => ndjson(&batch)?,
-        ExportFormat::Parquet => parquet(&batch)?,
-    };
-    match out {
-        Some(path) => {
-            std::fs::write(path, bytes)
-                .map_err(|error| Error::usage(format!("cannot write {}: {error}", path.display())))?;
-            if common.json {
-                print_json(&json!({
-                    "command": "requests export",
-                    "exit": exit_json(Exit::Clean),
-                    "rows": batch.num_rows(),
-                    "out": path,
-                    "ledger": desk.ledger_json(),
-                }))?;
-            } else {
-                print_lines(&[format!("{} rows written to {}", batch.num_rows(), path.display())])?;
-            }
-        }
-        None if format == ExportFormat::Parquet => {
-            return Err(Error::usage("Parquet is not written to stdout").hint("say --out FILE.parquet"));
-        }
-        None => print_result(&String::from_utf8_lossy(&bytes))?,
-    }
-    Ok(Exit::Clean)
-}
-
-/// One row a request.
-fn requests_table(desk: &Desk) -> Result<RecordBatch> {
-    let (requests, now) = (desk.ledger.requests(), desk.now);
-    let all: Vec<&Request> = requests.iter().collect();
-    let text = |field: &dyn Fn(&Request) -> Option<String>| {
-        Arc::new(StringArray::from_iter(all.iter().map(|request| field(request)))) as ArrayRef
-    };
-    let time = |field: &dyn Fn(&Request) -> Option<Timestamp>| {
-        let micros = all.iter().map(|request| field(request).map(Timestamp::as_microsecond)).collect::<Vec<_>>();
-        Arc::new(TimestampMicrosecondArray::from(micros).with_timezone("UTC")) as ArrayRef
-    };
-    let count = |field: &dyn Fn(&Request) -> Option<u64>| {
-        let counts = all.iter().map(|request| field(request).map(|count| count as i64));
-        Arc::new(Int64Array::from_iter(counts)) as ArrayRef
-    };
-    let joined = |request: &Request, field: &dyn Fn(&Tagged) -> String| {
-        Some(requests.identifiers(request).map(field).collect::<Vec<_>>().join(" "))
-    };
-    let removed_in = |request: &Request| {
-        let datasets = request.datasets.iter().filter(|(_, facts)| facts.rows_removed > 0);
-        Some(datasets.map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(" "))
-    };
-    let verified = |request: &Request| request.verified.clone();
-    let holds = requests.holds(now);
-    let batch = RecordBatch::try_from_iter_with_nullable([
-        ("request_id", text(&|request| Some(request.id.to_string())), false),
-        ("state", text(&|request| Some(request.state(now).name().to_owned())), false),
-        ("source", text(&|request| Some(request.source.to_string())), false),
-        ("kinds", text(&|request| joined(request, &|tagged| tagged.kind.to_string())), false),
-        ("tags", text(&|request| joined(request, &|tagged| hex::encode(tagged.tag))), false),
-        ("received_at", time(&|request| request.received_at), true),
-        ("recorded_at", time(&|request| Some(request.recorded_at)), false),
-        ("regime", text(&|request| request.regime.as_ref().map(ToString::to_string)), true),
-        ("due_at", text(&|request| request.deadline(now).map(|due| due.at.to_string())), true),
-        ("due_how", text(&|request| request.deadline(now).map(|due| due.how.to_string())), true),
-        ("rows_removed", count(&|request| Some(request.rows_removed())), false),
-        ("removed_in", text(&removed_in), false),
-        ("verified_at", time(&|request| verified(request).map(|it| it.at)), true),
-        ("run_id", text(&|request| verified(request).map(|it| it.run_id.to_string())), true),
-        ("manifest_digest", text(&|request| verified(request).map(|it| it.manifest_digest.to_string())), true),
-        ("reappearances", count(&|request| Some(u64::from(request.reappearances))), false),
-        ("withdrawn_at", time(&|request| request.withdrawn_at), true),
-        ("exempt_ground", text(&|request| request.exempted.as_ref().map(|it| it.ground.to_string())), true),
-        ("held_by", text(&|request| Some(holders(requests, request, &holds).join(" "))), false),
-        ("exempt_until", time(&|request| request.exempted.as_ref().and_then(|it| it.until)), true),
-        ("answered_status", count(&|request| request.answered.as_ref().map(|it| it.status)), true),
-        ("answered_at", time(&|request| request.answered.as_ref().map(|it| it.at)), true),
-    ]);
-    batch.map_err(|error| Error::internal(format!("cannot show the requests: {error}")))
-}
-
-fn cell(batch: &RecordBatch, column: usize, row: usize) -> Result<Option<String>> {
-    let array = batch.column(column);
-    if array.is_null(row) {
-        return Ok(None);
-    }
-    let shown = array_value_to_string(array, row);
-    shown.map(Some).map_err(|error| Error::internal(format!("cannot show a cell: {error}")))
-}
-
-fn csv(batch: &RecordBatch) -> Result<Vec<u8>> {
-    let quoted = |text: String| {
-        if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
-    };
-    let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
-    let mut out = format!("{}\n", names.join(","));
-    for row in 0..batch.num_rows() {
-        let cells = (0..batch.num_columns()).map(|column| Ok(quoted(cell(batch, column, row)?.unwrap_or_default())));
-        out.push_str(&cells.collect::<Result<Vec<_>>>()?.join(","));
-        out.push('\n');
-    }
-    Ok(out.into_bytes())
-}
-
-fn ndjson(batch: &RecordBatch) -> Result<Vec<u8>> {
-    let lines = records(batch)?.into_iter().map(|record| format!("{record}\n"));
-    Ok(lines.collect::<String>().into_bytes())
-}
-
-fn records(batch: &RecordBatch) -> Result<Vec<Value>> {
-    let record = |row: usize| {
-        let mut record = serde_json::Map::new();
-        for (column, field) in batch.schema().fields().iter().enumerate() {
-            let value = match cell(batch, column, row)? {
-                None => Value::Null,
-                Some(text) if *field.data_type() == DataType::Int64 => {
-                    text.parse::<i64>().map_or(Value::Null, Value::from)
-                }
-                Some(text) => Value::from(text),
-            };
-            record.insert(field.name().clone(), value);
-        }
-        Ok(Value::from(record))
-    };
-    (0..batch.num_rows()).map(record).collect()
-}
-
-fn parquet(batch: &RecordBatch) -> Result<Vec<u8>> {
-    let cannot = |error: parquet::errors::ParquetError| Error::internal(format!("cannot encode the export: {error}"));
-    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).map_err(cannot)?;
-    writer.write(batch).map_err(cannot)?;
-    writer.into_inner().map_err(cannot)
 }

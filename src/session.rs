@@ -147,7 +147,7 @@ impl Session {
     }
 
     /// What is compared with, for a run that removes or plans to: without the DROP work items whose identifier leads to several
-    /// consumers or to who knows how many.
+    /// consumers or to nobody knows how many.
     pub async fn load_to_remove(&mut self) -> Result<Loaded> {
         let loaded = self.load().await?;
         let has_key = self.job.datasets.iter().any(|spec| spec.consumer_key.is_some());
@@ -159,7 +159,11 @@ impl Session {
             return Ok(loaded);
         }
         let (several, undecided) = (withheld.several.len(), withheld.undecided.len());
-        tracing::warn!(several, undecided, "work items of several consumers, or of who knows how many, are left alone");
+        tracing::warn!(
+            several,
+            undecided,
+            "work items that lead to several consumers, or of which these could not be counted, are left alone"
+        );
         let ids = withheld.ids();
         // The very ledger whose work items were counted: what has come in since then was counted by nobody.
         let ledger = self.ledger.take();

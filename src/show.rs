@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, TableComponent, Width};
 use jiff::Timestamp;
+use jiff::civil::Date;
 
 use crate::error::Exit;
 use crate::ledger_fold::{Holds, Request, Requests};
@@ -66,15 +67,32 @@ fn steps(out: &mut String, dataset: &DatasetPlan) {
     }
 }
 
-/// Requests of the ledger, one a line.
-pub fn requests(requests: &Requests, shown: &[&Request], holds: &Holds, now: Timestamp) -> String {
+/// A count with its noun.
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// The column of the requests from which on there are dates.
+const DATES_FROM: usize = 4;
+
+/// What is shown of a request beside what the ledger says.
+pub struct RequestRow {
+    pub due: Option<Date>,
+    /// What DROP is told; `None`: it is none of DROP's work items.
+    pub drop: Option<String>,
+}
+
+/// Requests of the ledger with their rows, one a line.
+pub fn requests(requests: &Requests, shown: &[&Request], rows: &[RequestRow], holds: &Holds, now: Timestamp) -> String {
     let mut out = String::new();
-    let mut all = table(&["request", "state", "source", "kinds", "received", "due", "rows removed", "verified"]);
+    let names = ["request", "state", "source", "kinds", "received", "due", "removed", "verified", "DROP"];
+    let has_drop = rows.iter().any(|row| row.drop.is_some());
+    let mut all = table(&names[..names.len() - usize::from(!has_drop)]);
     let day = |time: Timestamp| time.strftime("%Y-%m-%d").to_string();
-    for request in shown {
+    for (request, row) in shown.iter().zip(rows) {
         let mut kinds: Vec<&str> = requests.identifiers(request).map(|identifier| &*identifier.kind).collect();
         kinds.dedup();
-        all.add_row([
+        let cells = [
             request.id.to_string(),
             match requests.held_by(request, holds).is_empty() {
                 true => request.state(now).name().to_owned(),
@@ -82,14 +100,20 @@ pub fn requests(requests: &Requests, shown: &[&Request], holds: &Holds, now: Tim
             },
             request.source.to_string(),
             kinds.join(" "),
-            request.received_at.map_or_else(|| "-".to_owned(), day),
-            request.deadline(now).map_or_else(|| "-".to_owned(), |due| due.at.to_string()),
+            request.received_at.map_or_else(|| format!("recorded {}", day(request.recorded_at)), day),
+            row.due.map_or_else(|| "-".to_owned(), |due| due.to_string()),
             request.rows_removed().to_string(),
             request.verified.as_ref().map_or_else(|| "-".to_owned(), |verified| day(verified.at)),
-        ]);
+        ];
+        let drop = has_drop.then(|| row.drop.clone().unwrap_or_else(|| "-".to_owned()));
+        all.add_row(cells.into_iter().chain(drop));
+    }
+    // A date is not broken.
+    for column in all.column_iter_mut().skip(DATES_FROM).take(2) {
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(11)));
     }
     line(&mut out, &all.to_string());
-    line(&mut out, &format!("{} of {} requests", shown.len(), requests.len()));
+    line(&mut out, &format!("{} of {}", shown.len(), counted(requests.len() as u64, "request")));
     out
 }
 
@@ -226,7 +250,14 @@ fn count(observed: Observed<u64>) -> String {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header);
+    // To the terminal's width, where there is one. A rule below every row would double the length.
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+    }
+    for inner in [TableComponent::HorizontalLines, TableComponent::MiddleIntersections] {
+        table.remove_style(inner);
+    }
     table
 }
 

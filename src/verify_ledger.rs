@@ -355,7 +355,9 @@ impl Events {
                     self.kinds.extend(kind.get(row).filter(|kind| !self.kinds.contains(*kind)).map(str::to_owned));
                 }
                 Some("withdrawn") => {
-                    recorded_at.get(row).map(|at| self.withdrawn.insert(id, at));
+                    let told = received_at.get(row).or(recorded_at.get(row));
+                    let known = self.withdrawn.get(&id).copied();
+                    known.max(told).map(|at| self.withdrawn.insert(id, at));
                 }
                 Some("exempted") => {
                     self.exempted.insert(id, until.get(row));

@@ -70,6 +70,8 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "cli",
             "ledger_run",
             "requests",
+            "request_deadlines",
+            "request_export",
             "drop",
             "drop_consumers",
             "gate",

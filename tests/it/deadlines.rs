@@ -77,7 +77,11 @@ fn exit_9_a_request_past_its_due_date() {
     assert_eq!(late["exit"]["name"], "overdue");
     status("2026-04-16T00:00:01Z", &[], 0);
     let told = lake.run(&["requests", "status", "job.toml", "--now", "2026-04-16T00:00:01Z"]).exits(0).stdout;
-    assert!(told.contains("R1: due on 2026-04-15, received 2026-03-01 (UTC)"), "{told}");
+    assert!(told.contains("R1: due on 2026-04-15 (us-ca-ccpa-delete)\n"), "{told}");
+    assert!(told.contains("R1: received 2026-03-01 (UTC); 45 calendar days"), "{told}");
+    let listed = ["requests", "list", "job.toml", "--json", "--now", "2026-04-16T00:00:01Z", "--state", "overdue"];
+    let listed = lake.run(&listed).exits(0).json();
+    assert_eq!((listed["requests"].as_array().unwrap().len(), &listed["requests"][0]["request_id"]), (1, &json!("R1")));
     // An exemption stops the clock; so does a withdrawal.
     lake.run(&["requests", "exempt", "job.toml", "R1", "--ground", "legal claim"]).exits(0);
     let exempt = status("2026-04-16T00:00:01Z", &["--fail-on-overdue"], 0);
@@ -150,6 +154,53 @@ fn a_request_that_came_back_has_a_term_of_its_own() {
     let late = status("2026-07-18T00:00:00Z").exits(9).json();
     assert_eq!((&late["due"][0]["due_at"], &late["reappearances"]), (&json!("2026-07-17"), &json!(1)), "{late:#}");
     let told = lake.run(&["requests", "status", "job.toml", "--now", "2026-07-18T00:00:00Z"]).exits(0).stdout;
-    assert!(told.contains("R1: due on 2026-07-17, received 2026-06-02 (UTC)"), "{told}");
-    assert!(told.contains("back since 2026-06-02T00:00:00Z"), "{told}");
+    assert!(told.contains("R1: due on 2026-07-17 (us-ca-ccpa-delete), back since 2026-06-02T00:00:00Z"), "{told}");
+    assert!(told.contains("R1: back since 2026-06-02 (UTC); 45 calendar days"), "{told}");
+    // And every command says the same.
+    let now = ["--now", "2026-07-18T00:00:00Z"];
+    let list = lake.run(&[&["requests", "list", "job.toml", "--json"], &now[..]].concat()).exits(0).json();
+    assert_eq!(list["requests"][0]["due_at"], "2026-07-17", "{list:#}");
+    let export = lake.run(&[&["requests", "export", "job.toml", "--json"], &now[..]].concat()).exits(0).json();
+    let row = &export["rows"][0];
+    assert!(row["due_at"] == "2026-07-17" && row["due_how"].as_str().unwrap().starts_with("back since"), "{row:#}");
+}
+
+#[test]
+fn a_second_asking_of_a_known_person_is_told_and_brings_an_earlier_date() {
+    let lake = lake();
+    let job = lake.text("job.toml").replace("regime = \"us-ca-ccpa-delete\"\n", "");
+    lake.write("job.toml", &job);
+    lake.run(&["requests", "import", "job.toml"]).exits(0);
+    let first =
+        |lake: &Lake| lake.run(&["requests", "list", "job.toml", "--json"]).exits(0).json()["requests"][0].clone();
+    assert_eq!(first(&lake)["due_at"], json!(null));
+    // A list that names a regime later gives its requests their dates, once.
+    lake.write("job.toml", job.replace("received_at =", "regime = \"us-ca-ccpa-delete\"\nreceived_at ="));
+    for added in [2, 0] {
+        let told = lake.run(&["requests", "import", "job.toml", "--json"]).exits(0).json();
+        assert_eq!(told["added"], added, "{told:#}");
+    }
+    assert_eq!(first(&lake)["due_at"], "2026-04-15");
+    let add = ["requests", "add", "job.toml", "email=anna@example.com", "--regime", "us-canspam", "--received-at"];
+    let add = |day: &str| lake.run(&[&add[..], &[day, "--json"]].concat()).exits(0).json();
+    let told = add("2026-03-05");
+    assert_eq!((&told["added"], &told["request_ids"]), (&json!(1), &json!(["R1"])), "{told:#}");
+    for day in ["2026-03-05", "2026-03-06"] {
+        assert_eq!(add(day)["added"], 0);
+    }
+    let request = first(&lake);
+    assert_eq!((&request["due_at"], &request["regime"]), (&json!("2026-03-19"), &json!("us-canspam")), "{request:#}");
+    assert_eq!(request["received_at"], "2026-03-01T00:00:00Z", "the clock runs from the first asking");
+    let told = lake.run(&["requests", "add", "job.toml", "email=anna@example.com"]).exits(0).stdout;
+    assert!(told.starts_with("nothing new: known as R1\n"), "{told}");
+}
+
+#[test]
+fn a_rule_that_is_not_in_force_gives_no_date() {
+    let lake = lake();
+    let add = ["requests", "add", "job.toml", "email=zoe@example.com", "--regime", "us-tcpa-revoke-all"];
+    lake.run(&[&add[..], &["--received-at", "2026-12-01"]].concat()).exits(0).says(&["no due date"]);
+    let args = ["requests", "status", "job.toml", "--json", "--fail-on-overdue", "--now", "2027-03-01T00:00:00Z"];
+    let status = lake.run(&args).exits(0).json();
+    assert_eq!((&status["open"], &status["without_due_date"]), (&json!(1), &json!(1)), "{status:#}");
 }

@@ -323,6 +323,41 @@ fn a_download_is_recorded_once_and_nothing_readable_is_kept() {
     }
 }
 
+/// A cancellation may be imported before the download that it cancels, and one download after another on one day.
+#[test]
+fn a_cancellation_counts_from_its_download_on_in_whatever_order_they_are_imported() {
+    let id = CANCELLED;
+    let archive = |lake: &Lake, day: &str, name: &str, text: String| {
+        let archive = format!("2026{day}_4821_DROP.zip");
+        lake.write(&archive, zip(&[(&format!("2026{day}_4821_{name}.csv"), text)]));
+        lake.run(&["drop", "import", "job.toml", &archive]).exits(0);
+    };
+    let eve = hashed("eve@example.com");
+    let listed = |lake: &Lake, day: &str| archive(lake, day, "Email", list(&[(id, eve.clone())]));
+    let removed =
+        |lake: &Lake, day: &str| archive(lake, day, "Removed", format!("ID,Hash,ListType\n{id},{eve},Email\n"));
+    let check = |lake: &Lake, stays: bool| {
+        lake.run(&["scrub", "job.toml"]).exits(0);
+        assert_eq!(lake.text("lake/people.csv").contains("eve@"), stays);
+        lake.run(&["verify", "job.toml"]).exits(0);
+    };
+    let lake = broker_lake();
+    removed(&lake, "0920");
+    listed(&lake, "0812");
+    check(&lake, true);
+    // And she asks anew, all of which is imported on one later day.
+    let lake = broker_lake();
+    listed(&lake, "0812");
+    removed(&lake, "0920");
+    listed(&lake, "1030");
+    check(&lake, false);
+    let lake = broker_lake();
+    listed(&lake, "0812");
+    listed(&lake, "1030");
+    removed(&lake, "0920");
+    check(&lake, false);
+}
+
 #[test]
 fn a_download_is_kept_for_whoever_has_the_key() {
     let lake = broker_lake();
@@ -420,6 +455,48 @@ fn every_work_item_gets_one_status_and_a_later_match_another() {
     lake.run(&["scrub", "job.toml"]).exits(0);
     lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(0);
     assert_eq!(uploads(&lake, "up").remove("20260812_4821_Email_am01.csv"), Some(vec![row(NOT_FOUND, 3)]));
+}
+
+/// What was exempted or not found is to be reported as well, and so is what changes later.
+#[test]
+fn a_status_that_is_owed_is_overdue_until_it_is_given() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST, "--now", "2026-08-13T00:00:00Z"]).exits(0);
+    lake.run(&["requests", "exempt", "job.toml", EXEMPT, "--ground", "legal claim"]).exits(0);
+    lake.run(&["scrub", "job.toml", "--now", "2026-08-14T00:00:00Z"]).exits(0);
+    let standing = |now: &str, exit: i32| {
+        let args = ["requests", "status", "job.toml", "--json", "--fail-on-overdue", "--now", now];
+        let told = lake.run(&args).exits(exit).json();
+        ["open", "unanswered", "overdue"].map(|name| told[name].as_u64().unwrap())
+    };
+    assert_eq!(standing("2026-09-27T12:00:00Z", 9), [7, 7, 7]);
+    let list = lake.run(&["requests", "list", "job.toml"]).exits(0).stdout;
+    for told in ["2 exempted: legal claim (unanswered)", "4 opted out: several consumers (unanswered)"] {
+        assert!(list.contains(told), "{list}");
+    }
+    lake.run(&["drop", "answer", "job.toml", "--out", "up", "--now", "2026-09-20T00:00:00Z"]).exits(0);
+    assert_eq!(standing("2026-09-27T12:00:00Z", 0), [0, 0, 0]);
+    lake.write("lake/new.csv", "user_id,email,mobile,first,last,born,zip\n9,Nobody@example.com,,,,,\n");
+    lake.run(&["scrub", "job.toml", "--now", "2026-10-01T00:00:00Z"]).exits(0);
+    assert_eq!(standing("2026-10-02T00:00:00Z", 0), [1, 1, 0]);
+    assert_eq!(standing("2026-12-01T00:00:00Z", 9), [1, 1, 1]);
+    lake.run(&["drop", "answer", "job.toml", "--out", "up", "--now", "2026-10-03T00:00:00Z"]).exits(0);
+    assert_eq!(standing("2026-12-01T00:00:00Z", 0), [0, 0, 0]);
+}
+
+#[test]
+fn what_was_not_found_because_no_value_could_be_compared_is_told_by_its_list_type() {
+    let lake = broker_lake();
+    lake.write("job.toml", BROKER_JOB.replace("%Y-%m-%d", "%d.%m.%Y"));
+    lake.run(&["drop", "import", "job.toml", FIRST]).exits(0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    let told = lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(0);
+    let told = told.says(&["could not compare most values of a column", "NDZ", "born"]);
+    assert!(
+        told.stdout.contains("3 values of column born could not be compared in the last scrub: NDZ"),
+        "{}",
+        told.stdout
+    );
 }
 
 #[test]

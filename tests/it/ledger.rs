@@ -244,6 +244,24 @@ fn a_ledger_that_is_missing_or_under_another_key_is_no_empty_list() {
 }
 
 #[test]
+fn a_list_without_anybody_begins_the_ledger() {
+    let lake = lake();
+    lake.write("nobody.csv", "email\n");
+    for _ in 0..2 {
+        let told = lake.run(&["requests", "import", "job.toml", "nobody.csv", "--json"]).exits(0).json();
+        assert_eq!((&told["added"], &told["ledger"]["segments"]), (&0.into(), &1.into()), "{told}");
+    }
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!((&scrub["verdict"], &scrub["lists"][0]["rows"]), (&"clean".into(), &0.into()), "{scrub}");
+    lake.run(&["gate", "job.toml", "lake/b.csv"]).exits(0);
+    let status = lake.run(&["requests", "status", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(status["requests"], 0, "{status}");
+    add_all(&lake);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(events(&lake)[0]["event"], "imported");
+}
+
+#[test]
 fn other_lists_go_on_beside_the_ledger() {
     let lake = lake();
     let list = "[[list]]\nname = \"crm\"\nuri = \"crm.csv\"\n[[list.column]]\ncolumn = \"email\"\nkind = \"email\"\n\n[[dataset]]";

@@ -177,6 +177,27 @@ fn a_withdrawal_is_recorded_survives_the_next_import_and_erases_nothing() {
     assert_eq!(states(&lake), ["R1 withdrawn", "R2 withdrawn"]);
 }
 
+/// A row without an id that holds a known identifier and a new one stands for one person, who is withdrawn by either.
+#[test]
+fn a_row_without_an_id_is_not_torn_apart() {
+    let lake = lake();
+    import(&lake, &["crm"]);
+    lake.write("more.csv", "email,phone\nada@example.com,+1 (415) 555-9317\n");
+    assert_eq!(import(&lake, &["more.csv"])["added"], 2);
+    assert_eq!(import(&lake, &["more.csv"])["added"], 0);
+    lake.run(&["requests", "withdraw", "job.toml", "email=ada@example.com"]).exits(0);
+    let open = requests(&lake).iter().filter(|request| request["state"] == "open").count();
+    assert_eq!(open, 1, "bob's: {:?}", states(&lake));
+    // And a list that names who opted in again beside somebody new says so.
+    lake.write("more.csv", "email,phone\nada@example.com,+1 (415) 555-0000\n");
+    assert_eq!(import(&lake, &["more.csv"])["added"], 1, "the row's own request has one more, and stays withdrawn");
+    lake.write("more.csv", "phone,email\n+1 (415) 555-1111,ada@example.com\n");
+    let told = lake.run(&["requests", "import", "job.toml", "more.csv"]).exits(0);
+    assert!(told.stderr.contains("who opted in again"), "{}", told.stderr);
+    let open = requests(&lake).iter().filter(|request| request["state"] == "open").count();
+    assert_eq!(open, 1, "{:?}", states(&lake));
+}
+
 fn events(lake: &Lake) -> Vec<(String, String)> {
     let ran = lake.run(&["requests", "export", "job.toml", "--events", "--format", "ndjson"]).exits(0);
     let events = ran.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -260,11 +281,13 @@ fn no_deadline_is_shown_of_what_is_exempted_or_withdrawn() {
 fn what_is_kept_as_it_was_typed_may_name_no_person() {
     let lake = lake();
     import(&lake, &["crm"]);
+    lake.write("canary@example.com.csv", "email\nzoe@example.com\n");
     let add = ["add", "job.toml", "email=zoe@example.com"];
     for (args, option) in [
         (&["exempt", "job.toml", "R1", "--ground", "asked by canary@example.com"][..], "--ground"),
         (&["exempt", "job.toml", "R1", "--ground", "call (415) 555-9317"], "--ground"),
         (&["withdraw", "job.toml", "R1", "--source", "canary@example.com"], "--source"),
+        (&["import", "job.toml", "canary@example.com.csv"], "file name"),
         (&[&add[..], &["--source", "+1 415 555 9317"]].concat(), "--source"),
         (&[&add[..], &["--request-id", "by +1 415 555 9317"]].concat(), "--request-id"),
     ] {
@@ -479,6 +502,30 @@ fn who_opted_in_again_stays_so_under_another_key() {
     }
     lake.run(&["requests", "withdraw", "job.toml", "email=carol@c.org"]).exits(0);
     assert_eq!(states(&lake), before);
+}
+
+/// As long as a list was not read with both keys, a row without an id may be somebody who opted in again under the old one.
+#[test]
+fn who_opted_in_again_stays_so_when_only_some_lists_were_read_with_both_keys() {
+    let lake = lake();
+    lake.write("a.csv", "email\nzoe@example.com\n");
+    lake.write("b.csv", "email\nyan@example.com\n");
+    import(&lake, &["a.csv", "b.csv"]);
+    lake.run(&["requests", "withdraw", "job.toml", "email=yan@example.com"]).exits(0);
+    let yan = requests(&lake)[1]["request_id"].as_str().unwrap().to_owned();
+    change_the_key(&lake);
+    import(&lake, &["a.csv", "--old-tag-key", "keys/old.key"]);
+    for arguments in [&["import", "job.toml", "b.csv"][..], &["add", "job.toml", "email=yan@example.com"]] {
+        lake.run(&[&["requests"], arguments].concat())
+            .exits(2)
+            .says(&["1 requests of the ledger", "what has no request id may be one of these"]);
+    }
+    // Whom the new key knows may be named again; and what is given up under the new key stands in nobody's way.
+    assert_eq!(import(&lake, &["a.csv"])["added"], 0);
+    lake.run(&["requests", "withdraw", "job.toml", &yan]).exits(0);
+    import(&lake, &["b.csv", "--old-tag-key", "keys/old.key"]);
+    let withdrawn = states(&lake).iter().filter(|state| state.ends_with("withdrawn")).count();
+    assert_eq!((withdrawn, requests(&lake).len()), (1, 2), "{:?}", states(&lake));
 }
 
 #[test]
