@@ -19,7 +19,7 @@ use crate::drop_files::{
     ArchiveName, Content, FileSummary, ListType, Status, WorkItem, encrypt_archive, read_download, write_upload,
 };
 use crate::error::{Error, Exit, Result};
-use crate::job::DropSpec;
+use crate::job::{DropSpec, MatchRule};
 use crate::ledger::Appended;
 use crate::ledger_event::{DueDate, Event, Fact, Text};
 use crate::ledger_run;
