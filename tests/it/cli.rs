@@ -385,14 +385,14 @@ fn stdout_is_the_result_and_stderr_the_log() {
     let plan = lake.run(&["plan", "job.toml", "--now", NOW]).exits(0);
     assert_snapshot!(told(&lake, &plan.stdout), @r#"
     ─
-     dataset objects rewrite drop keep refuse rows matched purge
+    dataset objects rewrite drop keep refuse rows matched purge
     ═
-     customers 2 1 0 1 0 4 2 -
+    customers 2 1 0 1 0 4 2 -
     ─
     ─
-     object step reason
+    object step reason
     ═
-     FOLDER/lake/a.csv rewrite 2 of 3 rows match
+    FOLDER/lake/a.csv rewrite 2 of 3 rows match
     ─
     nothing was written
     "#);
@@ -402,9 +402,9 @@ fn stdout_is_the_result_and_stderr_the_log() {
     let without_run = shown.rsplit_once('/').unwrap().0;
     assert_snapshot!(without_run, @r#"
     ─
-     dataset objects rewritten dropped rows before removed redacted after verified purged
+    dataset objects rewritten dropped rows before removed redacted after verified purged
     ═
-     customers 2 1 0 4 2 0 2 2 0
+    customers 2 1 0 4 2 0 2 2 0
     ─
     lists 2 identifiers
     verified 2 rows of 2 objects with polars 0.55.2
