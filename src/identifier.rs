@@ -517,6 +517,10 @@ fn number_text(value: Value<'_>) -> Option<String> {
 }
 
 fn email(text: &str, out: &mut Vec<u8>) -> bool {
+    if is_canonical_email(text.as_bytes()) {
+        out.extend_from_slice(text.as_bytes());
+        return true;
+    }
     if text.is_ascii() {
         out.extend(text.bytes().filter(|b| !char::from(*b).is_whitespace()).map(|b| b.to_ascii_lowercase()));
     } else {

@@ -32,7 +32,7 @@ fn each_block(text: &mut dyn Read, each: &mut dyn FnMut(&[Line<'_>]) -> Result<(
     let (mut block, mut line) = (Vec::with_capacity(2 * PIECE_BYTES), 1);
     loop {
         let ended = read_piece(text, &mut block)? == 0;
-        let end = match block.iter().rposition(|byte| *byte == b'\n') {
+        let end = match memchr::memrchr(b'\n', &block) {
             _ if ended => block.len(),
             Some(last) => last + 1,
             None if block.len() > LINE_BYTES_MAX => {
@@ -40,20 +40,27 @@ fn each_block(text: &mut dyn Read, each: &mut dyn FnMut(&[Line<'_>]) -> Result<(
             }
             None => continue,
         };
-        let lines: Vec<Line<'_>> = block[..end]
-            .split(|byte| *byte == b'\n')
-            .zip(line..)
-            .map(|(text, number)| (number, text.strip_suffix(b"\r").unwrap_or(text)))
-            .filter(|(_, text)| !text.iter().all(u8::is_ascii_whitespace))
-            .collect();
-        if let Some((number, _)) = lines.iter().find(|(_, text)| text.contains(&b'\r')) {
+        let (mut start, mut number) = (0, line);
+        let mut lines: Vec<Line<'_>> = Vec::new();
+        for end in memchr::memchr_iter(b'\n', &block[..end]).chain([end]) {
+            let text = &block[start..end];
+            let text = text.strip_suffix(b"\r").unwrap_or(text);
+            if !text.iter().all(u8::is_ascii_whitespace) {
+                lines.push((number, text));
+            }
+            (start, number) = (end + 1, number + 1);
+        }
+        let is_torn = |(_, text): &&Line<'_>| memchr::memchr(b'\r', text).is_some();
+        if memchr::memchr(b'\r', &block[..end]).is_some()
+            && let Some((number, _)) = lines.iter().find(is_torn)
+        {
             return Err(Unusable::Corrupt { line: Some(*number), reason: ALONE.to_owned() });
         }
         each(&lines)?;
         if ended {
             return Ok(());
         }
-        line += block[..end].iter().filter(|byte| **byte == b'\n').count() as u64;
+        line = number - 1;
         block.drain(..end);
     }
 }

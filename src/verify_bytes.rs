@@ -377,6 +377,30 @@ pub struct Heads {
     bounds: Vec<Option<Bound>>,
     by_head: HashMap<Vec<u8>, Vec<usize>>,
     lengths: BTreeSet<usize>,
+    starts: Starts,
+}
+
+/// With which two bytes any of the heads begins: most values begin with others. Empty: not even that is known.
+#[derive(Default)]
+struct Starts(Vec<u64>);
+
+impl Starts {
+    fn of<'h>(heads: impl Iterator<Item = &'h Vec<u8>>) -> Starts {
+        let mut bits = vec![0; 1 << 10];
+        for head in heads {
+            let Some(start) = head.first_chunk::<2>() else { return Starts::default() };
+            let start = u16::from_le_bytes(*start);
+            bits[usize::from(start >> 6)] |= 1 << (start & 63);
+        }
+        Starts(bits)
+    }
+
+    /// Whether a head may begin as `value` does.
+    #[inline]
+    fn hold(&self, value: &[u8]) -> bool {
+        let Some(start) = value.first_chunk::<2>().map(|start| u16::from_le_bytes(*start)) else { return true };
+        self.0.get(usize::from(start >> 6)).is_none_or(|bits| bits >> (start & 63) & 1 != 0)
+    }
 }
 
 /// Bounds may be heads of identifiers.
@@ -395,6 +419,7 @@ impl Heads {
                 heads.by_head.entry(head).or_default().push(number);
             }
         }
+        heads.starts = Starts::of(heads.by_head.keys());
         heads.bounds = bounds.into_iter().map(Some).collect();
         heads
     }
@@ -405,6 +430,9 @@ impl Heads {
 
     /// Gives the bounds that `value` may have been cut to, by number; those that `wanted` accepts are done with.
     pub fn take(&mut self, value: &[u8], wanted: &mut dyn FnMut(usize, &Bound) -> bool) {
+        if !self.starts.hold(value) {
+            return;
+        }
         for length in self.lengths.iter().take_while(|length| **length <= value.len()) {
             let Some(numbers) = self.by_head.get_mut(&value[..*length]) else { continue };
             numbers.retain(|number| match &self.bounds[*number] {

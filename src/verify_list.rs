@@ -108,7 +108,17 @@ struct Selection {
     listed_functions: Vec<HashFunction>,
     keys: HashSet<u128, Spread>,
     /// What is listed as bloom filters hash it: canonical texts, and digests in every spelling that a data column has.
-    filter_hashes: Vec<(Option<Hashed>, Vec<u64>)>,
+    filter_hashes: FilterHashes,
+}
+
+/// By spelling, `None` for canonical texts.
+type FilterHashes = Vec<(Option<Hashed>, Vec<u64>)>;
+
+fn add_filter_hashes(to: &mut FilterHashes, hashed: Option<Hashed>, hashes: &[u64]) {
+    match to.iter_mut().find(|(known, _)| *known == hashed) {
+        Some((_, known)) => known.extend_from_slice(hashes),
+        None => to.push((hashed, hashes.to_vec())),
+    }
 }
 
 /// The list rows that a rule with several parts may match.
@@ -641,15 +651,6 @@ impl Selection {
         }
     }
 
-    fn take_filter_hashes(&mut self, keyed: &[Keyed]) {
-        for (hashed, hash) in keyed.iter().flat_map(|keyed| &keyed.filter_hashes) {
-            match self.filter_hashes.iter_mut().find(|(known, _)| known == hashed) {
-                Some((_, hashes)) => hashes.push(*hash),
-                None => self.filter_hashes.push((*hashed, vec![*hash])),
-            }
-        }
-    }
-
     fn takes(&self, column: &ListColumn) -> bool {
         discriminant(&self.kind) == discriminant(&column.kind)
             && self.list_column.as_ref().is_none_or(|name| *name == column.column)
@@ -774,21 +775,23 @@ pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> Po
         }
     };
     let keyed = list.columns.iter().zip(&batch.columns).map(|(column, leaves)| keying.column(column, leaves));
-    let keyed: Vec<Vec<Keyed>> = keyed.collect::<PolarsResult<_>>()?;
+    let keyed: Vec<(Vec<Keyed>, FilterHashes)> = keyed.collect::<PolarsResult<_>>()?;
     let mut sets = locked();
     let Suppressed { fingerprints, selections, composites, current, .. } = &mut *sets;
-    for (column, keyed) in list.columns.iter().zip(&keyed) {
+    for (column, (keyed, filter_hashes)) in list.columns.iter().zip(&keyed) {
         current.extend(keyed.iter().filter(|keyed| keyed.is_entry).map(|keyed| keyed.key));
         for selection in selections.iter_mut().filter(|selection| selection.takes(column)) {
             selection.keys.extend(keyed.iter().map(|keyed| keyed.key));
-            selection.take_filter_hashes(keyed);
+            for (hashed, hashes) in filter_hashes {
+                add_filter_hashes(&mut selection.filter_hashes, *hashed, hashes);
+            }
         }
     }
     for composite in composites {
         let mut parts = Vec::with_capacity(composite.selections.len());
         for selection in &composite.selections {
             let taken = list.columns.iter().zip(&keyed).filter(|(column, _)| selections[*selection].takes(column));
-            parts.push(taken.flat_map(|(_, keyed)| keyed).map(Keyed::as_held).collect::<Vec<_>>());
+            parts.push(taken.flat_map(|(_, (keyed, _))| keyed).map(Keyed::as_held).collect::<Vec<_>>());
         }
         each_row(&mut parts, &|_, _| true, &mut |_, keys| {
             composite.rows.insert(fingerprints.row(keys));
@@ -803,7 +806,6 @@ struct Keyed {
     key: u128,
     /// The entry itself, not one of its other forms.
     is_entry: bool,
-    filter_hashes: Vec<(Option<Hashed>, u64)>,
 }
 
 impl Keyed {
@@ -820,40 +822,47 @@ struct Keying {
 }
 
 impl Keying {
-    /// A digest as the data columns spell digests of that function.
-    fn spelled(&self, function: HashFunction, digest: &[u8]) -> Vec<(Option<Hashed>, u64)> {
-        let spellings = self.stored_spellings.iter().filter(|hashed| function_of(**hashed) == function);
-        spellings.map(|hashed| (Some(*hashed), hash_byte(spelling(*hashed, digest)))).collect()
+    /// Adds a digest as the data columns spell digests of that function.
+    fn spell(&self, function: HashFunction, digest: &[u8], out: &mut FilterHashes) {
+        for hashed in self.stored_spellings.iter().filter(|hashed| function_of(**hashed) == function) {
+            add_filter_hashes(out, Some(*hashed), &[hash_byte(spelling(*hashed, digest))]);
+        }
     }
 
-    fn column(&self, column: &ListColumn, leaves: &[Leaf]) -> PolarsResult<Vec<Keyed>> {
-        let mut keyed = Vec::new();
+    fn column(&self, column: &ListColumn, leaves: &[Leaf]) -> PolarsResult<(Vec<Keyed>, FilterHashes)> {
+        let (mut keyed, mut filter_hashes) = (Vec::new(), FilterHashes::new());
         for leaf in leaves {
             match column.hashed {
                 // What cannot be read here is told by whoever reads the lists for the scrub.
                 Some(hashed) => digests(hashed, &leaf.values, &mut |index, digest| {
                     let key = self.fingerprints.digest(function_of(hashed), digest);
-                    let filter_hashes = self.spelled(function_of(hashed), digest);
-                    keyed.push(Keyed { row: leaf.row(index), key, is_entry: true, filter_hashes });
+                    self.spell(function_of(hashed), digest, &mut filter_hashes);
+                    keyed.push(Keyed { row: leaf.row(index), key, is_entry: true });
                 })?,
-                None => self.plain(&column.kind, leaf, &mut keyed)?,
+                None => self.plain(&column.kind, leaf, &mut keyed, &mut filter_hashes)?,
             };
         }
-        Ok(keyed)
+        Ok((keyed, filter_hashes))
     }
 
-    fn plain(&self, kind: &Kind, leaf: &Leaf, keyed: &mut Vec<Keyed>) -> PolarsResult<u64> {
+    fn plain(
+        &self,
+        kind: &Kind,
+        leaf: &Leaf,
+        keyed: &mut Vec<Keyed>,
+        filter_hashes: &mut FilterHashes,
+    ) -> PolarsResult<u64> {
         let mut texts: (Vec<u32>, Vec<String>) = Default::default();
         let not_comparable = canonicals(kind, &leaf.values, &mut |index, _, canonical| {
             let row = leaf.row(index);
             // A number in a list stands for its text too, as it would in a list of text.
             let key = self.fingerprints.canonical(Form::Text, canonical);
-            keyed.push(Keyed { row, key, is_entry: true, filter_hashes: vec![(None, hash_byte(canonical))] });
+            keyed.push(Keyed { row, key, is_entry: true });
+            add_filter_hashes(filter_hashes, None, &[hash_byte(canonical)]);
             for function in &self.stored_functions {
                 let digest = digest_of(*function, canonical);
-                let (key, filter_hashes) =
-                    (self.fingerprints.digest(*function, &digest), self.spelled(*function, &digest));
-                keyed.push(Keyed { row, key, is_entry: false, filter_hashes });
+                keyed.push(Keyed { row, key: self.fingerprints.digest(*function, &digest), is_entry: false });
+                self.spell(*function, &digest, filter_hashes);
             }
             if let (Kind::Text, Ok(text)) = (kind, std::str::from_utf8(canonical)) {
                 texts.0.push(row);
@@ -863,7 +872,7 @@ impl Keying {
         let numbers = plain_numbers(StringChunked::from_iter_values("v".into(), texts.1.iter()))?;
         for (row, number) in texts.0.iter().zip(numbers.iter()) {
             let key = number.map(|number| self.fingerprints.canonical(Form::Number, number.as_bytes()));
-            keyed.extend(key.map(|key| Keyed { row: *row, key, is_entry: false, filter_hashes: Vec::new() }));
+            keyed.extend(key.map(|key| Keyed { row: *row, key, is_entry: false }));
         }
         Ok(not_comparable)
     }

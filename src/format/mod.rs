@@ -7,6 +7,7 @@ pub mod parquet;
 pub mod parquet_chunk;
 pub mod parquet_codec;
 pub mod parquet_column;
+pub mod parquet_cut;
 pub mod parquet_dictionary;
 pub mod parquet_layout;
 pub mod parquet_packed;

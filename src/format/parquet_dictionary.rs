@@ -38,15 +38,7 @@ impl DictionaryPage {
         let Some(Page::DictionaryPage { buf, num_values, encoding, .. }) = pages.get_next_page()? else {
             return Err(general("a chunk without its dictionary"));
         };
-        let fixed_bytes = match column.column_type() {
-            PhysicalType::INT32 | PhysicalType::FLOAT => Some(4),
-            PhysicalType::INT64 | PhysicalType::DOUBLE => Some(8),
-            PhysicalType::INT96 => Some(12),
-            PhysicalType::FIXED_LEN_BYTE_ARRAY => Some(column.column_descr().type_length().max(0) as usize),
-            PhysicalType::BYTE_ARRAY => None,
-            PhysicalType::BOOLEAN => return Err(general("a dictionary of booleans")),
-        };
-        Ok(DictionaryPage { body: buf, entries: num_values, encoding, fixed_bytes })
+        Ok(DictionaryPage { body: buf, entries: num_values, encoding, fixed_bytes: fixed_bytes(column)? })
     }
 
     pub fn entries(&self) -> Result<Vec<&[u8]>> {
@@ -74,12 +66,32 @@ impl DictionaryPage {
     }
 }
 
+const PIECES_BYTES: usize = 32 << 10;
+
+/// How many bytes a plain value of the column has; `None`: each tells its own length. Booleans have bits.
+pub fn fixed_bytes(column: &ColumnChunkMetaData) -> Result<Option<usize>> {
+    Ok(match column.column_type() {
+        PhysicalType::INT32 | PhysicalType::FLOAT => Some(4),
+        PhysicalType::INT64 | PhysicalType::DOUBLE => Some(8),
+        PhysicalType::INT96 => Some(12),
+        PhysicalType::FIXED_LEN_BYTE_ARRAY => Some(column.column_descr().type_length().max(0) as usize),
+        PhysicalType::BYTE_ARRAY => None,
+        PhysicalType::BOOLEAN => return Err(general("values of a bit in place of bytes")),
+    })
+}
+
 pub fn digest_of(entries: &[&[u8]]) -> u128 {
-    let mut hasher = Xxh3::new();
+    // A hasher takes its time over each piece that it is given.
+    let (mut hasher, mut pieces) = (Xxh3::new(), Vec::with_capacity(PIECES_BYTES));
     for entry in entries {
-        hasher.update(&(entry.len() as u32).to_le_bytes());
-        hasher.update(entry);
+        pieces.extend_from_slice(&(entry.len() as u32).to_le_bytes());
+        pieces.extend_from_slice(entry);
+        if pieces.len() >= PIECES_BYTES {
+            hasher.update(&pieces);
+            pieces.clear();
+        }
     }
+    hasher.update(&pieces);
     hasher.digest128()
 }
 

@@ -168,6 +168,23 @@ impl<'a> Hybrid<'a> {
         })
     }
 
+    /// The next `values`, behind what is in `out`.
+    pub fn read_all(&mut self, values: usize, out: &mut Vec<u32>) -> Result<()> {
+        let mut missing = values;
+        while missing > 0 {
+            if self.left == 0 {
+                self.run()?;
+            }
+            let count = self.left.min(missing);
+            match self.repeated {
+                Some(value) => out.resize(out.len() + count, value),
+                None => out.extend((0..count).map(|_| self.unpack())),
+            }
+            (self.left, missing) = (self.left - count, missing - count);
+        }
+        Ok(())
+    }
+
     /// The next value of a packed run, which must have one.
     #[inline]
     fn unpack(&mut self) -> u32 {

@@ -58,6 +58,16 @@ impl Tally {
         }
     }
 
+    pub fn merge(&mut self, other: &Tally) {
+        self.rows += other.rows;
+        self.levels += other.levels;
+        self.values += other.values;
+        self.value_bytes += other.value_bytes;
+        for (to, from) in [(&mut self.definition, &other.definition), (&mut self.repetition, &other.repetition)] {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        }
+    }
+
     pub fn nulls(&self) -> i64 {
         (self.levels - self.values) as i64
     }
@@ -71,7 +81,16 @@ pub struct NewPage {
     pub kept: Tally,
     /// For the column index; `None`: there is none, no value, or none that can be compared.
     pub bounds: Option<[Vec<u8>; 2]>,
-    pub digest: u128,
+    pub digest: PageDigest,
+}
+
+/// Of what a page that was encoded again holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageDigest {
+    /// Its levels and values, as a decoder gives them.
+    Values(u128),
+    /// Its levels, and its dictionary indexes or plain values, as [`super::parquet_cut`] unpacks them.
+    Content(u128),
 }
 
 /// What became of the pages that were gone over.
@@ -187,7 +206,13 @@ impl<R> EditPages<'_, R> {
             }
         };
         let (bytes, uncompressed_bytes) = serialized(page)?;
-        Ok(Some(NewPage { bytes, uncompressed_bytes, kept: tally, bounds, digest: digest.finish() }))
+        Ok(Some(NewPage {
+            bytes,
+            uncompressed_bytes,
+            kept: tally,
+            bounds,
+            digest: PageDigest::Values(digest.finish()),
+        }))
     }
 
     /// The data page that the column reader took last.
@@ -304,21 +329,38 @@ impl<'a> Coded<'a> {
         pack(&self.definition, level_bits(max_definition), &mut definition);
         let mut values = vec![self.width];
         pack(&self.kept, self.width.into(), &mut values);
-        let num_values = u32::try_from(tally.levels).map_err(|_| general("a page of too many values"))?;
-        let page = Page::DataPageV2 {
-            num_values,
-            encoding: old.encoding(),
-            num_nulls: tally.nulls() as u32,
-            num_rows: tally.rows as u32,
-            def_levels_byte_len: definition.len() as u32,
-            rep_levels_byte_len: repetition.len() as u32,
-            buf: [repetition, definition, values].concat().into(),
-            is_compressed: false,
-            statistics: None,
-        };
-        let is_first = old.page_type() == PageType::DATA_PAGE;
-        Ok(if is_first { parquet_v1::turned(&page, column.column_descr()) } else { page })
+        data_page(old, column, [&repetition, &definition, &values], tally)
     }
+}
+
+/// A page of the version and the encoding of `old`, not compressed, of packed repetition and definition levels and of values.
+pub fn data_page(old: &Page, column: &ColumnChunkMetaData, parts: [&[u8]; 3], tally: &Tally) -> Result<Page> {
+    let [repetition, definition, values] = parts;
+    let num_values = u32::try_from(tally.levels).map_err(|_| general("a page of too many values"))?;
+    if old.page_type() == PageType::DATA_PAGE {
+        let buf = parquet_v1::content(column.column_descr(), repetition, definition, values).into();
+        let (def_level_encoding, rep_level_encoding) = (Encoding::RLE, Encoding::RLE);
+        let encoding = old.encoding();
+        return Ok(Page::DataPage {
+            buf,
+            num_values,
+            encoding,
+            def_level_encoding,
+            rep_level_encoding,
+            statistics: None,
+        });
+    }
+    Ok(Page::DataPageV2 {
+        num_values,
+        encoding: old.encoding(),
+        num_nulls: tally.nulls() as u32,
+        num_rows: tally.rows as u32,
+        def_levels_byte_len: definition.len() as u32,
+        rep_levels_byte_len: repetition.len() as u32,
+        buf: parts.concat().into(),
+        is_compressed: false,
+        statistics: None,
+    })
 }
 
 /// The width of the indexes of a page, and the indexes.

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use parquet::basic::{Encoding, EncodingMask, PageType, Type as PhysicalType};
+use parquet::column::page::Page;
 use parquet::column::reader::{ColumnReaderImpl, get_column_reader};
 use parquet::column::writer::ColumnCloseResult;
 use parquet::data_type::DataType;
@@ -29,10 +30,11 @@ use super::parquet_chunk::{
     Batch, Change, Chunk, ColumnDigest, ColumnProof, Encoded, Replace, Window, Work, general, in_type,
 };
 use super::parquet_codec::compresses;
+use super::parquet_cut::{self, Cutter, digest_of_page};
 use super::parquet_dictionary::{DictionaryPage, NewDictionary, digest_of};
 use super::parquet_layout::{Given, Layout, Picked, Place};
-use super::parquet_page::{EditPages, Edited, Tally};
-use super::parquet_statistics::Description;
+use super::parquet_page::{EditPages, Edited, PageDigest, Tally};
+use super::parquet_statistics::{Description, index_bounds};
 use crate::store::Sink;
 
 /// Pages that lose rows wait in memory, for the dictionary stands before them: a chunk with more bytes in such pages is encoded
@@ -47,8 +49,8 @@ pub struct PagesProof {
     bytes: u128,
     /// Of the entries of a dictionary that was written again.
     dictionary: Option<u128>,
-    /// Pages that were encoded again: by number, the rows and the digest of their levels and values.
-    changed: BTreeMap<usize, (u64, u128)>,
+    /// Pages that were encoded again: by number, the rows and the digest of what they hold.
+    changed: BTreeMap<usize, (u64, PageDigest)>,
 }
 
 /// Writes the chunk with `change` done to `rows` (numbered within the row group), page by page. `None`: nothing was written,
@@ -102,11 +104,50 @@ pub fn differ<R: ChunkReader + Clone + 'static>(chunk: &Chunk<'_, R>, proof: &Pa
     if values != chunk.column.num_values() as u64 || proof.changed.keys().any(|page| *page >= layout.pages.len()) {
         return Ok(true);
     }
-    let picks: Vec<bool> = (0..layout.pages.len()).map(|page| proof.changed.contains_key(&page)).collect();
-    let changed: Vec<(u64, u128)> = proof.changed.values().copied().collect();
+    if cut_pages_differ(chunk, &window, &layout, proof)? {
+        return Ok(true);
+    }
+    let of_values = |page: &usize| match proof.changed.get(page) {
+        Some((rows, PageDigest::Values(digest))) => Some((*rows, *digest)),
+        Some((_, PageDigest::Content(_))) | None => None,
+    };
+    let picks: Vec<bool> = (0..layout.pages.len()).map(|page| of_values(&page).is_some()).collect();
+    let changed: Vec<(u64, u128)> = proof.changed.keys().filter_map(of_values).collect();
+    if changed.is_empty() {
+        return Ok(false);
+    }
     let descr = chunk.column.column_descr_ptr();
     let reader = get_column_reader(descr.clone(), Picked::checked(&window, chunk, &layout, &picks, None)?);
     in_type(reader, &descr, &Change::Remove, None, Compare { descr: &descr, changed: &changed })
+}
+
+/// Whether any of the pages that rows were cut out of differs from what was written.
+fn cut_pages_differ<R: ChunkReader + Clone + 'static>(
+    chunk: &Chunk<'_, R>,
+    window: &Arc<Window<R>>,
+    layout: &Layout,
+    proof: &PagesProof,
+) -> Result<bool> {
+    let of_content = |page: usize| match proof.changed.get(&page) {
+        Some((rows, PageDigest::Content(digest))) => Some((*rows, *digest)),
+        Some((_, PageDigest::Values(_))) | None => None,
+    };
+    let picks: Vec<bool> = (0..layout.pages.len()).map(|page| of_content(page).is_some()).collect();
+    let mut pages = Picked::checked(window, chunk, layout, &picks, None)?;
+    for (number, place) in layout.pages.iter().enumerate() {
+        let Some((rows, digest)) = of_content(number) else { continue };
+        let mut page = pages.get_next_page()?;
+        if page.as_ref().is_some_and(Page::is_dictionary_page) {
+            page = pages.get_next_page()?;
+        }
+        let page = page.ok_or_else(|| general("fewer pages than headers"))?;
+        // What cannot be unpacked is not what was written, either.
+        let is_same = |found: u128| found == digest && place.values == rows;
+        if !digest_of_page(&page, chunk.column, place.is_coded()).is_ok_and(is_same) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Reads changed pages, one after the other, and compares each with its digest.
@@ -175,12 +216,16 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
         if !picks.contains(&true) {
             return Ok(());
         }
-        let given = Given::default();
-        let pages = Picked::checked(&self.window, self.chunk, &self.layout, picks, Some(Arc::clone(&given)))?;
-        let descr = self.chunk.column.column_descr_ptr();
         if self.edited.pages.is_empty() {
             (self.edited.before, self.edited.after) = (Tally::new(self.chunk.column), Tally::new(self.chunk.column));
         }
+        let picks = &self.cut(picks)?;
+        if !picks.contains(&true) {
+            return Ok(());
+        }
+        let given = Given::default();
+        let pages = Picked::checked(&self.window, self.chunk, &self.layout, picks, Some(Arc::clone(&given)))?;
+        let descr = self.chunk.column.column_descr_ptr();
         let work = EditPages {
             chunk: self.chunk,
             entries: self.layout.dictionary.as_ref().map_or(0, |dictionary| dictionary.values as usize),
@@ -190,6 +235,41 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
             edited: &mut self.edited,
         };
         in_type(get_column_reader(descr.clone(), pages), &descr, self.change, None, work)
+    }
+}
+
+impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
+    /// Cuts rows out of those of the picked pages where this can be done; which are left.
+    fn cut(&mut self, picks: &[bool]) -> Result<Vec<bool>> {
+        let (column, mut left) = (self.chunk.column, picks.to_vec());
+        let is_fit =
+            |place: &Place| self.rows.range_cardinality(place.rows.clone()) > 0 && parquet_cut::is_fit(column, place);
+        let fit: Vec<bool> =
+            self.layout.pages.iter().zip(picks).map(|(place, picked)| *picked && is_fit(place)).collect();
+        if !matches!(self.change, Change::Remove) || !fit.contains(&true) {
+            return Ok(left);
+        }
+        let dictionary = match &self.layout.dictionary {
+            Some(_) => Some(DictionaryPage::read(&self.window, column)?),
+            None => None,
+        };
+        let entries = dictionary.as_ref().map_or(Ok(Vec::new()), DictionaryPage::entries)?;
+        self.edited.kept_entries.resize(entries.len(), false);
+        let cutter = Cutter { column, entries, has_column_index: self.chunk.column_index.is_some() };
+        let mut pages = Picked::checked(&self.window, self.chunk, &self.layout, &fit, None)?;
+        for (number, place) in self.layout.pages.iter().enumerate().filter(|(number, _)| fit[*number]) {
+            let mut page = pages.get_next_page()?;
+            if page.as_ref().is_some_and(Page::is_dictionary_page) {
+                page = pages.get_next_page()?;
+            }
+            let page = page.ok_or_else(|| general("fewer pages than headers"))?;
+            let bounds = self.chunk.column_index.and_then(|index| index_bounds(index, number));
+            if let Some(new) = cutter.cut(&page, place, self.rows, bounds, &mut self.edited)? {
+                self.edited.pages.insert(number, Some(new));
+                left[number] = false;
+            }
+        }
+        Ok(left)
     }
 }
 

@@ -238,7 +238,7 @@ fn with_null_count(old: &Statistics, null_count: Option<u64>) -> Statistics {
 }
 
 /// Whether one of the values may have made the bound: it is the value, or what a writer that cuts leaves of it.
-fn may_show(bound: &Bound, values: &BTreeSet<Vec<u8>>, physical: PhysicalType) -> bool {
+pub fn may_show(bound: &Bound, values: &BTreeSet<Vec<u8>>, physical: PhysicalType) -> bool {
     let is_cut_at = |head: &[u8]| {
         if head.is_empty() {
             return values.contains(&bound.bytes);

@@ -44,7 +44,19 @@ pub fn turned(page: &Page, column: &ColumnDescriptor) -> Page {
     };
     let (repetition, rest) = buf.split_at(*rep_levels_byte_len as usize);
     let (definition, values) = rest.split_at(*def_levels_byte_len as usize);
-    let mut plain = Vec::with_capacity(buf.len() + 8);
+    Page::DataPage {
+        buf: content(column, repetition, definition, values).into(),
+        num_values: *num_values,
+        encoding: *encoding,
+        def_level_encoding: Encoding::RLE,
+        rep_level_encoding: Encoding::RLE,
+        statistics: statistics.clone(),
+    }
+}
+
+/// What a page of the first version holds of packed levels and values: levels stand behind their length.
+pub fn content(column: &ColumnDescriptor, repetition: &[u8], definition: &[u8], values: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(repetition.len() + definition.len() + values.len() + 8);
     for (max, levels) in [(column.max_rep_level(), repetition), (column.max_def_level(), definition)] {
         if max > 0 {
             plain.extend_from_slice(&(levels.len() as u32).to_le_bytes());
@@ -52,14 +64,7 @@ pub fn turned(page: &Page, column: &ColumnDescriptor) -> Page {
         }
     }
     plain.extend_from_slice(values);
-    Page::DataPage {
-        buf: plain.into(),
-        num_values: *num_values,
-        encoding: *encoding,
-        def_level_encoding: Encoding::RLE,
-        rep_level_encoding: Encoding::RLE,
-        statistics: statistics.clone(),
-    }
+    plain
 }
 
 /// The chunk's metadata as they are after [`FirstVersion`]: the codec, and pages of the first version.
