@@ -75,6 +75,8 @@ pub enum Fact {
         /// Hex SHA-256 of the list it stood in.
         list_digest: Option<Text>,
     },
+    /// An identifier of the request that had this tag under another key has this one now: whoever had both keys compared them.
+    Rekeyed { identifier: Tagged, old_tag: [u8; 32] },
     /// A run is about to remove these rows: written before it does.
     Planned { dataset: Text, run_id: Text, rows: u64, consumers: Option<u64> },
     /// The rows are gone and a manifest says so; no rows: the run has ended, and all that it planned is still there.
@@ -107,6 +109,7 @@ impl Fact {
     pub fn name(&self) -> &'static str {
         match self {
             Fact::Received { .. } => "received",
+            Fact::Rekeyed { .. } => "rekeyed",
             Fact::Planned { .. } => "planned",
             Fact::Removed { .. } => "removed",
             Fact::VerifiedClean { .. } => "verified-clean",
@@ -189,6 +192,10 @@ impl Row {
                 row.maybe("due_how", &due.as_ref().map(|due| due.how.clone()));
                 (row.tag, row.due_at) = (Some(identifier.tag), due.as_ref().map(|due| due.at));
             }
+            Fact::Rekeyed { identifier, old_tag } => {
+                row.text("kind", &identifier.kind).text("source", &hex::encode(old_tag).into());
+                row.tag = Some(identifier.tag);
+            }
             Fact::Planned { dataset, run_id, rows, consumers } => {
                 row.text("dataset", dataset).text("run_id", run_id).count("rows", Some(*rows));
                 row.count("consumers", *consumers);
@@ -227,12 +234,13 @@ impl Row {
         let time = |column: &str| self.times[at(&TIMES, column)];
         let maybe_count = |column: &str| self.counts[at(&COUNTS, column)];
         let count = |column: &str| maybe_count(column).ok_or_else(|| format!("an event {name} has no {column}"));
+        let identifier = || -> Result<Tagged, String> {
+            let tag = self.tag.ok_or_else(|| format!("an event {name} has no tag"))?;
+            Ok(Tagged { kind: text("kind")?, tag })
+        };
         Ok(match name {
             "received" => Fact::Received {
-                identifier: Tagged {
-                    kind: text("kind")?,
-                    tag: self.tag.ok_or_else(|| format!("an event {name} has no tag"))?,
-                },
+                identifier: identifier()?,
                 source: text("source")?,
                 received_at: time("received_at"),
                 regime: maybe("regime"),
@@ -243,6 +251,11 @@ impl Row {
                     .map_err(|e: String| e)?,
                 list_digest: maybe("list_digest"),
             },
+            "rekeyed" => {
+                let (mut old_tag, source) = ([0; 32], text("source")?);
+                hex::decode_to_slice(&*source, &mut old_tag).map_err(|_| "holds a tag that is none".to_owned())?;
+                Fact::Rekeyed { identifier: identifier()?, old_tag }
+            }
             "planned" => Fact::Planned {
                 dataset: text("dataset")?,
                 run_id: text("run_id")?,
@@ -528,6 +541,7 @@ mod tests {
                 due: None,
                 list_digest: None,
             },
+            Fact::Rekeyed { identifier: Tagged { kind: text("email"), tag: [8; 32] }, old_tag: [7; 32] },
             Fact::Planned { dataset: dataset.clone(), run_id: run_id.clone(), rows: 3, consumers: None },
             Fact::Removed {
                 dataset: dataset.clone(),
@@ -587,7 +601,7 @@ mod tests {
             &|s| s.events[0].request_id = text("r9"),
             &|s| s.events.swap(0, 1),
             &|s| {
-                let Fact::Planned { rows, .. } = &mut s.events[2].fact else { panic!("planned") };
+                let Fact::Planned { rows, .. } = &mut s.events[3].fact else { panic!("planned") };
                 *rows += 1;
             },
             &|s| {

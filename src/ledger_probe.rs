@@ -157,7 +157,7 @@ pub async fn load(
 async fn unchanged_until(store: &dyn Store, state: &Location, head: &Head) -> Result<Option<u64>> {
     let Some(behind) = ledger::segments_behind(store, state, head).await? else { return Ok(None) };
     let changes = |fact: &Fact| match fact {
-        Fact::Received { .. } | Fact::Exempted { .. } | Fact::Withdrawn { .. } => true,
+        Fact::Received { .. } | Fact::Rekeyed { .. } | Fact::Exempted { .. } | Fact::Withdrawn { .. } => true,
         Fact::Planned { .. }
         | Fact::Removed { .. }
         | Fact::VerifiedClean { .. }

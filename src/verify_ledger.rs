@@ -1,4 +1,4 @@
-//! The request ledger as the verifier reads it: its files again, with Polars, and a fold of its own that knows three kinds of events.
+//! The request ledger as the verifier reads it: its files again, with Polars, and a fold of its own that knows four kinds of events.
 //!
 //! Written apart from the ledger's own modules on purpose: a request that their fold forgets, or goes on with after it was withdrawn,
 //! shows as a difference. Whether the chain fits is for whoever opens the ledger to say. Invariant: only tags are held.
@@ -217,7 +217,8 @@ impl Events {
             }
             let request = self.requests.get_mut(id).expect("inserted above");
             match event.get(row) {
-                Some("received") => {
+                // The latter has no time, and is a tag alone.
+                Some("received" | "rekeyed") => {
                     let later = received_at.get(row).zip(request.withdrawn_at);
                     if later.is_some_and(|(received, withdrawn)| received > withdrawn) {
                         request.withdrawn_at = None;
