@@ -258,7 +258,7 @@ fn is_not_heard(row: &TaggedRow, known: &Requests) -> bool {
         return is_of_the_day(row, named);
     }
     let first = row.identifiers.first();
-    if !row.request_id.as_deref().zip(first).is_some_and(|(id, first)| *id == *derived_id(&first.tag)) {
+    if row.request_id.as_deref().zip(first).is_none_or(|(id, first)| *id != *derived_id(&first.tag)) {
         return false;
     }
     let is_new = row.identifiers.iter().any(|tagged| holding(tagged).next().is_none());
