@@ -138,6 +138,9 @@ pub enum RequestsCommand {
         /// The values are hashes of the canonical form: sha256-hex or sha256-base64
         #[arg(long, env = "LAKESCRUB_HASHED")]
         hashed: Option<String>,
+        /// The tag key before a rotation: what was added by hand is added with it once more
+        #[arg(long, value_name = "FILE", env = "LAKESCRUB_OLD_TAG_KEY")]
+        old_tag_key: Option<PathBuf>,
     },
     /// The person opted in again: stops later removal and is recorded, history stays
     Withdraw {

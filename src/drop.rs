@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -371,24 +371,27 @@ fn unwritable(path: &Path, error: &io::Error) -> Error {
     Error::usage(format!("cannot write {}: {}", path.display(), error.kind()))
 }
 
-/// An upload file is never changed once it is there: DROP may have it already.
-fn write_once(path: &PathBuf, bytes: &[u8]) -> Result<()> {
-    let mut file = match File::options().write(true).create_new(true).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let mut there = Vec::new();
-            File::open(path)
-                .and_then(|mut file| file.read_to_end(&mut there))
-                .map_err(|error| unwritable(path, &error))?;
-            if there == bytes {
-                return Ok(());
-            }
+/// An upload file is there as a whole or not at all, and is never changed once it is there: DROP may have it already. One that was cut
+/// within a line is of an answer that was killed, by a version that wrote it in its place.
+fn write_once(path: &Path, bytes: &[u8]) -> Result<()> {
+    let cannot = |error: io::Error| unwritable(path, &error);
+    match std::fs::read(path) {
+        Ok(there) if there == bytes => return Ok(()),
+        Ok(there) if bytes.starts_with(&there) && !there.ends_with(b"\n") => {}
+        Ok(_) => {
             return Err(Error::usage(format!("{} is there already and holds something else", path.display()))
                 .hint("name an empty folder with --out"));
         }
-        Err(error) => return Err(unwritable(path, &error)),
-    };
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| unwritable(path, &error))
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(cannot(error)),
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = path.with_file_name(format!(".{name}.part"));
+    let mut file = File::create(&part).map_err(cannot)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(cannot)?;
+    std::fs::rename(&part, path).map_err(cannot)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(cannot)
 }
 
 /// So is it of what was looked for in a column whose values nobody could read, as dates in another format than the job tells.

@@ -61,7 +61,10 @@ pub fn status_of(request: &Request, now: Timestamp) -> Option<Status> {
     match request.state(now) {
         State::Done => Some(Status::Deleted),
         State::NotFound => Some(Status::NotFound),
-        State::Exempted => Some(if is_opted_out(request, now) { Status::OptedOut } else { Status::Exempted }),
+        State::Exempted if is_opted_out(request, now) => Some(Status::OptedOut),
+        // Exempted is said of whom all is exempt: what was deleted before is deleted.
+        State::Exempted if request.rows_removed() > 0 => Some(Status::Deleted),
+        State::Exempted => Some(Status::Exempted),
         State::Open | State::Planned | State::Removed | State::Reappeared | State::Withdrawn => None,
     }
 }
@@ -276,9 +279,12 @@ mod tests {
         let gone = [&back[..], &[(A, verified())]].concat();
         let answers = check(&gone, 10, &["20260812_4821_Email_am01.csv: AAAAaaaa0001=3"]);
         assert!(answers.files[0].is_amended);
+        // What was deleted stays so when the rest is exempted; only what is all exempt is answered as that.
         let again =
             [&gone[..], &[(A, answered(3, "20260812_4821_Email_am01.csv")), (A, exempted("legal claim"))]].concat();
-        check(&again, 10, &["20260812_4821_Email_am02.csv: AAAAaaaa0001=2"]);
+        assert_eq!(check(&again, 10, &[]).unchanged, 1);
+        let exempt = [&first[..], &[(A, exempted("legal claim"))]].concat();
+        check(&exempt, 10, &["20260812_4821_Email_am01.csv: AAAAaaaa0001=2"]);
         // And no name a third time, although no request's last answer tells of the first amended file any more.
         let third = [
             &gone[..],

@@ -193,7 +193,10 @@ impl Ledger {
             lost => Err(Error::usage(format!(
                 "{lost} requests of the ledger are tagged with another tag_key and can never be compared"
             ))
-            .hint("import their lists again with this key (`requests import --old-tag-key`), or withdraw them")),
+            .hint(
+                "import the lists that have them again with this key and the one before (`requests import --old-tag-key`); withdraw by \
+                 their ids (`requests list`) those of which no list has every identifier any more",
+            )),
         }
     }
 
@@ -282,9 +285,9 @@ impl Ledger {
             }
             let of_row = judged.filter(|(id, _)| **id == event.request_id).map(|(_, is_news)| is_news);
             let is_news = match of_row {
+                Some(is_news) if self.requests.get(&event.request_id).is_none() => is_news,
                 _ if !self.requests.stands_for_row(event) => self.requests.is_news(event),
-                Some(is_news) => is_news,
-                None => {
+                _ => {
                     let row = events[number..].chunk_by(|one, next| one.request_id == next.request_id).next();
                     let is_news = self.requests.is_news_row(row.unwrap_or_default());
                     judged = Some((&event.request_id, is_news));
@@ -399,6 +402,11 @@ impl Ledger {
             return Err(Error::new(Exit::Untrusted, format!("{location} is not the ledger that was gathered in it")));
         }
         for file in &files {
+            self.store.delete(&file.object).await?;
+        }
+        // And what other writers gathered meanwhile, or wrote in vain: whoever reads the files as one table would count it twice.
+        let within = |file: &File| file.last <= last && file.object.location != location;
+        for file in list(self.store.as_ref(), &self.state).await?.iter().filter(|file| within(file)) {
             self.store.delete(&file.object).await?;
         }
         self.files = vec![File { first: 1, last, object }];
@@ -541,6 +549,7 @@ async fn write_new(store: &dyn Store, location: &Location, bytes: Bytes) -> Resu
 mod tests {
     use super::*;
     use crate::ledger_event::{Fact, Tagged};
+    use crate::ledger_fold::derived_id;
     use crate::store::local::LocalStore;
 
     fn received(id: &str, tag: u8) -> Event {
@@ -587,15 +596,19 @@ mod tests {
             ledger.append(events.iter().map(|(id, tag)| received(id, *tag)).collect()).await.unwrap().events
         };
         add(&[("R1", 1), ("R2", 2), ("R3", 3)]).await;
+        let (one, eight) = (derived_id(&[1; 32]), derived_id(&[8; 32]));
+        let (one, eight) = (one.as_str(), eight.as_str());
         // All known; then one that is not, at the end of a segment.
-        assert_eq!(add(&[("tag-1", 1), ("tag-1", 2)]).await, 0);
-        assert_eq!(add(&[("R4", 4), ("R5", 5), ("tag-1", 1), ("tag-1", 2), ("tag-1", 9)]).await, 5);
-        assert_eq!(add(&[("tag-1", 1), ("tag-1", 2), ("tag-1", 9)]).await, 0);
+        assert_eq!(add(&[(one, 1), (one, 2)]).await, 0);
+        assert_eq!(add(&[("R4", 4), ("R5", 5), (one, 1), (one, 2), (one, 9)]).await, 5);
+        assert_eq!(add(&[(one, 1), (one, 2), (one, 9)]).await, 0);
+        // A list's own id is one, whatever it begins with.
+        assert_eq!(add(&[("tag-1", 1), ("tag-1", 2)]).await, 2);
         // Who opted in again is asked for by no row that tells no time, whatever else stands in it.
         let fact = Fact::Withdrawn { source: "desk".into(), at: None };
         let withdrawn = Event { recorded_at: Timestamp::UNIX_EPOCH, request_id: "R3".into(), fact };
         ledger.append(vec![withdrawn]).await.unwrap();
-        let row = vec![received("tag-8", 8), received("tag-8", 3)];
+        let row = vec![received(eight, 8), received(eight, 3)];
         assert_eq!(ledger.append(row).await.unwrap().events, 0);
     }
 }

@@ -11,6 +11,7 @@
 //! zero bytes before the first), the key's id and every field of every event, so that a chain survives the files it was written in:
 //! several segments may be gathered in one file, and their digests are the same.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -76,6 +77,8 @@ pub enum Fact {
         /// Hex SHA-256 of the list it stood in.
         list_digest: Option<Text>,
     },
+    /// An identifier of the request that had this tag under another key has this one now: whoever had both keys compared them.
+    Rekeyed { identifier: Tagged, old_tag: [u8; 32] },
     /// A run is about to remove these rows: written before it does.
     Planned { dataset: Text, run_id: Text, rows: u64, consumers: Option<u64> },
     /// The rows are gone and a manifest says so; no rows: the run has ended, and all that it planned is still there.
@@ -110,6 +113,7 @@ impl Fact {
     pub fn name(&self) -> &'static str {
         match self {
             Fact::Received { .. } => "received",
+            Fact::Rekeyed { .. } => "rekeyed",
             Fact::Planned { .. } => "planned",
             Fact::Removed { .. } => "removed",
             Fact::VerifiedClean { .. } => "verified-clean",
@@ -153,7 +157,8 @@ const COUNTS: [&str; 3] = ["rows", "consumers", "status"];
 #[derive(Default)]
 struct Row<'a> {
     kind: Option<&'a Text>,
-    source: Option<&'a Text>,
+    /// Of one that was rekeyed the old tag in hexadecimal digits.
+    source: Option<Cow<'a, str>>,
     regime: Option<&'a Text>,
     due_how: Option<&'a Text>,
     list_digest: Option<&'a Text>,
@@ -180,12 +185,18 @@ impl<'a> Row<'a> {
             Fact::Received { identifier, source, received_at, regime, due, list_digest } => Row {
                 kind: Some(&identifier.kind),
                 tag: Some(&identifier.tag),
-                source: Some(source),
+                source: Some(Cow::Borrowed(source)),
                 received_at: *received_at,
                 regime: regime.as_ref(),
                 due_how: due.as_ref().map(|due| &due.how),
                 due_at: due.as_ref().map(|due| due.at),
                 list_digest: list_digest.as_ref(),
+                ..row
+            },
+            Fact::Rekeyed { identifier, old_tag } => Row {
+                kind: Some(&identifier.kind),
+                tag: Some(&identifier.tag),
+                source: Some(Cow::Owned(hex::encode(old_tag))),
                 ..row
             },
             Fact::Planned { dataset, run_id, rows, consumers } => {
@@ -216,19 +227,34 @@ impl<'a> Row<'a> {
             }
             Fact::Exempted { ground, until } => Row { ground: Some(ground), until: *until, ..row },
             // A column of its own would give every older segment another digest.
-            Fact::Withdrawn { source, at } => Row { source: Some(source), received_at: *at, ..row },
-            Fact::Answered { status, source } => Row { status: Some(*status), source: Some(source), ..row },
+            Fact::Withdrawn { source, at } => Row { source: Some(Cow::Borrowed(source)), received_at: *at, ..row },
+            Fact::Answered { status, source } => {
+                Row { status: Some(*status), source: Some(Cow::Borrowed(source)), ..row }
+            }
             Fact::Imported { source, list_digest } => {
-                Row { source: Some(source), list_digest: Some(list_digest), ..row }
+                Row { source: Some(Cow::Borrowed(source)), list_digest: Some(list_digest), ..row }
             }
         }
     }
 
     /// In the order of [`TEXTS`].
-    fn texts(&self) -> [Option<&'a Text>; TEXTS.len()] {
-        let Row { kind, source, regime, due_how, list_digest, dataset, run_id, manifest_digest, .. } = *self;
+    fn texts(&self) -> [Option<&str>; TEXTS.len()] {
+        let Row { kind, regime, due_how, list_digest, dataset, run_id, manifest_digest, .. } = *self;
         let Row { object, written_by, ground, .. } = *self;
-        [kind, source, regime, due_how, list_digest, dataset, run_id, manifest_digest, object, written_by, ground]
+        let text = |text: Option<&'a Text>| text.map(|text| &**text);
+        [
+            text(kind),
+            self.source.as_deref(),
+            text(regime),
+            text(due_how),
+            text(list_digest),
+            text(dataset),
+            text(run_id),
+            text(manifest_digest),
+            text(object),
+            text(written_by),
+            text(ground),
+        ]
     }
 
     /// In the order of [`TIMES`].
@@ -497,6 +523,7 @@ impl<'a> Columns<'a> {
     /// The fact of one row, which is an event `name`.
     fn fact(&mut self, row: usize, name: &str, known: &mut Interner) -> Result<Fact, String> {
         let Columns { texts, times, counts, tag, due_at } = self;
+        let sources = texts[const { at(&TEXTS, "source") }].column;
         let mut maybe = |column: usize| texts[column].maybe(row, known);
         let lacks = |column: &str| format!("an event {name} has no {column}");
         let time = |column: usize| {
@@ -518,15 +545,20 @@ impl<'a> Columns<'a> {
                 count(const { at(&COUNTS, "rows") })?.ok_or_else(|| lacks("rows"))?
             };
         }
-        Ok(match name {
-            "received" => {
+        macro_rules! identifier {
+            () => {{
                 if tag.is_null(row) {
                     return Err(lacks("tag"));
                 }
                 let tag = tag_of_hex(tag.value(row)).ok_or("holds a tag that is none")?;
+                Tagged { kind: text!("kind"), tag }
+            }};
+        }
+        Ok(match name {
+            "received" => {
                 let day = (!due_at.is_null(row)).then(|| of_days(due_at.value(row)).ok_or("holds a date out of range"));
                 Fact::Received {
-                    identifier: Tagged { kind: text!("kind"), tag },
+                    identifier: identifier!(),
                     source: text!("source"),
                     received_at: time(const { at(&TIMES, "received_at") })?,
                     regime: maybe(const { at(&TEXTS, "regime") }),
@@ -535,6 +567,14 @@ impl<'a> Columns<'a> {
                         None => None,
                     },
                     list_digest: maybe(const { at(&TEXTS, "list_digest") }),
+                }
+            }
+            "rekeyed" => {
+                // Each is another one: nothing of it is kept.
+                let old_tag = (!sources.is_null(row)).then(|| tag_of_hex(sources.value(row)));
+                Fact::Rekeyed {
+                    identifier: identifier!(),
+                    old_tag: old_tag.ok_or_else(|| lacks("source"))?.ok_or("holds a tag that is none")?,
                 }
             }
             "planned" => Fact::Planned {
@@ -662,6 +702,7 @@ mod tests {
                 due: None,
                 list_digest: None,
             },
+            Fact::Rekeyed { identifier: Tagged { kind: text("email"), tag: [8; 32] }, old_tag: [7; 32] },
             Fact::Planned { dataset: dataset.clone(), run_id: run_id.clone(), rows: 3, consumers: None },
             Fact::Removed {
                 dataset: dataset.clone(),
@@ -723,7 +764,7 @@ mod tests {
             &|s| s.events[0].request_id = text("r9"),
             &|s| s.events.swap(0, 1),
             &|s| {
-                let Fact::Planned { rows, .. } = &mut s.events[2].fact else { panic!("planned") };
+                let Fact::Planned { rows, .. } = &mut s.events[3].fact else { panic!("planned") };
                 *rows += 1;
             },
             &|s| {

@@ -21,9 +21,12 @@ pub struct Requests {
     /// The last entry of a tag; the others hang on it.
     by_tag: ByTag<u32>,
     /// The requests of tags under other keys.
-    by_stale_tag: ByTag<u32>,
+    by_stale_tag: ByTag<Vec<u32>>,
     /// What requests hold under other keys, each identifier and key once.
     stale: HashMap<u32, Vec<Stale>>,
+    /// Whether tags of two keys were ever compared. Before that, of a ledger that earlier versions wrote, only their counts tell whether
+    /// a request has under the present key what it had under another.
+    is_rekeyed: bool,
     key_id: Option<Text>,
     /// The names of all upload files that answers were ever given in.
     answer_files: BTreeSet<Text>,
@@ -81,10 +84,12 @@ struct Entry {
 }
 
 /// One identifier of one request under another key than the present one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct Stale {
     key_id: Text,
     identifier: Tagged,
+    /// Whether the request has it under a later key.
+    is_rekeyed: bool,
 }
 
 /// One request and what the events say of it.
@@ -99,6 +104,8 @@ pub struct Request {
     pub regime: Option<Text>,
     pub due: Option<DueDate>,
     pub list_digest: Option<Text>,
+    /// Whether its id came in under another key than the present one, on which the ids depend that are tags.
+    pub is_named_before: bool,
     /// The first and the last of its entries, which are its tags under the present key. The others hang on the first.
     entries: Option<(u32, u32)>,
     /// Its tags under other keys, which nothing can be compared with any more.
@@ -243,6 +250,7 @@ impl Request {
             regime: None,
             due: None,
             list_digest: None,
+            is_named_before: false,
             entries: None,
             stale_tags: 0,
             asked_at: None,
@@ -335,7 +343,7 @@ impl Request {
 }
 
 /// How the ids of requests begin that their list gives none: the rest is the head of the first identifier's tag.
-pub const DERIVED: &str = "tag-";
+const DERIVED: &str = "tag-";
 
 /// How the sources end that are downloads of DROP.
 const DOWNLOAD: &str = "_DROP.zip";
@@ -440,9 +448,19 @@ impl Requests {
             .filter(|(_, request)| request.entries.is_some_and(|(_, last)| last < mark.entries))
     }
 
-    /// The request that holds this tag under another key than the present one.
-    pub fn with_stale_tag(&self, tag: &[u8; 32]) -> Option<&Request> {
-        self.by_stale_tag.get(&head(tag)).map(|number| self.at(*number))
+    /// The requests that hold this tag under another key than the present one.
+    pub fn with_stale_tag(&self, tag: &[u8; 32]) -> impl Iterator<Item = &Request> {
+        self.by_stale_tag.get(&head(tag)).into_iter().flatten().map(|number| self.at(*number))
+    }
+
+    /// Whether the request holds this tag under another key than the present one.
+    pub fn has_stale_tag(&self, request: &Request, tag: &[u8; 32]) -> bool {
+        self.stale_of(request).iter().any(|stale| stale.identifier.tag == *tag)
+    }
+
+    fn stale_of(&self, request: &Request) -> &[Stale] {
+        let stale = self.by_id.get(&request.id).and_then(|number| self.stale.get(number));
+        stale.map_or(&[], Vec::as_slice)
     }
 
     /// Every identifier that a match means at `now`, once: those of withdrawn requests are not there, nor is any that an exempted one
@@ -493,7 +511,7 @@ impl Requests {
     }
 
     /// Requests that should match, or keep others from it, and of which an identifier is not there under the present key: their lists must
-    /// be imported again. No tag tells which one of another key it stands for: a request must have as many of each kind as it had under any other key.
+    /// be imported again.
     pub fn not_comparable(&self, now: Timestamp) -> usize {
         let lost = |(number, request): &(usize, &Request)| {
             let matters = request.is_suppressed(now) || request.is_exempt(now);
@@ -505,15 +523,25 @@ impl Requests {
     /// Requests of which an identifier is there under another key alone: whoever names it under the present one is not known for its own.
     /// One that was withdrawn under the present key is given up.
     pub fn left_behind(&self) -> usize {
-        let is_given_up = |request: &Request| request.withdrawn_at.is_some() && request.is_withdrawn_here;
-        let stale = self.stale.keys().map(|number| (*number, self.at(*number)));
-        let lost = stale.filter(|(number, request)| request.entries.is_none() || self.lacks_entries(*number));
-        lost.filter(|(_, request)| !is_given_up(request)).count()
+        self.stale.keys().filter(|number| self.is_left_behind(self.at(**number))).count()
     }
 
+    /// Whether that is said of this request.
+    pub fn is_left_behind(&self, request: &Request) -> bool {
+        let Some(number) = self.by_id.get(&request.id).filter(|number| self.stale.contains_key(number)) else {
+            return false;
+        };
+        let is_given_up = request.withdrawn_at.is_some() && request.is_withdrawn_here;
+        !is_given_up && (request.entries.is_none() || self.lacks_entries(*number))
+    }
+
+    /// As long as no tags were compared, a request must have as many identifiers of each kind as it had under any other key.
     fn lacks_entries(&self, number: u32) -> bool {
+        if self.is_rekeyed {
+            return self.stale.get(&number).into_iter().flatten().any(|stale| !stale.is_rekeyed);
+        }
         let mut had: BTreeMap<(&Text, &Text), usize> = BTreeMap::new();
-        for Stale { key_id, identifier } in self.stale.get(&number).into_iter().flatten() {
+        for Stale { key_id, identifier, .. } in self.stale.get(&number).into_iter().flatten() {
             *had.entry((key_id, &identifier.kind)).or_default() += 1;
         }
         let has = |kind: &Text| self.identifiers(self.at(number)).filter(|own| own.kind == *kind).count();
@@ -534,7 +562,8 @@ impl Requests {
                 // What it withdraws may come later, from an older download.
                 Fact::Withdrawn { at, .. } => at.is_some(),
                 Fact::Imported { .. } => self.events == 0,
-                Fact::Planned { .. }
+                Fact::Rekeyed { .. }
+                | Fact::Planned { .. }
                 | Fact::Removed { .. }
                 | Fact::VerifiedClean { .. }
                 | Fact::Reappeared { .. }
@@ -549,6 +578,11 @@ impl Requests {
                     || is_asked_anew(request, *received_at)
                     || is_listed_later(request, source, *received_at)
                     || is_due_earlier(request, due.as_ref())
+            }
+            Fact::Rekeyed { identifier, old_tag } => {
+                let mut stale = self.stale_of(request).iter().filter(|stale| stale.identifier.tag == *old_tag);
+                let has_it = self.identifiers(request).any(|known| known == identifier);
+                stale.any(|stale| stale.identifier.kind == identifier.kind && !(stale.is_rekeyed && has_it))
             }
             Fact::Planned { dataset, run_id, rows, .. } => {
                 let known = request.datasets.iter().find(|(name, _)| name == dataset).map(|(_, facts)| facts);
@@ -589,9 +623,13 @@ impl Requests {
         identifiers.iter().map(asking).collect()
     }
 
-    /// Whether it is of a row without an id that no request is named after.
+    /// Whether it is the first event of a row without an id that no request is named after. An id of a list that begins like one that is
+    /// derived is an id.
     pub fn stands_for_row(&self, event: &Event) -> bool {
-        event.request_id.starts_with(DERIVED) && self.get(&event.request_id).is_none()
+        let Fact::Received { identifier, .. } = &event.fact else { return false };
+        event.request_id.starts_with(DERIVED)
+            && *event.request_id == *derived_id(&identifier.tag)
+            && self.get(&event.request_id).is_none()
     }
 
     /// Whether a row without an id, whose events these are, says something new: as a whole, for it stands for one person. Were only some
@@ -633,15 +671,19 @@ impl Requests {
                     _ => &event.request_id,
                 };
                 let number = u32::try_from(self.requests.len()).expect("fewer than four billion requests");
-                self.requests.push(Request::new(event.request_id.clone(), event.recorded_at, source.clone()));
+                let new = Request::new(event.request_id.clone(), event.recorded_at, source.clone());
+                self.requests.push(Request { is_named_before: stale_key.is_some(), ..new });
                 self.by_id.insert(event.request_id.clone(), number);
                 number
             }
         };
-        if let Fact::Received { identifier, received_at, .. } = &event.fact
-            && self.take_identifier(number, identifier, stale_key)
+        if let Fact::Received { identifier, source, received_at, .. } = &event.fact
+            && self.take_identifier(number, identifier, source, stale_key)
         {
             self.requests[number as usize].reopen(received_at.unwrap_or(event.recorded_at));
+        }
+        if let Fact::Rekeyed { identifier, old_tag } = &event.fact {
+            self.take_rekeyed(number, identifier, old_tag, stale_key);
         }
         if let Fact::Answered { source, .. } = &event.fact {
             self.answer_files.insert(source.clone());
@@ -660,18 +702,28 @@ impl Requests {
     }
 
     /// Whether the request had no such identifier. What only makes up for one under another key is none that it had not.
-    fn take_identifier(&mut self, number: u32, identifier: &Tagged, stale_key: Option<&Text>) -> bool {
-        let makes_up = self.makes_up(number, &identifier.kind, stale_key);
+    fn take_identifier(&mut self, number: u32, identifier: &Tagged, source: &str, stale_key: Option<&Text>) -> bool {
+        let makes_up = match self.is_rekeyed {
+            false => self.makes_up(number, &identifier.kind, stale_key),
+            true => source.ends_with(DOWNLOAD) && self.takes_over(number, &identifier.kind, stale_key),
+        };
+        self.hold(number, identifier, stale_key) && !makes_up
+    }
+
+    /// Whether the request did not hold this identifier under this key.
+    fn hold(&mut self, number: u32, identifier: &Tagged, stale_key: Option<&Text>) -> bool {
         if let Some(key_id) = stale_key {
-            let stale = Stale { key_id: key_id.clone(), identifier: identifier.clone() };
             let known = self.stale.entry(number).or_default();
-            let is_new = !known.contains(&stale);
-            if is_new {
-                known.push(stale);
-                self.requests[number as usize].stale_tags += 1;
+            if known.iter().any(|known| known.key_id == *key_id && known.identifier == *identifier) {
+                return false;
             }
-            self.by_stale_tag.insert(head(&identifier.tag), number);
-            return is_new && !makes_up;
+            known.push(Stale { key_id: key_id.clone(), identifier: identifier.clone(), is_rekeyed: false });
+            self.requests[number as usize].stale_tags += 1;
+            let holding = self.by_stale_tag.entry(head(&identifier.tag)).or_default();
+            if !holding.contains(&number) {
+                holding.push(number);
+            }
+            return true;
         }
         let request = &self.requests[number as usize];
         if self.identifiers(request).any(|known| known == identifier) {
@@ -693,7 +745,54 @@ impl Requests {
             }
         };
         *own = Some((first, entry));
-        !makes_up
+        true
+    }
+
+    /// From the first comparison on counts tell nothing: what they told so far stands.
+    fn take_rekeyed(&mut self, number: u32, identifier: &Tagged, old_tag: &[u8; 32], stale_key: Option<&Text>) {
+        if !self.is_rekeyed {
+            let made_up: Vec<(u32, Vec<bool>)> =
+                self.stale.keys().map(|number| (*number, self.made_up(*number))).collect();
+            for (number, made_up) in made_up {
+                let stale = self.stale.get_mut(&number).into_iter().flatten();
+                stale.zip(made_up).for_each(|(stale, made_up)| stale.is_rekeyed = made_up);
+            }
+            self.is_rekeyed = true;
+        }
+        self.hold(number, identifier, stale_key);
+        // The key before may be the present one again.
+        let has_old = self.identifiers(self.at(number)).any(|own| own.tag == *old_tag);
+        for stale in self.stale.get_mut(&number).into_iter().flatten() {
+            stale.is_rekeyed |= stale.identifier.tag == *old_tag || (has_old && stale.identifier == *identifier);
+        }
+    }
+
+    /// Which identifiers under other keys the request has under a later one, as far as counts tell.
+    fn made_up(&self, number: u32) -> Vec<bool> {
+        let stale = &self.stale[&number];
+        let first = |key_id: &Text| stale.iter().position(|stale| stale.key_id == *key_id);
+        let made_up = |Stale { key_id, identifier, .. }: &Stale| {
+            let kind = &identifier.kind;
+            let under = |key_id: &Text| {
+                stale.iter().filter(|stale| stale.key_id == *key_id && stale.identifier.kind == *kind).count()
+            };
+            let own = self.identifiers(self.at(number)).filter(|own| own.kind == *kind).count();
+            let later = stale.iter().filter(|later| first(&later.key_id) > first(key_id));
+            own >= under(key_id) || later.into_iter().any(|later| under(&later.key_id) >= under(key_id))
+        };
+        stale.iter().map(made_up).collect()
+    }
+
+    /// A work item has one identifier for good: another tag of it is that of another key. Whether it took over.
+    fn takes_over(&mut self, number: u32, kind: &Text, stale_key: Option<&Text>) -> bool {
+        let others = self.stale.get_mut(&number).into_iter().flatten();
+        let others = others.filter(|stale| stale_key != Some(&stale.key_id) && !stale.is_rekeyed);
+        let mut others: Vec<&mut Stale> = others.filter(|stale| stale.identifier.kind == *kind).collect();
+        if let [other] = &mut others[..] {
+            other.is_rekeyed = true;
+            return true;
+        }
+        false
     }
 
     /// Whether the request has fewer identifiers of the kind under this key than under another one: no tag tells which stands for which.
@@ -703,7 +802,7 @@ impl Requests {
             return false;
         }
         let mut counts: BTreeMap<Option<&Text>, usize> = BTreeMap::new();
-        for Stale { key_id, identifier } in stale.into_iter().flatten() {
+        for Stale { key_id, identifier, .. } in stale.into_iter().flatten() {
             *counts.entry(Some(key_id)).or_default() += usize::from(identifier.kind == *kind);
         }
         let own = self.identifiers(self.at(number)).filter(|own| own.kind == *kind).count();
@@ -729,7 +828,12 @@ fn is_asked_anew(request: &Request, received_at: Option<Timestamp>) -> bool {
 
 /// DROP lists an item once, so a later download that has it again tells that it was removed in between; that removal may be imported last.
 fn is_listed_later(request: &Request, source: &str, received_at: Option<Timestamp>) -> bool {
-    source.ends_with(DOWNLOAD) && received_at > request.asked_at
+    source.ends_with(DOWNLOAD) && (received_at > request.asked_at || becomes_item(request, source))
+}
+
+/// Whether a request that came with a list is a work item from now on, which is to be answered.
+fn becomes_item(request: &Request, source: &str) -> bool {
+    source.ends_with(DOWNLOAD) && !request.source.ends_with(DOWNLOAD)
 }
 
 /// Whether somebody asked by a rule whose term ends before that of the rules so far.
@@ -766,14 +870,17 @@ fn take_fact(request: &mut Request, event: &Event, is_present_key: bool) {
                 request.received_at = *received_at;
             }
             request.asked_at = request.asked_at.max(*received_at);
+            let becomes_item = becomes_item(request, source);
             if anew || request.regime.is_none() || is_due_earlier(request, due.as_ref()) {
                 request.regime = regime.clone();
                 request.due = due.clone();
             }
-            if anew || request.list_digest.is_none() {
+            if anew || becomes_item || request.list_digest.is_none() {
                 (request.source, request.list_digest) = (source.clone(), list_digest.clone());
             }
         }
+        // An identifier that is the same under another key is no news of the request.
+        Fact::Rekeyed { .. } => {}
         Fact::Planned { dataset, run_id, rows, consumers } => {
             let planned = Planned { run_id: run_id.clone(), rows: *rows, consumers: *consumers, at };
             request.dataset(dataset).planned = Some(planned);
@@ -808,10 +915,19 @@ fn take_fact(request: &mut Request, event: &Event, is_present_key: bool) {
         }
         Fact::Imported { .. } => {}
         Fact::Exempted { ground, until } => {
-            request.exempted = Some(Arc::new(Exemption { at, ground: ground.clone(), until: *until }));
+            let exemption = Exemption { at, ground: ground.clone(), until: *until };
+            let (was, is) = (request.is_exempt(at), exemption.is_in_force(at));
+            // Nobody looks for it as long as it is exempted: of what a run saw before, nothing is known when that has ended.
+            if was || is {
+                let end = exemption.until.filter(|_| is).unwrap_or(at);
+                request.reopen(end);
+                request.reopened_at = request.reopened_at.map(|_| end);
+            }
+            request.exempted = Some(Arc::new(exemption));
         }
+        // Whoever says so now has the last word over every asking so far, whatever time that has.
         Fact::Withdrawn { at: None, .. } => {
-            request.withdrawn_at = request.withdrawn_at.max(Some(at));
+            request.withdrawn_at = request.withdrawn_at.max(request.asked_at).max(Some(at));
             request.is_withdrawn_here = is_present_key;
         }
         Fact::Withdrawn { at: Some(at), .. } => {
@@ -905,7 +1021,7 @@ mod tests {
     #[test]
     fn a_state_follows_from_the_facts() {
         let r = || received("r", 1, None);
-        let cases: [(&[(Text, Fact)], State); 16] = [
+        let cases: [(&[(Text, Fact)], State); 20] = [
             (&[r()], State::Open),
             (&[r(), planned("r")], State::Planned),
             (&[r(), planned("r"), removed("r", 2)], State::Removed),
@@ -917,6 +1033,11 @@ mod tests {
             (&[r(), exempted("r", Some(2000))], State::Exempted),
             (&[r(), exempted("r", Some(500))], State::Open),
             (&[r(), exempted("r", None), withdrawn("r")], State::Withdrawn),
+            // What a run saw before it was exempted is of no use when that has ended.
+            (&[r(), clean("r"), exempted("r", Some(500))], State::Open),
+            (&[r(), removed("r", 2), clean("r"), exempted("r", Some(500))], State::Removed),
+            (&[r(), clean("r"), exempted("r", None), exempted("r", Some(0))], State::Open),
+            (&[r(), clean("r"), exempted("r", Some(0))], State::NotFound),
             (&[r(), withdrawn("r"), received("r", 1, Some(90))], State::Open),
             (&[r(), removed("r", 2), clean("r"), back("r"), withdrawn("r"), received("r", 1, Some(90))], State::Open),
             // The run ended and all that it planned is still there.
@@ -980,6 +1101,7 @@ mod tests {
             (vec![list(812), cancel(920), cancel(1110), list(1030)], State::Withdrawn),
             // In one download, or said here: withdrawn.
             (vec![list(812), cancel(812)], State::Withdrawn),
+            (vec![list(812), withdrawn("r"), list(812)], State::Withdrawn),
             (vec![list(812), cancel(920), withdrawn("r"), list(920)], State::Withdrawn),
         ] {
             let folded = fold(&facts);

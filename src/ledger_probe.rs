@@ -201,7 +201,7 @@ async fn unchanged_until(store: &dyn Store, state: &Location, probe: &ProbeTable
         return Ok(None);
     }
     let changes = |fact: &Fact| match fact {
-        Fact::Received { .. } | Fact::Exempted { .. } | Fact::Withdrawn { .. } => true,
+        Fact::Received { .. } | Fact::Rekeyed { .. } | Fact::Exempted { .. } | Fact::Withdrawn { .. } => true,
         Fact::Planned { .. }
         | Fact::Removed { .. }
         | Fact::VerifiedClean { .. }

@@ -114,6 +114,7 @@ pub mod ledger_event;
 pub mod ledger_fold;
 pub mod ledger;
 pub mod drop_answer;
+pub mod request_id;
 pub mod request_import;
 pub mod ledger_probe;
 // what

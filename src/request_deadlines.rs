@@ -32,7 +32,8 @@ pub fn dates(regimes: &Regimes, request: &Request, now: Timestamp) -> Option<(Da
         state => state.is_open() || is_unanswered(request, now),
     };
     let done = told.map(|answered| answered.at).or_else(|| request.done_at()).unwrap_or(now);
-    let reopened_at = request.reopened_at.filter(|_| request.verified.is_none());
+    // Of one that is exempted that is the end of its exemption.
+    let reopened_at = request.reopened_at.filter(|_| request.verified.is_none() && !request.is_exempt(now));
     let again = match (request.reappeared_at, reopened_at, told) {
         _ if !is_open => None,
         (Some(at), _, _) => Some((Since::Back, at)),

@@ -21,13 +21,13 @@ use crate::job::Job;
 use crate::keys;
 use crate::ledger::{Appended, EVENTS_A_SEGMENT, Ledger};
 use crate::ledger_event::{Event, Fact, Tagged, Text};
-use crate::ledger_fold::{Holds, Request, Requests, State, derived_id};
+use crate::ledger_fold::{Holds, Request, Requests, State};
 use crate::ledger_probe;
 use crate::ledger_run;
 use crate::request_deadlines::{dates, deadlines, due_of};
 use crate::request_export::export;
 use crate::request_import::{
-    self, Columns, Receipt, TaggedList, TaggedRow, Who, plainly_held, time_of, when, who, whole_microseconds,
+    self, Columns, Receipt, TaggedList, Who, plainly_held, time_of, when, who, whole_microseconds,
 };
 use crate::run::{exit_json, print_json, print_lines};
 use crate::session::{honours_conditions, self_test, uses_s3};
@@ -180,6 +180,7 @@ impl Desk {
 /// The due dates of requests under a regime. Errors: one that neither the presets nor the job has.
 fn due_dates<'a>(regimes: &'a Regimes, regime: Option<&Text>) -> Result<Option<DueDates<'a>>> {
     let Some(regime) = regime else { return Ok(None) };
+    refuse_identifier(regime, "--regime")?;
     DueDates::new(regimes, regime).map(Some).map_err(|error| {
         Error::usage(format!("{error}; nothing was recorded")).hint(format!("known are {}", regimes.ids().join(", ")))
     })
@@ -235,16 +236,21 @@ fn columns(read_as: &ReadAs) -> Columns {
     }
 }
 
+fn old_key(path: Option<&Path>) -> Result<Option<TagKey>> {
+    path.map(|path| keys::load_tag_key(&crate::job::KeySource::File(path.to_owned()))).transpose()
+}
+
 /// Runs one of the commands.
 pub async fn run(common: &Common, command: &RequestsCommand) -> Result<Exit> {
     match command {
         RequestsCommand::Import { job, list, read_as, regime, old_tag_key } => {
             let desk = Desk::open_with(common, job, list).await?.told();
-            let old = old_tag_key.as_ref().map(|path| keys::load_tag_key(&crate::job::KeySource::File(path.clone())));
-            import(common, desk, list, &columns(read_as), regime.as_deref(), old.transpose()?.as_ref()).await
+            let old = old_key(old_tag_key.as_deref())?;
+            import(common, desk, list, &columns(read_as), regime.as_deref(), old.as_ref()).await
         }
-        RequestsCommand::Add { job, identifier, request_id, received_at, source, regime, hashed } => {
+        RequestsCommand::Add { job, identifier, request_id, received_at, source, regime, hashed, old_tag_key } => {
             let desk = Desk::open(common, job).await?.told();
+            let old = old_key(old_tag_key.as_deref())?;
             let new = New {
                 identifiers: identifier,
                 request_id: request_id.as_deref(),
@@ -252,6 +258,7 @@ pub async fn run(common: &Common, command: &RequestsCommand) -> Result<Exit> {
                 source,
                 regime: regime.as_deref(),
                 hashed: hashed.as_deref(),
+                old_key: old.as_ref(),
             };
             add(common, desk, &new).await
         }
@@ -304,7 +311,16 @@ async fn import(
         desk.ledger.requests(),
         old_key.is_some(),
     )?;
+    request_import::check_ids(&lists, desk.ledger.requests())?;
     let (mut told, mut lines, mut total) = (Vec::new(), Vec::new(), Appended::default());
+    let mut rekeyed = 0;
+    for rows in lists.iter().flat_map(|list| list.rows.chunks(EVENTS_A_SEGMENT)).filter(|_| old_key.is_some()) {
+        let events = request_import::rekeyed(rows, desk.ledger.requests(), now);
+        rekeyed += desk.append(events).await?.events;
+    }
+    if rekeyed > 0 {
+        lines.push(format!("{rekeyed} identifiers found again that were under the key before"));
+    }
     for mut list in lists {
         let own = desk.job.lists.iter().find(|spec| spec.name == list.report.name);
         let regime = regime.clone().or_else(|| own?.regime.as_deref().map(Text::from));
@@ -360,10 +376,11 @@ async fn import(
             appended.known
         ));
     }
-    desk.refresh_probe(total.events).await;
+    desk.refresh_probe(total.events + rekeyed).await;
     if common.json {
         print_json(&json!({
             "command": "requests import",
+            "rekeyed": rekeyed,
             "exit": exit_json(Exit::Clean),
             "added": total.events,
             "known": total.known,
@@ -391,6 +408,7 @@ struct New<'a> {
     source: &'a str,
     regime: Option<&'a str>,
     hashed: Option<&'a str>,
+    old_key: Option<&'a TagKey>,
 }
 
 async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
@@ -398,7 +416,10 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         None => None,
         Some(name) => {
             let hashed = Hashed::parse(name).filter(|hashed| hashed.function() == HashFunction::Sha256);
-            let wrong = || Error::usage(format!("--hashed {name} leads to no tag; sha256-hex and sha256-base64 do"));
+            let wrong = || {
+                let name = as_typed(name);
+                Error::usage(format!("--hashed {name} leads to no tag; sha256-hex and sha256-base64 do"))
+            };
             Some(hashed.ok_or_else(wrong)?)
         }
     };
@@ -415,25 +436,15 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
                 .hint(format!("kinds are {}", crate::identifier::Kind::NAMES.join(", ")))
         })?);
     }
-    let identifiers: Vec<Tagged> = all.iter().flat_map(|typed| typed.tags(&desk.key)).collect();
-    let cells: Vec<_> = all.iter().map(|typed| (&typed.column, typed.cell.as_slice())).collect();
-    let first = identifiers.first().ok_or_else(|| Error::usage("no identifier was given; nothing was recorded"))?;
-    let id: Text = match new.request_id {
-        Some(id) => request_import::safe_id(&desk.key, id.as_bytes(), &cells),
-        None => derived_id(&first.tag).into(),
-    };
     // Without an identifier of its row it is kept as it is.
-    refuse_identifier(&id, "--request-id")?;
-    // Under its id a request is found again, whatever the key.
-    if desk.ledger.requests().get(&id).is_none() {
-        let row = TaggedRow {
-            request_id: new.request_id.map(|_| id.clone()),
-            received_at: Some(received_at),
-            identifiers: identifiers.clone(),
-            old_tags: Vec::new(),
-        };
-        request_import::check_rotation([&row], desk.ledger.requests(), false)?;
+    let own_id = new.request_id.filter(|id| !request_import::is_id_of(&all, id));
+    own_id.map_or(Ok(()), |id| refuse_identifier(id, "--request-id"))?;
+    let row = request_import::typed_row((&desk.key, new.old_key), &all, new.request_id, received_at);
+    if row.identifiers.is_empty() {
+        return Err(Error::usage("no identifier was given; nothing was recorded"));
     }
+    request_import::check_rotation([&row], desk.ledger.requests(), new.old_key.is_some())?;
+    let id = request_import::id_of(&row, desk.ledger.requests());
     let regime = new.regime.map(Text::from);
     let due = due_dates(&desk.job.regimes, regime.as_ref())?.and_then(|mut due| due.of(received_at, Since::Received));
     if regime.is_some() && due.is_none() {
@@ -447,13 +458,17 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         due: due.clone(),
         list_digest: None,
     };
-    let ids = request_import::ids_of(id.clone(), &identifiers, desk.ledger.requests());
-    let events = identifiers.iter().zip(&ids).map(|(identifier, id)| desk.event(id, fact(identifier))).collect();
-    let appended = desk.record(events).await?;
+    let rekeyed = request_import::rekeyed([&row], desk.ledger.requests(), desk.now);
+    let rekeyed = desk.append(rekeyed).await?.events;
+    let ids = request_import::ids_of(id.clone(), &row.identifiers, desk.ledger.requests());
+    let events = row.identifiers.iter().zip(&ids).map(|(identifier, id)| desk.event(id, fact(identifier))).collect();
+    let Appended { events, known } = desk.append(events).await?;
+    let appended = Appended { events: rekeyed + events, known };
+    desk.refresh_probe(appended.events).await;
     // Without an id of its own the person may be known under another request.
     let mut ids = match desk.ledger.requests().get(&id) {
         Some(_) => vec![id],
-        None => requests_of(desk.ledger.requests(), &identifiers),
+        None => requests_of(desk.ledger.requests(), &row.identifiers),
     };
     ids.sort();
     ids.dedup();
@@ -474,9 +489,13 @@ async fn withdraw(
         let now = desk.now;
         let wanted = std::slice::from_ref(list);
         let lists = request_import::read(&desk.job, &desk.stores, wanted, columns, (&desk.key, None), &|| now).await?;
+        let (mut rows, mut unknown) = (0, 0);
         for row in lists.iter().flat_map(|list| &list.rows) {
+            let before = ids.len();
             ids.extend(requests_of(desk.ledger.requests(), &row.identifiers));
+            (rows, unknown) = (rows + 1, unknown + usize::from(ids.len() == before));
         }
+        check_unknown(desk.ledger.requests(), rows, unknown, ids.is_empty())?;
         ids.sort();
         ids.dedup();
     }
@@ -493,6 +512,26 @@ async fn withdraw(
     let events = ids.iter().map(|id| desk.event(id, fact(id))).collect();
     let appended = desk.record(events).await?;
     told(common, &desk, "requests withdraw", &ids, appended)
+}
+
+/// A withdrawal that reaches nobody would be lost without a word, and somebody who opted in again deleted.
+fn check_unknown(requests: &Requests, rows: usize, unknown: usize, is_none_named: bool) -> Result<()> {
+    match requests.left_behind() {
+        _ if unknown == 0 => Ok(()),
+        0 if is_none_named => Err(Error::usage(format!(
+            "none of the {rows} rows of the list names somebody whom a request in the ledger names; nothing was recorded"
+        ))
+        .hint("is it the right list, and the tag_key of this ledger?")),
+        0 => {
+            tracing::warn!(rows = unknown, "no request in the ledger names these people: there is nothing to withdraw");
+            Ok(())
+        }
+        stale => Err(Error::usage(format!(
+            "{stale} requests of the ledger are tagged with another tag_key, and {unknown} of the {rows} rows may mean one of these; \
+             nothing was recorded"
+        ))
+        .hint("import the lists once with --old-tag-key and the key from before, or withdraw these people by their request ids")),
+    }
 }
 
 /// How many other requests ask for an identifier that one of these has. `ids` are sorted.
@@ -534,9 +573,15 @@ fn refuse_identifier(text: &str, option: &str) -> Result<()> {
     }
 }
 
+/// What was typed in, for an error; not when it is in the place of something else and names a person.
+fn as_typed(text: &str) -> &str {
+    plainly_held(text).map_or(text, |_| "(as given)")
+}
+
 fn time(text: &str, option: &str) -> Result<Received> {
     when(text).ok_or_else(|| {
-        Error::usage(format!("{option} {text} is no date or time")).hint("such as 2026-08-01 or 2026-08-01T10:00:00Z")
+        Error::usage(format!("{option} {} is no date or time", as_typed(text)))
+            .hint("such as 2026-08-01 or 2026-08-01T10:00:00Z")
     })
 }
 
@@ -658,7 +703,8 @@ fn list(
     let late = state == Some(OVERDUE);
     let wanted = state.filter(|_| !late).map(|name| {
         let names = State::ALL.map(State::name).join(", ");
-        State::parse(name).ok_or_else(|| Error::usage(format!("--state {name} is none of {names}, {OVERDUE}")))
+        State::parse(name)
+            .ok_or_else(|| Error::usage(format!("--state {} is none of {names}, {OVERDUE}", as_typed(name))))
     });
     let wanted = wanted.transpose()?;
     let requests = desk.ledger.requests();

@@ -823,5 +823,5 @@ fn json_text(document: &Value) -> String {
 }
 
 pub fn print_lines(lines: &[String]) -> Result<()> {
-    print_result(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())
+    print_result(&lines.iter().map(|line| format!("{}\n", show::plain(line))).collect::<String>())
 }

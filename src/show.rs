@@ -93,12 +93,12 @@ pub fn requests(requests: &Requests, shown: &[&Request], rows: &[RequestRow], ho
         let mut kinds: Vec<&str> = requests.identifiers(request).map(|identifier| &*identifier.kind).collect();
         kinds.dedup();
         let cells = [
-            request.id.to_string(),
+            plain(&request.id),
             match requests.held_by(request, holds).is_empty() {
                 true => request.state(now).name().to_owned(),
                 false => format!("{} (held)", request.state(now).name()),
             },
-            request.source.to_string(),
+            plain(&request.source),
             kinds.join(" "),
             request.received_at.map_or_else(|| format!("recorded {}", day(request.recorded_at)), day),
             row.due.map_or_else(|| "-".to_owned(), |due| due.to_string()),
@@ -196,6 +196,12 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
     }
     line(&mut out, &format!("verdict   {} (exit {})", observed.verdict.name(), exit.code()));
     out
+}
+
+/// One line as a terminal may have it: what a list gives as an id must not move the cursor, or be a line of its own.
+pub fn plain(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    if text.contains(char::is_control) { text.chars().map(escaped).collect() } else { text.to_owned() }
 }
 
 /// What was no identifier of a column's kind.

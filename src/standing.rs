@@ -52,18 +52,23 @@ pub fn whole_days(from: Timestamp, to: Timestamp) -> i64 {
     days(from, to).floor() as i64
 }
 
+/// A due date is the last second of a day, and a day ends with the end of that.
+fn is_past(due: Timestamp, at: Timestamp) -> bool {
+    at.as_second() > due.as_second()
+}
+
 impl Dates {
     pub fn is_open(&self) -> bool {
         self.done.is_none()
     }
 
     pub fn is_overdue(&self, now: Timestamp) -> bool {
-        self.is_open() && self.due.is_some_and(|due| now > due)
+        self.is_open() && self.due.is_some_and(|due| is_past(due, now))
     }
 
     /// Whether a run at that time would come too late for it.
     pub fn is_missed_by(&self, run: Timestamp) -> bool {
-        self.is_open() && self.due.is_some_and(|due| run > due)
+        self.is_open() && self.due.is_some_and(|due| is_past(due, run))
     }
 }
 
@@ -71,10 +76,10 @@ impl Dates {
 pub fn standing(requests: &[Dates], now: Timestamp, soon_days: u32) -> Standing {
     let soon = SignedDuration::from_hours(24 * i64::from(soon_days));
     let count = |is: &dyn Fn(&Dates) -> bool| requests.iter().filter(|dates| is(dates)).count() as u64;
-    let is_soon = |dates: &Dates| dates.due.is_some_and(|due| now <= due && due.duration_since(now) <= soon);
+    let is_soon = |dates: &Dates| dates.due.is_some_and(|due| !is_past(due, now) && due.duration_since(now) <= soon);
     let open = || requests.iter().filter(|dates| dates.is_open());
     let first_times = || requests.iter().filter(|dates| !dates.is_return);
-    let is_late = |dates: &&Dates| matches!((dates.due, dates.done), (Some(due), Some(done)) if done > due);
+    let is_late = |dates: &&Dates| matches!((dates.due, dates.done), (Some(due), Some(done)) if is_past(due, done));
     let taken: Vec<f64> = first_times().filter_map(|dates| Some(days(dates.received, dates.done?).max(0.0))).collect();
     Standing {
         open: count(&Dates::is_open),

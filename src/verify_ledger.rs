@@ -1,4 +1,4 @@
-//! The request ledger as the verifier reads it: its files again, with Polars, and a fold of its own that knows three kinds of events.
+//! The request ledger as the verifier reads it: its files again, with Polars, and a fold of its own that knows four kinds of events.
 //!
 //! Written apart from the ledger's own modules on purpose: a request that their fold forgets, or goes on with after it was withdrawn,
 //! shows as a difference. Whether the chain fits is for whoever opens the ledger to say. Invariant: only tags are held.
@@ -295,6 +295,8 @@ struct Events {
     asked: Vec<(u128, u128)>,
     /// When, in microseconds since 1970, as all times here.
     withdrawn: HashMap<u128, i64, Spread>,
+    /// The latest asking of each request that has one later than the ledger knew it: there is none as a rule.
+    asked_ahead: HashMap<u128, i64, Spread>,
     /// For good, or until then.
     exempted: HashMap<u128, Option<i64>, Spread>,
     kinds: BTreeSet<String>,
@@ -311,6 +313,7 @@ impl Events {
             ids: Fingerprints::new(seed),
             asked: Vec::new(),
             withdrawn: HashMap::with_hasher(Spread),
+            asked_ahead: HashMap::with_hasher(Spread),
             exempted: HashMap::with_hasher(Spread),
             kinds: BTreeSet::new(),
             read_up_to: 0,
@@ -343,10 +346,15 @@ impl Events {
             self.read_up_to = self.read_up_to.max(number);
             let Some(id) = request_id.get(row).map(|id| self.id(id)) else { continue };
             match event.get(row) {
-                Some("received") => {
-                    let later = received_at.get(row).zip(self.withdrawn.get(&id));
-                    if later.is_some_and(|(received, withdrawn)| received > *withdrawn) {
+                // The latter has no time, and is a tag alone.
+                Some("received" | "rekeyed") => {
+                    let asked = received_at.get(row);
+                    if asked.zip(self.withdrawn.get(&id)).is_some_and(|(asked, withdrawn)| asked > *withdrawn) {
                         self.withdrawn.remove(&id);
+                    }
+                    if let Some(asked) = asked.filter(|asked| recorded_at.get(row).is_some_and(|at| *asked > at)) {
+                        let latest = self.asked_ahead.entry(id).or_insert(asked);
+                        *latest = asked.max(*latest);
                     }
                     let raw = tag.get(row).and_then(tag_of_hex);
                     if let Some(raw) = raw.filter(|_| key.get(row) == Some(self.own_key.as_str())) {
@@ -355,7 +363,11 @@ impl Events {
                     self.kinds.extend(kind.get(row).filter(|kind| !self.kinds.contains(*kind)).map(str::to_owned));
                 }
                 Some("withdrawn") => {
-                    let told = received_at.get(row).or(recorded_at.get(row));
+                    // One without a time of its own is later than whatever was asked before it.
+                    let told = match received_at.get(row) {
+                        None => recorded_at.get(row).max(self.asked_ahead.get(&id).copied()),
+                        told => told,
+                    };
                     let known = self.withdrawn.get(&id).copied();
                     known.max(told).map(|at| self.withdrawn.insert(id, at));
                 }

@@ -55,6 +55,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "drop_files",
             "drop_answer",
             "ledger",
+            "request_id",
             "request_import",
             "ledger_probe",
         ],

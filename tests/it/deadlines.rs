@@ -71,7 +71,7 @@ fn exit_9_a_request_past_its_due_date() {
     );
     assert_eq!((&early["oldest_age_days"], &early["forecast"]), (&json!(42.0), &json!(null)));
     // On its last day nothing is late.
-    status("2026-04-15T23:59:59Z", &["--fail-on-overdue"], 0);
+    status("2026-04-15T23:59:59.9Z", &["--fail-on-overdue"], 0);
     let late = status("2026-04-16T00:00:01Z", &["--fail-on-overdue"], 9);
     assert_eq!((&late["overdue"], &late["overdue_requests"]), (&json!(1), &json!(["R1"])), "{late:#}");
     assert_eq!(late["exit"]["name"], "overdue");

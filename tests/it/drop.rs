@@ -358,6 +358,43 @@ fn a_cancellation_counts_from_its_download_on_in_whatever_order_they_are_importe
     check(&lake, false);
 }
 
+/// Whoever fed a download's CSV to `requests import` before has its ids from another source; DROP wants a status all the same.
+#[test]
+fn a_work_item_is_one_whoever_named_it_before() {
+    let lake = broker_lake();
+    lake.run(&["requests", "add", "job.toml", "email=anna@example.com", "--request-id", DELETED]).exits(0);
+    let import = ["drop", "import", "job.toml", FIRST, "--json"];
+    assert_eq!(lake.run(&import).exits(0).json()["added"], 7);
+    assert_eq!(lake.run(&import).exits(0).json()["added"], 0);
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    lake.run(&["drop", "answer", "job.toml", "--out", "up"]).exits(0);
+    assert!(uploads(&lake, "up")["20260812_4821_Email.csv"].contains(&(DELETED.to_owned(), 3)));
+}
+
+#[test]
+fn what_was_seen_before_an_exemption_is_no_answer_when_it_has_ended() {
+    let lake = broker_lake();
+    lake.run(&["drop", "import", "job.toml", FIRST, "--now", "2026-08-13T00:00:00Z"]).exits(0);
+    lake.run(&["scrub", "job.toml", "--now", "2026-08-13T00:00:00Z"]).exits(0);
+    let exempt = ["requests", "exempt", "job.toml", NOT_FOUND, "--ground", "claim", "--until", "2026-09-01"];
+    lake.run(&[&exempt[..], &["--now", "2026-08-14T00:00:00Z"]].concat()).exits(0);
+    // Until then its status is owed as before.
+    let list = lake.run(&["requests", "list", "job.toml", "--json", "--now", "2026-08-14T12:00:00Z"]).exits(0).json();
+    let due = |id: &str| {
+        let mut all = list["requests"].as_array().unwrap().iter();
+        all.find(|request| request["request_id"] == id).unwrap()["due_at"].clone()
+    };
+    assert!(due(NOT_FOUND).is_string(), "{list:#}");
+    assert_eq!(due(NOT_FOUND), due(DELETED));
+    let answer = |now: &str| lake.run(&["drop", "answer", "job.toml", "--out", "up", "--json", "--now", now]);
+    assert_eq!(answer("2026-08-15T00:00:00Z").exits(0).json()["statuses"]["2"], 1);
+    lake.write("lake/new.csv", "user_id,email,mobile,first,last,born,zip\n9,Nobody@example.com,,,,,\n");
+    let told = answer("2026-09-03T00:00:00Z").exits(0).json();
+    assert_eq!((&told["files"], &told["unchanged"]), (&serde_json::json!([]), &7.into()), "{told:#}");
+    lake.run(&["scrub", "job.toml", "--now", "2026-09-04T00:00:00Z"]).exits(0);
+    assert_eq!(answer("2026-09-05T00:00:00Z").exits(0).json()["statuses"]["3"], 1);
+}
+
 #[test]
 fn a_download_is_kept_for_whoever_has_the_key() {
     let lake = broker_lake();
@@ -581,6 +618,8 @@ fn uploads_are_split_and_never_changed() {
     lake.write("up/20260812_4821_NDZ.csv", "something else");
     let split = ["drop", "answer", "job.toml", "--set", "drop.rows_per_file=2", "--out"];
     lake.run(&[&split[..], &["up"]].concat()).exits(2).says(&["is there already and holds something else"]);
+    // One that a killed answer cut within a line is none.
+    lake.write("other/20260812_4821_NDZ.csv", format!("Id,Status\n{NDZ_DELETED}"));
     lake.run(&[&split[..], &["other"]].concat()).exits(0);
     let names: Vec<(String, usize)> =
         uploads(&lake, "other").into_iter().map(|(name, rows)| (name, rows.len())).collect();

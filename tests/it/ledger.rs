@@ -689,12 +689,34 @@ fn a_ledger_that_lost_its_end_is_seen_behind_runs_of_jobs_without_it() {
     assert_eq!(lake.bytes("lake"), data);
 }
 
+/// Whoever opts in again has the last word over every asking so far; the verifier, which reads the ledger by itself, says the same.
+#[test]
+fn a_withdrawal_is_later_than_an_asking_of_a_time_that_is_still_to_come() {
+    let lake = lake();
+    let ask = |identifier: &str| {
+        let add = ["requests", "add", "job.toml", identifier, "--request-id", "R1", "--received-at", "2131-01-01"];
+        lake.run(&add).exits(0);
+    };
+    ask("email=bob@example.org");
+    lake.run(&["requests", "withdraw", "job.toml", "R1"]).exits(0);
+    ask("phone=+1 415 555 9317");
+    add(&lake, "R2", "text=4711");
+    assert_eq!(states(&lake), ["R1 withdrawn", "R2 open"]);
+    let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();
+    assert_eq!(scrub["datasets"][0]["rows"]["removed"], 3, "{scrub}");
+    assert!(lake.text("lake/b.csv").contains("bob@"));
+}
+
 #[test]
 fn a_request_of_which_one_identifier_is_under_another_key_is_not_compared_by_halves() {
     let lake = lake();
     let both = ["requests", "add", "job.toml", "email=ada@example.com", "phone=+1 415 555 9317", "--request-id", "R1"];
+    let old = ["--request-id", "R1", "--old-tag-key", "keys/old.key"];
+    let add = |identifier: &str| {
+        lake.run(&[&["requests", "add", "job.toml", identifier], &old[..]].concat()).exits(0);
+    };
     let rotate = || {
-        std::fs::remove_file(lake.path().join("keys/tag.key")).unwrap();
+        std::fs::rename(lake.path().join("keys/tag.key"), lake.path().join("keys/old.key")).unwrap();
         lakescrub::keys::generate_keys(&lake.path().join("new")).unwrap();
         std::fs::rename(lake.path().join("new/tag.key"), lake.path().join("keys/tag.key")).unwrap();
         std::fs::remove_dir_all(lake.path().join("new")).unwrap();
@@ -703,7 +725,7 @@ fn a_request_of_which_one_identifier_is_under_another_key_is_not_compared_by_hal
     // Twice: what an earlier key tagged is made up for, too.
     for _ in 0..2 {
         rotate();
-        add(&lake, "R1", "email=ada@example.com");
+        add("email=ada@example.com");
         for args in [
             &["check", "job.toml"][..],
             &["plan", "job.toml"],
@@ -713,7 +735,7 @@ fn a_request_of_which_one_identifier_is_under_another_key_is_not_compared_by_hal
         ] {
             lake.run(args).exits(2).says(&["1 requests of the ledger are tagged with another tag_key"]);
         }
-        add(&lake, "R1", "phone=+1 415 555 9317");
+        add("phone=+1 415 555 9317");
         lake.run(&["check", "job.toml"]).exits(0);
     }
     let scrub = lake.run(&["scrub", "job.toml", "--json"]).exits(0).json();

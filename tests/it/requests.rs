@@ -173,8 +173,27 @@ fn a_withdrawal_is_recorded_survives_the_next_import_and_erases_nothing() {
     assert_eq!(of_r1, ["received", "withdrawn", "received"]);
     // A list of people who opted in again; most of them never asked for anything.
     lake.write("optin.csv", "email\nada@example.com\nnobody@example.com\n");
-    lake.run(&["requests", "withdraw", "job.toml", "--list", "optin.csv"]).exits(0);
+    let list = ["requests", "withdraw", "job.toml", "--list", "optin.csv"];
+    lake.run(&list).exits(0).says(&["rows=1", "no request in the ledger names these people"]);
     assert_eq!(states(&lake), ["R1 withdrawn", "R2 withdrawn"]);
+    // Nobody at all is no withdrawal; and under another key it may be anybody.
+    lake.write("optin.csv", "email\nnobody@example.com\n");
+    lake.run(&list).exits(2).says(&["none of the 1 rows of the list names", "nothing was recorded"]);
+    lake.write("optin.csv", "email\n");
+    lake.run(&list).exits(0);
+}
+
+#[test]
+fn a_withdrawal_by_list_under_another_key_is_refused_and_not_lost() {
+    let lake = lake();
+    import(&lake, &["crm"]);
+    change_the_key(&lake);
+    lake.write("optin.csv", "email\nada@example.com\n");
+    let list = ["requests", "withdraw", "job.toml", "--list", "optin.csv"];
+    let says = ["2 requests of the ledger are tagged with another tag_key", "nothing was recorded"];
+    lake.run(&list).exits(2).says(&says);
+    lake.run(&[&list[..], &["R2"]].concat()).exits(2).says(&says);
+    assert_eq!(states(&lake), ["R1 open", "R2 open"]);
 }
 
 /// A row without an id that holds a known identifier and a new one stands for one person, who is withdrawn by either.
@@ -196,6 +215,63 @@ fn a_row_without_an_id_is_not_torn_apart() {
     assert!(told.stderr.contains("who opted in again"), "{}", told.stderr);
     let open = requests(&lake).iter().filter(|request| request["state"] == "open").count();
     assert_eq!(open, 1, "{:?}", states(&lake));
+}
+
+#[test]
+fn an_id_moves_no_cursor_and_is_no_line_of_its_own() {
+    let lake = lake();
+    lake.write("crm.csv", "id,asked,email\n\"R1\u{1b}[2J\nR9 done\",,ada@example.com\n");
+    import(&lake, &["crm"]);
+    let ids = requests(&lake)[0]["request_id"].as_str().unwrap().to_owned();
+    assert_eq!(ids, "R1\u{1b}[2J\nR9 done");
+    for args in [&["list", "job.toml"][..], &["withdraw", "job.toml", "email=ada@example.com"]] {
+        let said = lake.run(&[&["requests"], args].concat()).exits(0).stdout;
+        assert!(said.contains("R1\\u{1b}[2J\\nR9 done"), "{said}");
+    }
+}
+
+/// The program's own ids begin with `tag-` and `id-`; a list's may as well, and one that is new is a new request.
+#[test]
+fn a_new_id_of_a_list_is_a_new_request_whatever_it_begins_with() {
+    let sha1 = |digit: &str| digit.repeat(40);
+    for (first, second) in [("id-1001", "id-1002"), ("tag-1", "tag-2"), (sha1("a").as_str(), sha1("b").as_str())] {
+        let lake = lake();
+        lake.write("crm.csv", format!("id,asked,email\n{first},,ada@example.com\n"));
+        import(&lake, &["crm"]);
+        lake.run(&["requests", "withdraw", "job.toml", first]).exits(0);
+        lake.write("crm.csv", format!("id,asked,email\n{first},,ada@example.com\n{second},,ada@example.com\n"));
+        assert_eq!(import(&lake, &["crm"])["added"], 1, "{second}");
+        let states: Vec<Value> = requests(&lake).iter().map(|request| request["state"].clone()).collect();
+        assert_eq!(states, ["withdrawn", "open"], "{second}");
+        assert_eq!(import(&lake, &["crm"])["added"], 0);
+    }
+}
+
+#[test]
+fn rows_without_an_id_and_ids_that_two_lists_have_by_chance_are_no_one_request() {
+    let lake = lake();
+    lake.write("crm.csv", "id,asked,email\n  ,,ada@example.com\n ,,zoe@example.com\n1,,bob@example.org\n");
+    import(&lake, &["crm"]);
+    assert_eq!(requests(&lake).len(), 3, "{:?}", states(&lake));
+    // Request 1 of another list, after the first one and together with it.
+    lake.write("broker.csv", format!("id,hash\n1,{}\n2,{}\n", sha256("eve@example.com"), sha256("dan@example.com")));
+    let says = ["list broker: 1 row has the id of a request that came from elsewhere", "nothing was recorded"];
+    lake.run(&["requests", "import", "job.toml"]).exits(2).says(&says);
+    std::fs::remove_dir_all(lake.path().join(".lakescrub/ledger")).unwrap();
+    lake.run(&["requests", "import", "job.toml"]).exits(2).says(&says);
+    assert!(states(&lake).is_empty());
+    lake.write("broker.csv", format!("id,hash\n1,{}\n", sha256("bob@example.org")));
+    assert_eq!(import(&lake, &[])["added"], 3);
+}
+
+#[test]
+fn a_list_that_is_read_again_asks_nothing_anew_whatever_time_it_has() {
+    let lake = lake();
+    lake.write("crm.csv", "id,asked,email\nR1,2031-01-01,ada@example.com\nR2,2031-01-01T10:00:00Z,bob@example.org\n");
+    import(&lake, &["crm"]);
+    lake.run(&["requests", "withdraw", "job.toml", "R1", "R2"]).exits(0);
+    assert_eq!(import(&lake, &["crm"])["added"], 0);
+    assert_eq!(states(&lake), ["R1 withdrawn", "R2 withdrawn"]);
 }
 
 fn events(lake: &Lake) -> Vec<(String, String)> {
@@ -290,9 +366,19 @@ fn what_is_kept_as_it_was_typed_may_name_no_person() {
         (&["import", "job.toml", "canary@example.com.csv"], "file name"),
         (&[&add[..], &["--source", "+1 415 555 9317"]].concat(), "--source"),
         (&[&add[..], &["--request-id", "by +1 415 555 9317"]].concat(), "--request-id"),
+        (&[&add[..], &["--regime", "canary@example.com"]].concat(), "--regime"),
     ] {
         let ran = lake.run(&[&["requests"], args].concat()).exits(2).says(&[option, "nothing was recorded"]);
         assert!(!ran.stderr.contains("canary") && !ran.stderr.contains("555"), "{}", ran.stderr);
+    }
+    for args in [
+        &[&add[..], &["--received-at", "canary@example.com"]].concat()[..],
+        &[&add[..], &["--hashed", "canary@example.com"]].concat(),
+        &["exempt", "job.toml", "R1", "--ground", "tax", "--until", "canary@example.com"],
+        &["list", "job.toml", "--state", "canary@example.com"],
+    ] {
+        let ran = lake.run(&[&["requests"], args].concat()).exits(2);
+        assert!(!ran.stderr.contains("canary"), "{}", ran.stderr);
     }
     assert_eq!(states(&lake), ["R1 open", "R2 open"]);
     lake.run(&["requests", "exempt", "job.toml", "R1", "--ground", "tax records 2026-11-27, 26 U.S.C. 6001"]).exits(0);
@@ -435,9 +521,15 @@ async fn gathered_segments_say_what_they_said_apart_and_a_stray_one_does_not_cou
     // And a writer that was too slow, whose segment stands where another's stood, has not written.
     let mut slow = Ledger::open(store.clone(), &state, &key).await.unwrap();
     slow.append(vec![received("late", 77)]).await.unwrap();
-    let end = Ledger::open(store, &state, &key).await.unwrap();
+    let mut end = Ledger::open(store, &state, &key).await.unwrap();
     assert_eq!((end.head().sequence, end.requests().len()), (41, 41));
     assert!(end.goes_on_from(&head));
+    // The next time that segments are gathered it goes: whoever reads all files as one table counts no event twice.
+    assert!(first.exists());
+    for number in 0..40 {
+        end.append(vec![received(&format!("s{number}"), number)]).await.unwrap();
+    }
+    assert!(!first.exists());
 }
 
 #[test]
@@ -526,6 +618,54 @@ fn who_opted_in_again_stays_so_when_only_some_lists_were_read_with_both_keys() {
     import(&lake, &["b.csv", "--old-tag-key", "keys/old.key"]);
     let withdrawn = states(&lake).iter().filter(|state| state.ends_with("withdrawn")).count();
     assert_eq!((withdrawn, requests(&lake).len()), (1, 2), "{:?}", states(&lake));
+}
+
+/// Tags of two keys are compared and not counted: what only the key before knows would be looked for by nobody.
+#[test]
+fn an_identifier_that_no_list_has_any_more_stays_under_the_key_before() {
+    let lake = lake();
+    let crm = |emails: [&str; 2]| {
+        let rows = emails.map(|email| format!("R1,,{email}@example.com\n")).concat();
+        lake.write("crm.csv", format!("id,asked,email\n{rows}"));
+    };
+    crm(["ada", "ada.b"]);
+    import(&lake, &["crm"]);
+    change_the_key(&lake);
+    let add = ["add", "job.toml", "--request-id", "R1"];
+    let refused = |arguments: &[&str]| {
+        let says = ["1 requests of the ledger are tagged with another tag_key", "nothing was recorded"];
+        lake.run(&[&["requests"], arguments].concat()).exits(2).says(&says);
+    };
+    refused(&[&add[..], &["email=ada.c@example.com"]].concat());
+    crm(["ada", "ada.c"]);
+    refused(&["import", "job.toml", "crm"]);
+    let told = import(&lake, &["crm", "--old-tag-key", "keys/old.key"]);
+    assert_eq!((&told["rekeyed"], &told["added"]), (&1.into(), &1.into()), "{told}");
+    // One is left, whatever their number is, and nobody adds more to it by the new key alone.
+    lake.run(&["verify", "job.toml"]).exits(2).says(&["1 requests of the ledger", "another tag_key"]);
+    refused(&[&add[..], &["email=ada.d@example.com"]].concat());
+    let rest = ["email=ada.b@example.com", "--old-tag-key", "keys/old.key"];
+    lake.run(&[&["requests"], &add[..], &rest].concat()).exits(0);
+    lake.run(&["check", "job.toml"]).exits(0);
+    assert_eq!(requests(&lake)[0]["identifiers"].as_array().unwrap().len(), 3);
+    let events = events(&lake);
+    import(&lake, &["crm"]);
+    assert_eq!(self::events(&lake), events);
+}
+
+#[test]
+fn requests_without_an_id_that_share_an_identifier_are_all_found_under_another_key() {
+    let lake = lake();
+    lake.write("a.csv", "email\nann@example.com\n");
+    lake.write("b.csv", "phone,email\n4155559317,ann@example.com\n");
+    import(&lake, &["a.csv", "b.csv"]);
+    let before = states(&lake);
+    assert_eq!(before.len(), 2);
+    change_the_key(&lake);
+    import(&lake, &["a.csv", "b.csv", "--old-tag-key", "keys/old.key"]);
+    assert_eq!(states(&lake), before);
+    lake.run(&["check", "job.toml"]).exits(0);
+    assert_eq!(import(&lake, &["a.csv", "b.csv"])["added"], 0);
 }
 
 #[test]
