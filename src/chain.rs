@@ -90,13 +90,12 @@ pub async fn publish(
     Ok(Published { location, digest, previous: head.last, existed: false })
 }
 
-/// The last run that has a manifest, be the head one behind or not. `None` in a state without any. Call it before a run
-/// changes anything: a chain that cannot be continued is better known then.
 pub async fn has_manifest(store: &dyn Store, state: &Location, run_id: &str) -> Result<bool> {
     Ok(get_if_there(store, &run_folder(state, run_id).join(ENVELOPE_FILE)).await?.is_some())
 }
 
-/// The last manifest of the chain.
+/// The last run that has a manifest, be the head one behind or not. `None` in a state without any. Call it before a run
+/// changes anything: a chain that cannot be continued is better known then.
 pub async fn latest(store: &dyn Store, state: &Location) -> Result<Option<Previous>> {
     Ok(end_of_chain(store, state).await?.and_then(|(_, _, end)| end.last))
 }
@@ -105,24 +104,36 @@ pub async fn latest(store: &dyn Store, state: &Location) -> Result<Option<Previo
 const RUNS_LOOKED_THROUGH: usize = 100;
 
 /// The run id and the predicate of the newest manifest whose predicate `is_wanted`, among the last [`RUNS_LOOKED_THROUGH`]. Signatures
-/// are not checked here.
+/// are not checked here; that each manifest is the one that the head, or the manifest after it, names by its digest is.
 pub async fn newest(
     store: &dyn Store,
     state: &Location,
     is_wanted: impl Fn(&Value) -> bool,
 ) -> Result<Option<(String, Value)>> {
-    let mut next = latest(store, state).await?.map(|last| last.run_id);
-    for _ in 0..RUNS_LOOKED_THROUGH {
-        let Some(run_id) = next else { break };
-        let location = run_folder(state, &run_id).join(STATEMENT_FILE);
-        let Some((_, bytes)) = get_if_there(store, &location).await? else { break };
+    let mut next = latest(store, state).await?.map(|last| (last.run_id, last.digest));
+    for number in 0..RUNS_LOOKED_THROUGH {
+        let Some((run_id, digest)) = next else { break };
+        let location = run_folder(state, &run_id).join(ENVELOPE_FILE);
+        let Some((_, bytes)) = get_if_there(store, &location).await? else {
+            // Old runs may have been taken away.
+            if number > 0 {
+                break;
+            }
+            return Err(untrusted(&location, "is missing, but the head of the chain names it"));
+        };
+        let payload = Envelope::from_bytes(&bytes).and_then(|envelope| envelope.payload_unchecked());
+        let payload = payload.map_err(|error| untrusted(&location, &error.to_string()))?;
+        if sha256_hex(&payload) != digest {
+            return Err(untrusted(&location, "is not the manifest that the chain names"));
+        }
         let mut statement: Value =
-            serde_json::from_slice(&bytes).map_err(|_| untrusted(&location, "it is no statement of a run"))?;
+            serde_json::from_slice(&payload).map_err(|_| untrusted(&location, "it is no statement of a run"))?;
         let predicate = statement["predicate"].take();
         if is_wanted(&predicate) {
             return Ok(Some((run_id, predicate)));
         }
-        next = predicate["previous"]["run_id"].as_str().map(str::to_owned);
+        let text = |name: &str| predicate["previous"][name].as_str().map(str::to_owned);
+        next = text("run_id").zip(text("digest"));
     }
     Ok(None)
 }

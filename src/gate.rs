@@ -27,6 +27,7 @@ use crate::match_index::{Builder, MatchIndex, Matcher};
 use crate::meter::Meter;
 use crate::plan::{Finding, Seen};
 use crate::request;
+use crate::request_id::percent_decoded;
 use crate::run::{exit_json, print_json, print_lines, run_id};
 use crate::session::{random, uses_s3};
 use crate::show::{self, plural};
@@ -92,12 +93,15 @@ pub async fn gate(common: &Common, path: &Path, uris: &[String], dataset: Option
     let scopes = uris.iter().map(|uri| scope_of(uri)).collect::<Result<Vec<Scope>>>()?;
     let needs_s3 = uses_s3(&job) || scopes.iter().any(|scope| matches!(scope.root(), Location::S3 { .. }));
     let stores = Stores::open(&job.s3, job.resources.requests_in_flight, needs_s3).await?;
-    let numbers = scopes.iter().map(|scope| dataset_of(&job, scope, dataset)).collect::<Result<Vec<usize>>>()?;
+    let candidates = scopes.iter().map(|scope| datasets_of(&job, scope, dataset)).collect::<Result<Vec<_>>>()?;
     let (index, lists) = load(&job, &stores, key.clone(), now).await?;
     let start_ms = started.elapsed().as_millis() as u64;
     let (mut judged, mut not_comparable) = (Vec::new(), NotComparable::new());
-    for (number, (scope, uri)) in numbers.into_iter().zip(scopes.iter().zip(uris)) {
-        judged.extend(judge(&job, &stores, &index, (number, scope, uri), &key, &mut not_comparable).await);
+    for (candidates, (scope, uri)) in candidates.iter().zip(scopes.iter().zip(uris)) {
+        for number in candidates {
+            let meant = Meant { candidates, number: *number, scope, uri };
+            judged.extend(judge(&job, &stores, &index, meant, &key, &mut not_comparable).await);
+        }
     }
     let exit = Exit::gravest(judged.iter().map(|judged| judged.exit));
     let id = run_id(now)?;
@@ -157,22 +161,53 @@ fn subject(judged: &Judged) -> Option<Value> {
     Some(json!({ "name": judged.shown, "digest": { "etag": object.etag.0 } }))
 }
 
-/// The dataset that objects are meant for: the one named, the one whose `uri` they lie under, or the only one.
-fn dataset_of(job: &Job, scope: &Scope, named: Option<&str>) -> Result<usize> {
+/// The datasets that objects may be meant for: the one named, those under whose folder they lie or that lie under theirs, or the only one.
+fn datasets_of(job: &Job, scope: &Scope, named: Option<&str>) -> Result<Vec<usize>> {
     if let Some(name) = named {
         let number = job.datasets.iter().position(|spec| spec.name == name);
-        return number.ok_or_else(|| Error::usage(format!("--dataset {name} is no dataset of the job")));
+        let number = number.ok_or_else(|| Error::usage(format!("--dataset {name} is no dataset of the job")))?;
+        return Ok(vec![number]);
     }
     let root = scope.root();
-    let is_below = |spec: &DatasetSpec| {
-        let (outer, inner) = (spec.scope.root().to_string(), root.to_string());
-        inner == outer || inner.starts_with(&format!("{}/", outer.trim_end_matches('/')))
-    };
-    match job.datasets.iter().position(is_below) {
-        Some(number) => Ok(number),
-        None if job.datasets.len() == 1 => Ok(0),
-        None => Err(Error::usage(format!("{root} lies under no dataset of the job"))
+    let is_meant = |spec: &DatasetSpec| is_below(spec.scope.root(), root) || is_below(root, spec.scope.root());
+    let meant: Vec<usize> = (0..job.datasets.len()).filter(|number| is_meant(&job.datasets[*number])).collect();
+    match job.datasets.len() {
+        _ if !meant.is_empty() => Ok(meant),
+        1 => Ok(vec![0]),
+        _ => Err(Error::usage(format!("{root} lies under no dataset of the job"))
             .hint("say --dataset NAME: its rules are those that the objects are looked at with")),
+    }
+}
+
+fn is_below(outer: &Location, inner: &Location) -> bool {
+    let (outer, inner) = (outer.to_string(), inner.to_string());
+    inner == outer || inner.starts_with(&format!("{}/", outer.trim_end_matches('/')))
+}
+
+/// Objects to look at with the rules of dataset `number`, one of several that they may be meant for.
+struct Meant<'a> {
+    candidates: &'a [usize],
+    number: usize,
+    scope: &'a Scope,
+    uri: &'a str,
+}
+
+impl Meant<'_> {
+    /// Whether an object is looked at with these rules: those of all datasets that it belongs to, of all candidates when it belongs
+    /// to none.
+    fn takes(&self, job: &Job, location: &Location) -> bool {
+        let fits = |number: &usize| {
+            let spec = &job.datasets[*number];
+            let is_named = |name: &str| listing::belongs(name, spec.format);
+            is_below(spec.scope.root(), location) && listing::is_in_scope(&spec.scope, location, &is_named)
+        };
+        fits(&self.number) || !self.candidates.iter().any(fits)
+    }
+
+    /// Whether an object that these rules' dataset does not take by its name is one of another.
+    fn is_anothers(&self, job: &Job, location: &Location) -> bool {
+        let mut others = self.candidates.iter().filter(|number| **number != self.number);
+        others.any(|number| listing::belongs(location.file_name(), job.datasets[*number].format))
     }
 }
 
@@ -206,15 +241,17 @@ async fn load(job: &Job, stores: &Stores, key: Arc<TagKey>, now: Timestamp) -> R
 /// Values that no rule could read, by dataset and column.
 type NotComparable = BTreeMap<String, BTreeMap<String, u64>>;
 
-/// Looks at every object of a scope with the rules of dataset `number`.
+/// Looks at the objects of a scope with the rules of one dataset.
 async fn judge(
     job: &Job,
     stores: &Stores,
     index: &Arc<MatchIndex>,
-    (number, scope, uri): (usize, &Scope, &str),
+    meant: Meant<'_>,
     key: &TagKey,
     not_comparable: &mut NotComparable,
 ) -> Vec<Judged> {
+    let Meant { number, scope, uri, .. } = meant;
+    let is_first = meant.candidates.first() == Some(&number);
     let mut spec = job.datasets[number].clone();
     let matcher = Arc::new(index.matcher(number, &spec));
     let store = stores.of(scope.root());
@@ -229,13 +266,16 @@ async fn judge(
     };
     let belongs = |name: &str| listing::belongs(name, spec.format);
     let (objects, others) = match listing::list(store.as_ref(), scope, &belongs).await {
-        Ok(Listing { in_scope, mut not_in_scope, .. }) => {
+        Ok(Listing { mut in_scope, mut not_in_scope, .. }) => {
             not_in_scope.retain(|object| !is_marker(object));
-            if in_scope.is_empty() && not_in_scope.is_empty() {
+            if is_first && in_scope.is_empty() && not_in_scope.is_empty() {
                 return vec![not_checked(Exit::Incomplete, "no object matches".to_owned())];
             }
+            in_scope.retain(|object| meant.takes(job, &object.location));
+            not_in_scope.retain(|object| is_first && !meant.is_anothers(job, &object.location));
             (in_scope, not_in_scope)
         }
+        Err(_) if !is_first => return Vec::new(),
         Err(error) => {
             let name = scope.root().to_string();
             let reason = error.to_string().replace(&name, "it").replace(uri, "it");
@@ -328,12 +368,10 @@ fn shown(key: &TagKey, matcher: &Matcher, spec: &DatasetSpec, location: &Locatio
     });
     let name = location.to_string();
     let hidden = |segment: &str| {
-        let plain = segment.replace("%40", "@").replace("%2B", "+");
+        let plain = percent_decoded(segment);
         let value = plain.split_once('=').map_or(plain.as_str(), |(_, value)| value);
         let in_partition = partitions.iter().any(|(_, of)| (of == value || segment.ends_with(of)) && is_listed(of));
-        let mut words =
-            plain.split(|c: char| !(c.is_alphanumeric() || "@.+-".contains(c))).filter(|word| word.len() > 4);
-        in_partition || (is_distinctive && words.any(|word| is_listed(word) || is_listed(stem(word))))
+        in_partition || (is_distinctive && words(&plain).any(|word| is_listed(word) || is_listed(stem(word))))
     };
     let segments: Vec<String> = name
         .split('/')
@@ -344,6 +382,22 @@ fn shown(key: &TagKey, matcher: &Matcher, spec: &DatasetSpec, location: &Locatio
         .collect();
     segments.join("/")
 }
+
+/// What may be an identifier in a name: what stands between other signs, and what stands between any two of the underscores therein.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let pieces = text.split(|c: char| !(c.is_alphanumeric() || "@.+-_".contains(c)));
+    let within = |piece: &'_ str| {
+        let inner = piece.match_indices('_').map(|(at, _)| at).take(UNDERSCORES_MAX);
+        let ends: Vec<usize> = inner.chain([piece.len()]).collect();
+        let starts: Vec<usize> = std::iter::once(0).chain(ends.iter().map(|end| end + 1)).collect();
+        starts.into_iter().flat_map(move |start| ends.clone().into_iter().map(move |end| (start, end)))
+    };
+    let between = move |piece| within(piece).filter_map(move |(start, end)| piece.get(start..end));
+    pieces.flat_map(between).filter(|word| word.len() > 4)
+}
+
+/// A name with more of them has the others in its words.
+const UNDERSCORES_MAX: usize = 12;
 
 /// Without the endings that tell format and compression.
 fn stem(word: &str) -> &str {

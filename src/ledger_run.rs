@@ -585,7 +585,40 @@ async fn written_by(looking: &Looking<'_>, location: &Location) -> Option<String
         WRITERS.iter().any(|word| name.contains(word))
     })?;
     let value = &told[1];
-    let is_plain =
-        value.len() <= 200 && !value.contains('@') && looking.lists.without_strays(value.as_bytes()).is_none();
-    is_plain.then(|| value.clone())
+    (names_a_job(value) && looking.lists.without_strays(value.as_bytes()).is_none()).then(|| value.clone())
+}
+
+/// Whether a text looks like the name of a job, and not like an address, a number that somebody is called by, or a hash.
+fn names_a_job(text: &str) -> bool {
+    let is_sign = |c: char| c.is_alphanumeric() || "-_./:+, #()".contains(c);
+    let mut runs = text.split(|c: char| !c.is_ascii_alphanumeric());
+    // Eight digits may be a day.
+    let is_day = |run: &str| run.len() == 8 && run.starts_with("20");
+    let is_number = |run: &str| run.len() >= 7 && run.bytes().all(|byte| byte.is_ascii_digit()) && !is_day(run);
+    let is_hash = |run: &str| {
+        run.len() >= 20
+            && run.bytes().any(|byte| byte.is_ascii_digit())
+            && run.bytes().any(|byte| byte.is_ascii_alphabetic())
+    };
+    text.len() <= 200 && text.chars().all(is_sign) && !runs.any(|run| is_number(run) || is_hash(run))
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    #[test]
+    fn who_wrote_an_object_is_told_by_what_names_a_job() {
+        for name in
+            ["nightly_load", "airflow: customers/load #12", "load-20261101", "scheduled__2026-11-01T00:00:00+00:00"]
+        {
+            assert!(names_a_job(name), "{name}");
+        }
+        let hash = hex::encode(Sha256::digest("ann@x.org"));
+        for other in ["ann@x.org", "4155559317", "+1 4155559317", "bob%40corp.org", &hash, &hash[..32]] {
+            assert!(!names_a_job(other), "{other}");
+        }
+    }
 }

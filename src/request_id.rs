@@ -89,7 +89,7 @@ fn is_digest(bytes: &[u8], column: &ListColumn, cell: &[u8]) -> bool {
 }
 
 /// With what percent signs stand for, where that is text.
-fn percent_decoded(text: &str) -> String {
+pub fn percent_decoded(text: &str) -> String {
     let (bytes, mut out, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
     while let Some(&byte) = bytes.get(at) {
         let code = bytes.get(at + 1..at + 3).filter(|_| byte == b'%').and_then(|digits| hex::decode(digits).ok());

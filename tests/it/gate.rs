@@ -212,3 +212,42 @@ async fn the_gate_starts_in_an_instant() {
     // Of an unoptimised build on a busy machine; `make bench` measures the real one.
     assert!(second < 2000 && second <= first.max(200), "{first} ms, then {second} ms");
 }
+
+#[test]
+fn objects_are_looked_at_by_the_rules_of_every_dataset_that_they_belong_to() {
+    let lake = Lake::new();
+    let dataset = |name: &str, uri: &str, column: &str, kind: &str| {
+        format!(
+            "[[dataset]]\nname = \"{name}\"\nuri = \"{uri}\"\nformat = \"csv\"\n[[dataset.match]]\ncolumn = \"{column}\"\nkind = \"{kind}\"\n"
+        )
+    };
+    let datasets = [
+        dataset("users", "lake/*_users.csv", "email", "email"),
+        dataset("calls", "lake/*_calls.csv", "number", "phone"),
+        dataset("below", "lake/sub/", "number", "phone"),
+    ];
+    lake.write("job.toml", &format!("version = 1\n[[list]]\nname = \"all\"\nuri = \"ledger\"\n{}", datasets.concat()));
+    lake.run(&["requests", "add", "job.toml", "phone=4155559317", "--id", "R1"]).exits(0);
+    lake.write("lake/1_users.csv", "email\ndan@example.com\n");
+    for name in ["lake/1_calls.csv", "lake/sub/c.csv"] {
+        lake.write(name, "email,number\ndan@example.com,4155559317\n");
+        lake.run(&["gate", "job.toml", name]).exits(4);
+    }
+    lake.run(&["gate", "job.toml", "lake/1_users.csv"]).exits(0);
+    let told = lake.run(&["gate", "job.toml", "lake/", "--json"]).exits(4).json();
+    let outcomes = ["1_calls.csv", "1_users.csv", "c.csv"].map(|name| {
+        by_name(&told).into_iter().filter(|(of, ..)| of == name).map(|(_, outcome, _)| outcome).collect::<Vec<_>>()
+    });
+    assert_eq!(outcomes, [vec!["suppressed"], vec!["clean"], vec!["suppressed"]], "{told}");
+}
+
+#[test]
+fn a_name_that_holds_a_suppressed_identifier_is_stopped_and_hidden_however_it_is_joined() {
+    let lake = lake();
+    lake.run(&["requests", "add", "job.toml", "email=eve_b@example.com", "--id", "R3"]).exits(0);
+    for name in ["eve_b@example.com.csv", "export_eve_b@example.com_2026.csv", "eve%5Fb%40example%2Ecom.csv"] {
+        lake.write(&format!("lake/people/{name}"), "id,email\n1,dan@example.com\n");
+        let told = lake.run(&["gate", "job.toml", &format!("lake/people/{name}"), "--json"]).exits(4).says(&["1 of 1"]);
+        assert!(!told.stdout.contains("eve") && told.stdout.contains("tag-"), "{}", told.stdout);
+    }
+}
