@@ -226,7 +226,7 @@ fn objects_are_looked_at_by_the_rules_of_every_dataset_that_they_belong_to() {
         dataset("calls", "lake/*_calls.csv", "number", "phone"),
         dataset("below", "lake/sub/", "number", "phone"),
     ];
-    lake.write("job.toml", &format!("version = 1\n[[list]]\nname = \"all\"\nuri = \"ledger\"\n{}", datasets.concat()));
+    lake.write("job.toml", format!("version = 1\n[[list]]\nname = \"all\"\nuri = \"ledger\"\n{}", datasets.concat()));
     lake.run(&["requests", "add", "job.toml", "phone=4155559317", "--id", "R1"]).exits(0);
     lake.write("lake/1_users.csv", "email\ndan@example.com\n");
     for name in ["lake/1_calls.csv", "lake/sub/c.csv"] {
