@@ -90,6 +90,7 @@ pub async fn publish(
     Ok(Published { location, digest, previous: head.last, existed: false })
 }
 
+/// Whether the run has a signed manifest.
 pub async fn has_manifest(store: &dyn Store, state: &Location, run_id: &str) -> Result<bool> {
     Ok(get_if_there(store, &run_folder(state, run_id).join(ENVELOPE_FILE)).await?.is_some())
 }

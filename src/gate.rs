@@ -192,23 +192,29 @@ struct Meant<'a> {
     uri: &'a str,
 }
 
+/// Invariant: whatever is listed is taken by the rules of some candidate, or told by the first.
 impl Meant<'_> {
-    /// Whether an object is looked at with these rules: those of all datasets that it belongs to, of all candidates when it belongs
-    /// to none.
-    fn takes(&self, job: &Job, location: &Location) -> bool {
-        let fits = |number: &usize| {
-            let spec = &job.datasets[*number];
-            let is_named = |name: &str| listing::belongs(name, spec.format);
-            is_below(spec.scope.root(), location) && listing::is_in_scope(&spec.scope, location, &is_named)
-        };
-        fits(&self.number) || !self.candidates.iter().any(fits)
+    /// Whether an object is looked at with these rules: those of all datasets that it belongs to, and when it belongs to none, of all
+    /// candidates that would list it.
+    fn takes(&self, job: &Job, location: &Location, is_listed: bool) -> bool {
+        let fits = |number: &usize| fits(&job.datasets[*number], location);
+        fits(&self.number) || (is_listed && !self.candidates.iter().any(fits))
     }
 
-    /// Whether an object that these rules' dataset does not take by its name is one of another.
-    fn is_anothers(&self, job: &Job, location: &Location) -> bool {
-        let mut others = self.candidates.iter().filter(|number| **number != self.number);
-        others.any(|number| listing::belongs(location.file_name(), job.datasets[*number].format))
+    /// Whether an object that these rules do not take is to be told here: no candidate's rules take it.
+    fn tells(&self, job: &Job, location: &Location) -> bool {
+        let takes = |number: &usize| {
+            let spec = &job.datasets[*number];
+            let would_list = |name: &str| listing::belongs(name, spec.format);
+            fits(spec, location) || listing::is_in_scope(self.scope, location, &would_list)
+        };
+        self.candidates.first() == Some(&self.number) && !self.candidates.iter().any(takes)
     }
+}
+
+fn fits(spec: &DatasetSpec, location: &Location) -> bool {
+    let is_named = |name: &str| listing::belongs(name, spec.format);
+    is_below(spec.scope.root(), location) && listing::is_in_scope(&spec.scope, location, &is_named)
 }
 
 /// All that is listed, and what the manifest says of the lists.
@@ -266,14 +272,21 @@ async fn judge(
     };
     let belongs = |name: &str| listing::belongs(name, spec.format);
     let (objects, others) = match listing::list(store.as_ref(), scope, &belongs).await {
-        Ok(Listing { mut in_scope, mut not_in_scope, .. }) => {
+        Ok(Listing { in_scope, mut not_in_scope, .. }) => {
             not_in_scope.retain(|object| !is_marker(object));
             if is_first && in_scope.is_empty() && not_in_scope.is_empty() {
                 return vec![not_checked(Exit::Incomplete, "no object matches".to_owned())];
             }
-            in_scope.retain(|object| meant.takes(job, &object.location));
-            not_in_scope.retain(|object| is_first && !meant.is_anothers(job, &object.location));
-            (in_scope, not_in_scope)
+            let (mut objects, mut others) = (Vec::new(), Vec::new());
+            let listed = in_scope.into_iter().map(|object| (object, true));
+            for (object, is_listed) in listed.chain(not_in_scope.into_iter().map(|object| (object, false))) {
+                if meant.takes(job, &object.location, is_listed) {
+                    objects.push(object);
+                } else if meant.tells(job, &object.location) {
+                    others.push(object);
+                }
+            }
+            (objects, others)
         }
         Err(_) if !is_first => return Vec::new(),
         Err(error) => {

@@ -69,7 +69,7 @@ fn steps(out: &mut String, dataset: &DatasetPlan) {
 
 /// A count with its noun.
 pub fn counted(count: u64, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+    plural(count, noun, &format!("{noun}s"))
 }
 
 /// The column of the requests from which on there are dates.

@@ -323,3 +323,70 @@ pub fn digest_of_page(page: &Page, column: &ColumnChunkMetaData, is_coded: bool)
         Some(_) | None => Err(general("a page holds fewer or more values than it claims")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::schema::parser::parse_message_type;
+    use parquet::schema::types::SchemaDescriptor;
+
+    use super::*;
+
+    fn column() -> ColumnChunkMetaData {
+        let schema = parse_message_type("message m { required binary v; }").unwrap();
+        ColumnChunkMetaData::builder(SchemaDescriptor::new(Arc::new(schema)).column(0)).build().unwrap()
+    }
+
+    fn page(data: Vec<u8>, num_values: u32, encoding: Encoding) -> Page {
+        let (def_level_encoding, rep_level_encoding) = (Encoding::RLE, Encoding::RLE);
+        Page::DataPage {
+            buf: data.into(),
+            num_values,
+            encoding,
+            def_level_encoding,
+            rep_level_encoding,
+            statistics: None,
+        }
+    }
+
+    fn plain(values: &[&str]) -> Vec<u8> {
+        values.iter().flat_map(|value| [&(value.len() as u32).to_le_bytes()[..], value.as_bytes()].concat()).collect()
+    }
+
+    #[test]
+    fn the_digest_of_a_page_that_was_read_back_sees_a_fault_in_any_value() {
+        let of = |data: Vec<u8>, values| digest_of_page(&page(data, values, Encoding::PLAIN), &column(), false);
+        let right = of(plain(&["ann", "bob"]), 2).unwrap();
+        assert_eq!(of(plain(&["ann", "bob"]), 2).unwrap(), right);
+        for other in [["ann", "boc"], ["bob", "ann"], ["an", "nbob"]] {
+            assert_ne!(of(plain(&other), 2).unwrap(), right, "{other:?}");
+        }
+        // More or fewer values than the page claims.
+        assert!(of(plain(&["ann", "bob"]), 1).is_err() && of(plain(&["ann", "bob"]), 3).is_err());
+        let coded = |indexes: &[u32]| {
+            let mut data = vec![1];
+            pack(indexes, 1, &mut data);
+            digest_of_page(&page(data, indexes.len() as u32, Encoding::RLE_DICTIONARY), &column(), true).unwrap()
+        };
+        assert_eq!(coded(&[0, 1, 1]), coded(&[0, 1, 1]));
+        assert!(coded(&[0, 1, 1]) != coded(&[0, 1, 0]) && coded(&[0, 1, 1]) != coded(&[0, 1, 1, 1]));
+    }
+
+    #[test]
+    fn rows_go_with_their_values_and_nulls_without() {
+        // Levels of an optional column: two of the five are null.
+        let definition = [1, 0, 1, 1, 0];
+        for (removed, places) in [(vec![0], vec![0]), (vec![1], vec![]), (vec![2, 4], vec![1]), (vec![1, 3], vec![2])] {
+            assert_eq!(removed_values(&definition, 1, &removed), places, "{removed:?}");
+        }
+        assert_eq!(removed_values(&[], 0, &[1, 3]), [1, 3]);
+        assert_eq!(without(&[5, 6, 7, 8], &[0, 3]), [6, 7]);
+        let (end, spans) = plain_spans(&plain(&["ann", "bo", "c"]), None, 3, &[1]).unwrap();
+        assert_eq!((end, spans), (18, vec![7..13]));
+        assert!(
+            plain_spans(&plain(&["ann"])[..6], None, 1, &[]).is_none()
+                && plain_spans(&[0; 7], Some(4), 2, &[]).is_none()
+        );
+    }
+}

@@ -225,6 +225,8 @@ fn objects_are_looked_at_by_the_rules_of_every_dataset_that_they_belong_to() {
         dataset("users", "lake/*_users.csv", "email", "email"),
         dataset("calls", "lake/*_calls.csv", "number", "phone"),
         dataset("below", "lake/sub/", "number", "phone"),
+        // By its name it would be one of the others' format.
+        dataset("tabs", "lake/tabs/*.csv", "number", "phone").replace("\"csv\"", "\"tsv\""),
     ];
     lake.write("job.toml", format!("version = 1\n[[list]]\nname = \"all\"\nuri = \"ledger\"\n{}", datasets.concat()));
     lake.run(&["requests", "add", "job.toml", "phone=4155559317", "--id", "R1"]).exits(0);
@@ -234,11 +236,12 @@ fn objects_are_looked_at_by_the_rules_of_every_dataset_that_they_belong_to() {
         lake.run(&["gate", "job.toml", name]).exits(4);
     }
     lake.run(&["gate", "job.toml", "lake/1_users.csv"]).exits(0);
+    lake.write("lake/tabs/t.csv", "email\tnumber\ndan@example.com\t4155559317\n");
     let told = lake.run(&["gate", "job.toml", "lake/", "--json"]).exits(4).json();
-    let outcomes = ["1_calls.csv", "1_users.csv", "c.csv"].map(|name| {
+    let outcomes = ["1_calls.csv", "1_users.csv", "c.csv", "t.csv"].map(|name| {
         by_name(&told).into_iter().filter(|(of, ..)| of == name).map(|(_, outcome, _)| outcome).collect::<Vec<_>>()
     });
-    assert_eq!(outcomes, [vec!["suppressed"], vec!["clean"], vec!["suppressed"]], "{told}");
+    assert_eq!(outcomes, [vec!["suppressed"], vec!["clean"], vec!["suppressed"], vec!["suppressed"]], "{told}");
 }
 
 #[test]

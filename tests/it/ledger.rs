@@ -522,6 +522,18 @@ fn a_ledger_that_lost_its_end_stops_the_run_before_it_changes_anything() {
     write_data(&lake);
     let data = lake.bytes("lake");
     lake.run(&["scrub", "job.toml"]).exits(8).says(&["the ledger is not the one that run"]);
+    // The decoded copy of the manifest proves nothing, and its absence hides nothing; nor is a signed one of another run that one.
+    let run = lake.runs().pop().unwrap();
+    let manifest = |file: &str| format!(".lakescrub/manifests/{run}/{file}");
+    std::fs::remove_file(lake.path().join(manifest("manifest.json"))).unwrap();
+    lake.run(&["plan", "job.toml"]).exits(8).says(&["the ledger is not the one that run"]);
+    let envelope = std::fs::read_to_string(lake.path().join(manifest("manifest.dsse.json"))).unwrap();
+    let (begin, end) = envelope.split_at(envelope.find("\"payload\":\"").unwrap() + 60);
+    let turned = if end.starts_with('A') { "B" } else { "A" };
+    lake.write(&manifest("manifest.dsse.json"), format!("{begin}{turned}{}", &end[1..]));
+    lake.run(&["plan", "job.toml"]).exits(8);
+    std::fs::remove_file(lake.path().join(manifest("manifest.dsse.json"))).unwrap();
+    lake.run(&["plan", "job.toml"]).exits(8);
     assert_eq!(lake.bytes("lake"), data);
 }
 
