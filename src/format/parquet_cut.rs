@@ -383,7 +383,7 @@ mod tests {
         assert_eq!(removed_values(&[], 0, &[1, 3]), [1, 3]);
         assert_eq!(without(&[5, 6, 7, 8], &[0, 3]), [6, 7]);
         let (end, spans) = plain_spans(&plain(&["ann", "bo", "c"]), None, 3, &[1]).unwrap();
-        assert_eq!((end, spans), (18, vec![7..13]));
+        assert_eq!((end, spans.len(), spans[0].clone()), (18, 1, 7..13));
         assert!(
             plain_spans(&plain(&["ann"])[..6], None, 1, &[]).is_none()
                 && plain_spans(&[0; 7], Some(4), 2, &[]).is_none()
