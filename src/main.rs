@@ -9,6 +9,17 @@ use lakescrub::cli::{self, Cli};
 use lakescrub::error::{Error, Exit};
 use lakescrub::run;
 
+/// Decoders give back and ask for megabytes all the time: the C library's allocator hands them to the kernel and takes zeroed pages for
+/// them, which cost the verifier a fifth of its time.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Large pieces are kept for the next to come like small ones, and lie in large pages. The variable `_RJEM_MALLOC_CONF` goes before.
+// SAFETY: nothing else has this name, under which the allocator looks for a C string or null at its start.
+#[allow(non_upper_case_globals)]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static ALLOCATOR_SETTINGS: Option<&'static std::ffi::CStr> = Some(c"oversize_threshold:0,thp:always");
+
 /// Where the last panic was.
 static PANICKED_AT: Mutex<String> = Mutex::new(String::new());
 

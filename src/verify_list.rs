@@ -34,10 +34,18 @@ pub struct Suppressed {
     stored_functions: Vec<HashFunction>,
     /// Their spellings.
     stored_spellings: Vec<Hashed>,
-    /// Of the list that is being read, half of each entry's key, to count what is different: half as large as keys in a set.
-    current: Vec<u64>,
+    /// How the entries of the list that is being read are counted; `None` before its first batch.
+    counting: Option<Counting>,
     /// The identifiers of the request ledger, where it is a list of the job.
     pub tagged: Option<Tagged>,
+}
+
+/// What tells how many entries of a list are different.
+enum Counting {
+    /// The keys of this selection: it held nothing before, and takes nothing but the list's entries.
+    Selection(usize),
+    /// Half of each entry's key, half as large as keys in a set.
+    Halves(Vec<u64>),
 }
 
 /// A token that is listed.
@@ -50,6 +58,12 @@ pub struct Hit {
     pub hashed: Option<Hashed>,
     pub token: String,
     pub look: Look,
+}
+
+impl Counting {
+    fn halves() -> Counting {
+        Counting::Halves(Vec::new())
+    }
 }
 
 impl Hit {
@@ -286,7 +300,7 @@ impl Suppressed {
             composites: Vec::new(),
             stored_functions: Vec::new(),
             stored_spellings: Vec::new(),
-            current: Vec::new(),
+            counting: None,
             tagged: None,
         };
         let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::compared);
@@ -344,10 +358,31 @@ impl Suppressed {
 
     /// How many different identifiers (or digests of some) have been added since the last call.
     pub fn count_identifiers(&mut self) -> u64 {
-        let mut seen = std::mem::take(&mut self.current);
-        seen.sort_unstable();
-        seen.dedup();
-        seen.len() as u64
+        let different = match self.counting.take() {
+            None => 0,
+            Some(Counting::Selection(selection)) => self.selections[selection].keys.len(),
+            Some(Counting::Halves(mut halves)) => {
+                halves.sort_unstable();
+                halves.dedup();
+                halves.len()
+            }
+        };
+        different as u64
+    }
+
+    /// A list of tens of millions, which has one column as a rule, is better not held once more only to be counted.
+    fn counting_of(&self, list: &ListSpec) -> Counting {
+        let only_entries = |column: &ListColumn| {
+            column.hashed.is_some() || (self.stored_functions.is_empty() && column.kind != Kind::Text)
+        };
+        let fresh = |column: &ListColumn| {
+            let mut selections = self.selections.iter();
+            selections.position(|selection| selection.takes(column) && selection.keys.is_empty())
+        };
+        match &list.columns[..] {
+            [column] if only_entries(column) => fresh(column).map_or_else(Counting::halves, Counting::Selection),
+            _ => Counting::halves(),
+        }
     }
 
     /// The rules of a dataset of the job that these sets were made for.
@@ -799,9 +834,14 @@ pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> Po
     let keyed = columns.zip(&gone).map(|((column, leaves), gone)| keying.column(column, leaves, gone));
     let keyed: Vec<(Vec<Keyed>, FilterHashes)> = keyed.collect::<PolarsResult<_>>()?;
     let mut sets = locked();
-    let Suppressed { fingerprints, selections, composites, current, .. } = &mut *sets;
+    if sets.counting.is_none() {
+        sets.counting = Some(sets.counting_of(list));
+    }
+    let Suppressed { fingerprints, selections, composites, counting, .. } = &mut *sets;
     for (column, (keyed, filter_hashes)) in list.columns.iter().zip(&keyed) {
-        current.extend(keyed.iter().filter(|keyed| keyed.is_entry).map(|keyed| keyed.key as u64));
+        if let Some(Counting::Halves(halves)) = counting {
+            halves.extend(keyed.iter().filter(|keyed| keyed.is_entry).map(|keyed| keyed.key as u64));
+        }
         for selection in selections.iter_mut().filter(|selection| selection.takes(column)) {
             selection.keys.extend(keyed.iter().map(|keyed| keyed.key));
             for (hashed, hashes) in filter_hashes {
