@@ -760,16 +760,26 @@ pub struct Scratch {
     digest: Vec<u8>,
 }
 
+/// Told apart from "has no fingerprint" in what [`Probe::fetch`] of a screened probe gives.
+const FINGERPRINTED: u128 = 1 << 32;
+
 impl Probe {
     /// Whether [`Probe::fetch`] has anything to do.
     pub fn looks_far(&self) -> bool {
-        self.tags.is_some() && self.hashed.is_none()
+        let is_far = self.screen.as_ref().is_some_and(|screen| screen.is_far());
+        is_far || (self.tags.is_some() && self.hashed.is_none())
     }
 
     /// Tells of a value that will be asked about soon: what is looked up far away is on its way until then. Costs a wrong guess, no
     /// more, when the value is not its own canonical form. What it is looked up by, for [`Probe::check_bytes`].
     #[inline]
     pub fn fetch(&self, bytes: &[u8]) -> u128 {
+        if let Some(screen) = &self.screen {
+            return screen::fingerprint(bytes).map_or(0, |fingerprint| {
+                screen.fetch(fingerprint);
+                FINGERPRINTED | u128::from(fingerprint)
+            });
+        }
         let Some(tags) = &self.tags else { return 0 };
         let key = tags.unlisted_key(&self.index.secret, bytes, false);
         self.index.unlisted.fetch(key);
@@ -782,9 +792,14 @@ impl Probe {
     pub fn check_bytes(&self, bytes: &[u8], is_text: bool, key: Option<u128>, scratch: &mut Scratch) -> Check {
         if let Some(screen) = &self.screen
             && is_text
-            && screen::fingerprint(bytes).is_some_and(|fingerprint| !screen.holds(fingerprint))
         {
-            return Check::NoMatch;
+            let fingerprint = match key {
+                Some(key) => (key & FINGERPRINTED != 0).then_some(key as u32),
+                None => screen::fingerprint(bytes),
+            };
+            if fingerprint.is_some_and(|fingerprint| !screen.holds(fingerprint)) {
+                return Check::NoMatch;
+            }
         }
         if is_text && self.hashed.is_none() && self.kind.is_canonical_ascii(bytes) {
             return self.check_canonical(bytes, key, scratch);

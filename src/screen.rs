@@ -3,6 +3,8 @@
 //! A fingerprint is made of the bytes in one pass that also proves which canonical form they have, and one bit answers for it. The
 //! answer "is not listed" is exact; any other is left to the match index. A screen costs two bytes an address and holds nothing readable.
 
+use crate::key_table::prefetch;
+
 /// Which fingerprints belong to a listed address, and to some others.
 #[derive(Debug)]
 pub struct Screen {
@@ -13,6 +15,8 @@ pub struct Screen {
 const BITS_AN_ADDRESS: usize = 16;
 /// As much as the first cache of a processor holds.
 const BITS_MIN: usize = 1 << 18;
+/// More than this is not near a processor: half of what its second cache holds, of those that do not hold much.
+const BITS_NEAR: usize = 512 << 13;
 
 impl Screen {
     /// Of the fingerprints of all listed addresses that have one.
@@ -31,6 +35,17 @@ impl Screen {
     pub fn holds(&self, fingerprint: u32) -> bool {
         let (word, bit) = self.place(fingerprint);
         self.bits[word] >> bit & 1 != 0
+    }
+
+    /// Whether a look is so slow that it is worth telling of ahead, by [`Screen::fetch`].
+    pub fn is_far(&self) -> bool {
+        self.bits.len() * 64 > BITS_NEAR
+    }
+
+    /// Has the processor fetch what [`Screen::holds`] will look at.
+    #[inline]
+    pub fn fetch(&self, fingerprint: u32) {
+        prefetch(&self.bits[self.place(fingerprint).0]);
     }
 
     #[inline]
