@@ -565,7 +565,16 @@ fn is_canonical_email(bytes: &[u8]) -> bool {
     is_fit && bytes.first() != Some(&b'@') && bytes.last() != Some(&b'@')
 }
 
+/// A column of numbers with gaps is written as floats by many programs: the zero of `4155559317.0` is no digit of the number, and with
+/// it another's would be left.
+fn without_float_zero(text: &str) -> &str {
+    let whole = text.trim().strip_suffix(".0");
+    let is_number = |whole: &&str| !whole.is_empty() && whole.bytes().all(|byte| byte.is_ascii_digit());
+    whole.filter(is_number).unwrap_or(text)
+}
+
 fn phone(text: &str, out: &mut Vec<u8>) -> bool {
+    let text = without_float_zero(text);
     out.extend(text.bytes().filter(u8::is_ascii_digit));
     out.drain(..out.len().saturating_sub(10));
     !out.is_empty()
@@ -906,6 +915,10 @@ mod tests {
             ("email", "   ", Some("")),
             ("phone", "12-34", Some("1234")),
             ("phone", "none", None),
+            ("phone", " 4155559317.0", Some("4155559317")),
+            ("phone", "555.0000", Some("5550000")),
+            ("phone", "415.555.0", Some("4155550")),
+            ("phone", ".0", Some("0")),
             ("maid", "a3f1c2d4-5678-90ab-cdef-1234567890a", None),
             ("uuid", "{550E8400-E29B-41D4-A716-446655440000}", Some("550e8400-e29b-41d4-a716-446655440000")),
             ("uuid", "550e8400e29b41d4a716446655440000", Some("550e8400-e29b-41d4-a716-446655440000")),

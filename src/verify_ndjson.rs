@@ -260,6 +260,14 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_number_with_a_fraction_is_itself_and_not_its_neighbour() {
+        for number in [7_336_156_665_533_964_i64, 1_800_000_000_000_001, 42, (1 << 53) - 1] {
+            let node: Node = serde_json::from_str(&format!("{number}.0")).unwrap();
+            assert!(matches!(node, Node::Float(float) if float.to_string() == number.to_string()), "{number}");
+        }
+    }
+
+    #[test]
     fn values_are_found_with_their_type() {
         check(r#"{"a":{"b":"x"}}"#, &["a", "b"], Ok((true, 1, 0, 0)));
         check(r#"{"a":[{"b":["x",1,2.5]},{"b":true}]}"#, &["a", "b"], Ok((true, 1, 2, 1)));

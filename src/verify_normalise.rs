@@ -257,7 +257,11 @@ fn rule(kind: &Kind) -> Expr {
     match kind {
         Kind::Text => only(v(), r"(?s)^.+$"),
         Kind::Email => whole(replaced(v(), r"\s+", "").str().to_lowercase(), r"(?s)^[^@]+@.+$"),
-        Kind::Phone => only(replaced(v(), "[^0-9]+", ""), "[0-9]{1,10}$"),
+        Kind::Phone => {
+            // The zero of a number that was written as a float is none of its digits.
+            let unfloated = replaced(v(), r"^\s*([0-9]+)\.0\s*$", "${1}");
+            only(replaced(unfloated, "[^0-9]+", ""), "[0-9]{1,10}$")
+        }
         Kind::PhoneE164 { region } => {
             let region = region.as_ref().and_then(|region| region.parse().ok());
             each_distinct(v(), move |text| international(region, text))
@@ -648,6 +652,10 @@ mod tests {
             (Kind::Email, " \u{a0} ", Some("")),
             (Kind::Phone, "12-34", Some("1234")),
             (Kind::Phone, "none", None),
+            (Kind::Phone, " 4155559317.0", Some("4155559317")),
+            (Kind::Phone, "555.0000", Some("5550000")),
+            (Kind::Phone, "415.555.0", Some("4155550")),
+            (Kind::Phone, ".0", Some("0")),
             (Kind::Phone, "0049 (30) 12345678", Some("3012345678")),
             (Kind::Maid, "a3f1c2d4-5678-90ab-cdef-1234567890a", None),
             (Kind::Uuid, "550E8400E29B41D4A716446655440000", Some("550e8400-e29b-41d4-a716-446655440000")),

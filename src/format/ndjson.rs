@@ -227,7 +227,8 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<(), E> {
-        // Beyond it a number has lost digits, and would be taken for its neighbour.
+        // What RFC 8259 (section 6) has every reader make of a number with a fraction. Beyond it whole numbers have lost digits, and
+        // would be taken for their neighbours.
         let is_exact = number.abs() < FLOAT_IS_EXACT_BELOW;
         self.leaf(if is_exact { Value::Float(number) } else { Value::Other })
     }
@@ -466,6 +467,23 @@ mod tests {
                     .join(" ")
             };
             assert_eq!(spans(&line, &path).ok().map(texts).as_deref(), wish, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_whole_number_with_a_fraction_is_itself_and_not_its_neighbour() {
+        let path = ColumnPath::parse("uid").unwrap();
+        let whole = (0..4000_i64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as i64) >> 11).map(i64::abs);
+        for number in whole.chain([7_336_156_665_533_964, (1 << 53) - 1]) {
+            let raw = format!("{{\"uid\": {number}.0}}");
+            let mut found = Vec::new();
+            let line = Line { raw: raw.as_bytes(), number: 1 };
+            values(&line, &path, &mut |placed| match placed.value {
+                Value::Float(float) => found.push(float.to_string()),
+                _ => panic!("{number} is no float"),
+            })
+            .unwrap();
+            assert_eq!(found, [number.to_string()]);
         }
     }
 
