@@ -391,7 +391,7 @@ impl Store for LocalStore {
             }
             let mode = fs::Permissions::from_mode(meta.mode() & 0o7777);
             temporary.file.set_permissions(mode).map_err(failed(&target))?;
-            Ok(Box::new(LocalReplacement { object, target, temporary }) as Box<dyn Replacement>)
+            Ok(Box::new(LocalReplacement { object, target, temporary, syncing: None }) as Box<dyn Replacement>)
         })
         .await
     }
@@ -410,6 +410,8 @@ struct LocalReplacement {
     object: Object,
     target: PathBuf,
     temporary: Temporary,
+    /// The way of what was staged to the disk, which takes as long as reading it back: both go on side by side.
+    syncing: Option<tokio::task::JoinHandle<io::Result<()>>>,
 }
 
 #[async_trait]
@@ -423,14 +425,15 @@ impl Replacement for LocalReplacement {
     async fn stage(&mut self) -> Result<Option<Object>, StoreError> {
         let (file, path) =
             (self.temporary.file.try_clone().map_err(failed(&self.target))?, self.temporary.path.clone());
-        blocking(move || {
-            file.sync_all().map_err(failed(&path))?;
-            head(&path).map(Some)
-        })
-        .await
+        self.syncing = Some(tokio::task::spawn_blocking(move || file.sync_all()));
+        blocking(move || head(&path).map(Some)).await
     }
 
-    async fn commit(self: Box<Self>) -> Result<Object, StoreError> {
+    async fn commit(mut self: Box<Self>) -> Result<Object, StoreError> {
+        if let Some(syncing) = self.syncing.take() {
+            let synced = syncing.await.unwrap_or_else(|stopped| Err(io::Error::other(stopped)));
+            synced.map_err(failed(&self.target))?;
+        }
         blocking(move || {
             let location = self.object.location;
             let written = self.temporary.move_to(&self.target, &Precondition::Unchanged(self.object.etag))?;

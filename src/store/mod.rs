@@ -385,8 +385,8 @@ pub trait Replacement: Send {
         self.write(bytes).await
     }
 
-    /// Ends the content and makes it durable. Where the store can show content before the swap (a local disk), the staged object
-    /// is returned, to be read back before [`Replacement::commit`].
+    /// Ends the content and begins to make it durable, which [`Replacement::commit`] waits for. Where the store can show content before
+    /// the swap (a local disk), the staged object is returned, to be read back before it.
     async fn stage(&mut self) -> Result<Option<Object>, StoreError>;
 
     /// The swap: one conditional write on the ETag that was scanned. Returns the object as it now is.
