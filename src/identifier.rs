@@ -197,7 +197,21 @@ impl Kind {
         match self {
             Kind::Date { format: Some(format) } => compact_date(canonical)
                 .map_or_else(|| canonical.to_owned(), |date| date.strftime(&format.0).to_string()),
-            _ => canonical.to_owned(),
+            Kind::Email
+            | Kind::Phone
+            | Kind::PhoneE164 { .. }
+            | Kind::Maid
+            | Kind::Uuid
+            | Kind::Ip
+            | Kind::Integer
+            | Kind::Text
+            | Kind::Vin
+            | Kind::Zip
+            | Kind::Name
+            | Kind::Date { .. }
+            | Kind::Ctvid
+            | Kind::Ndz
+            | Kind::NameVin => canonical.to_owned(),
         }
     }
 
@@ -220,7 +234,20 @@ impl Kind {
             }
             Value::Date(date) => match self {
                 Kind::Date { .. } => compact(date, out),
-                _ => Canonical::NotComparable,
+                Kind::Email
+                | Kind::Phone
+                | Kind::PhoneE164 { .. }
+                | Kind::Maid
+                | Kind::Uuid
+                | Kind::Ip
+                | Kind::Integer
+                | Kind::Text
+                | Kind::Vin
+                | Kind::Zip
+                | Kind::Name
+                | Kind::Ctvid
+                | Kind::Ndz
+                | Kind::NameVin => Canonical::NotComparable,
             },
             Value::Other => Canonical::NotComparable,
         }
@@ -232,7 +259,20 @@ impl Kind {
     pub fn is_canonical(&self, text: &str) -> bool {
         match self {
             Kind::Text => !text.is_empty(),
-            _ => self.is_canonical_ascii(text.as_bytes()),
+            Kind::Email
+            | Kind::Phone
+            | Kind::PhoneE164 { .. }
+            | Kind::Maid
+            | Kind::Uuid
+            | Kind::Ip
+            | Kind::Integer
+            | Kind::Vin
+            | Kind::Zip
+            | Kind::Name
+            | Kind::Date { .. }
+            | Kind::Ctvid
+            | Kind::Ndz
+            | Kind::NameVin => self.is_canonical_ascii(text.as_bytes()),
         }
     }
 
@@ -304,21 +344,33 @@ impl Kind {
     }
 
     fn canonicalise_bytes(&self, bytes: &[u8], out: &mut Vec<u8>) -> Canonical {
-        match (self, bytes.len()) {
-            (Kind::Text, 0) => Canonical::Empty,
-            (Kind::Text, _) => {
+        match self {
+            Kind::Text => {
                 out.extend_from_slice(bytes);
-                Canonical::Text
+                if bytes.is_empty() { Canonical::Empty } else { Canonical::Text }
             }
-            (Kind::Uuid, 16) => {
+            Kind::Uuid if bytes.len() == 16 => {
                 hyphenated(bytes, out);
                 Canonical::Text
             }
-            (Kind::Maid, 16) => {
+            Kind::Maid if bytes.len() == 16 => {
                 out.extend_from_slice(hex::encode(bytes).as_bytes());
                 Canonical::Text
             }
-            _ => match std::str::from_utf8(bytes) {
+            Kind::Email
+            | Kind::Phone
+            | Kind::PhoneE164 { .. }
+            | Kind::Maid
+            | Kind::Uuid
+            | Kind::Ip
+            | Kind::Integer
+            | Kind::Vin
+            | Kind::Zip
+            | Kind::Name
+            | Kind::Date { .. }
+            | Kind::Ctvid
+            | Kind::Ndz
+            | Kind::NameVin => match std::str::from_utf8(bytes) {
                 Ok(text) => self.canonicalise_text(text, out),
                 Err(_) => Canonical::NotComparable,
             },
@@ -533,7 +585,7 @@ fn email(text: &str, out: &mut Vec<u8>) -> bool {
     }
 }
 
-/// Printable ASCII without upper case, and an `@` that is neither the first byte nor the last.
+/// ASCII above the space without upper case, and an `@` that is neither the first byte nor the last.
 #[inline]
 fn is_canonical_email(bytes: &[u8]) -> bool {
     /// Whether every byte is fit, and one an `@`. Written so that a compiler takes sixteen bytes at a time.
