@@ -15,7 +15,7 @@
 //! wiring       run  session  requests  request_deadlines  request_export  gate  drop  drop_consumers  ledger_run  cli  account  canary  show  progress
 //! stages       find  rewrite  purge  verify  manifest_diff    never use each other
 //! edges        job  request  ledger  drop_files  drop_answer  store  format  dataset  journal  keys  chain  manifest_check
-//! pure facts   match_index  ledger_event  ledger_fold  plan  deadline  standing  manifest  object_table  signature  merkle  tag    no I/O, no clock
+//! pure facts   match_*  ledger_event  ledger_fold  plan  deadline  standing  manifest  object_table  signature  merkle  tag    no I/O, no clock
 //! vocabulary   error  identifier  action  residue  meter
 //! ```
 //!
@@ -112,6 +112,9 @@ pub mod tag_table;
 pub mod unlisted;
 pub mod screen;
 pub mod match_index;
+pub mod match_builder;
+pub mod match_composite;
+pub mod match_probe;
 pub mod drop_files;
 pub mod ledger_event;
 pub mod ledger_fold;

@@ -12,6 +12,9 @@ const LAYERS: [(&str, &[&str]); 5] = [
         &[
             "key_table",
             "match_index",
+            "match_builder",
+            "match_composite",
+            "match_probe",
             "plan",
             "manifest",
             "object_table",
@@ -102,8 +105,11 @@ const PARTS_OF_STAGES: [(&str, &str); 13] = [
 ];
 
 /// What pure facts take from the edges: plain types of the job and of listings, each named here so that it stays a list.
-const TYPES_OF_EDGES: [(&str, &[&str]); 4] = [
-    ("match_index", &["job", "request"]),
+const TYPES_OF_EDGES: [(&str, &[&str]); 7] = [
+    ("match_index", &["job"]),
+    ("match_builder", &["job", "request"]),
+    ("match_composite", &["job"]),
+    ("match_probe", &["job"]),
     ("plan", &["job", "format", "store"]),
     ("tag", &["job", "format"]),
     ("column_values", &["store"]),
