@@ -88,7 +88,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Files that are one stage with the file they are named after.
-const PARTS_OF_STAGES: [(&str, &str); 13] = [
+const PARTS_OF_STAGES: [(&str, &str); 16] = [
     ("probe_chunk", "find"),
     ("find_probe", "find"),
     ("find_parquet", "find"),
@@ -97,6 +97,9 @@ const PARTS_OF_STAGES: [(&str, &str); 13] = [
     ("verify_records", "verify"),
     ("verify_ndjson", "verify"),
     ("verify_list", "verify"),
+    ("verify_entries", "verify"),
+    ("verify_rules", "verify"),
+    ("verify_words", "verify"),
     ("verify_ledger", "verify"),
     ("verify_tokens", "verify"),
     ("verify_bytes", "verify"),
