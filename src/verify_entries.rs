@@ -11,10 +11,10 @@ use polars_parquet::parquet::bloom_filter::hash_byte;
 
 use crate::identifier::{HashFunction, Hashed, Kind};
 use crate::job::{ListColumn, ListSpec};
+use crate::verify_batch::{Batch, Element, Leaf};
 use crate::verify_ledger::{Tagged, Tagger};
 use crate::verify_list::{Spread, Suppressed};
 use crate::verify_normalise::{Fingerprints, Form, canonicals, digest_of, digests, function_of, plain_numbers};
-use crate::verify_read::{Batch, Element, Leaf};
 use crate::verify_rules::{Held, each_row};
 
 /// Takes a batch of one list's columns, in the order of `list.columns`, into the sets.

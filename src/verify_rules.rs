@@ -6,9 +6,9 @@ use polars::prelude::*;
 
 use crate::identifier::{ColumnPath, Hashed, Kind};
 use crate::job::{DatasetSpec, MatchPart, MatchRule};
+use crate::verify_batch::{Batch, Element};
 use crate::verify_list::Suppressed;
 use crate::verify_normalise::{canonicals, joined_part};
-use crate::verify_read::{Batch, Element};
 
 /// The rules of one dataset, resolved against [`Suppressed`].
 pub struct Rules {

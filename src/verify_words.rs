@@ -10,8 +10,8 @@ use polars::prelude::*;
 
 use crate::identifier::{Hashed, Kind};
 use crate::residue::{Place, Residues, STRAY};
+use crate::verify_batch::{Batch, Leaf};
 use crate::verify_list::{Selection, Suppressed};
-use crate::verify_read::{Batch, Leaf};
 use crate::verify_rules::Probe;
 use crate::verify_tokens::{Around, Look, Token, stands_alone, tokens};
 

@@ -88,12 +88,15 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Files that are one stage with the file they are named after.
-const PARTS_OF_STAGES: [(&str, &str); 16] = [
+const PARTS_OF_STAGES: [(&str, &str); 19] = [
     ("probe_chunk", "find"),
     ("find_probe", "find"),
     ("find_parquet", "find"),
     ("find_records", "find"),
-    ("verify_read", "verify"),
+    ("verify_batch", "verify"),
+    ("verify_gates", "verify"),
+    ("verify_columns", "verify"),
+    ("verify_parquet", "verify"),
     ("verify_records", "verify"),
     ("verify_ndjson", "verify"),
     ("verify_list", "verify"),
