@@ -85,6 +85,9 @@
 pub mod error;
 pub mod name_letters;
 pub mod identifier;
+pub mod date_format;
+pub mod hashed;
+pub mod column_path;
 pub mod action;
 pub mod residue;
 pub mod meter;

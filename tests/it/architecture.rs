@@ -6,7 +6,10 @@ use std::path::Path;
 
 /// Every module, lowest layer first. A module uses what stands in its own layer or below, but a stage uses no other stage.
 const LAYERS: [(&str, &[&str]); 5] = [
-    ("vocabulary", &["error", "name_letters", "identifier", "action", "residue", "meter"]),
+    (
+        "vocabulary",
+        &["error", "name_letters", "identifier", "date_format", "hashed", "column_path", "action", "residue", "meter"],
+    ),
     (
         "pure facts",
         &[
