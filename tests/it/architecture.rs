@@ -45,6 +45,9 @@ const LAYERS: [(&str, &[&str]); 5] = [
         "edges",
         &[
             "job",
+            "job_read",
+            "job_rules",
+            "job_check",
             "store",
             "format",
             "dataset",
