@@ -12,7 +12,8 @@
 //! own, and [`session`] what all of them begin and end with. The modules below stand in reading order, in layers:
 //!
 //! ```text
-//! wiring       run  session  requests  request_deadlines  request_export  gate  drop  drop_consumers  ledger_run  cli  account  canary  show  progress
+//! wiring       run  session  requests  request_deadlines  request_export  gate  drop  drop_consumers  ledger_run
+//!              cli  account  canary  show  progress
 //! stages       find  rewrite  purge  verify  manifest_diff    never use each other
 //! edges        job  request  ledger  drop_files  drop_answer  store  format  dataset  journal  keys  chain  manifest_check
 //! pure facts   match_*  ledger_event  ledger_fold  plan  deadline  standing  manifest  object_table  signature  merkle  tag    no I/O, no clock
@@ -77,7 +78,8 @@
 //! * A storage: one file in `store/`. A table format: one file in `dataset/`.
 //! * An identifier kind: a variant in [`identifier`], its rule once more in [`verify_normalise`], rows in the vectors of both.
 //! * An action: a variant in [`action`]; `match` names every case, so the compiler shows where it is asked for.
-//! * A command: a variant in [`cli`], a function in [`run`] or in the file of its family ([`requests`], [`gate`], [`drop`]). An exit code: [`error`], nowhere else.
+//! * A command: a variant in [`cli`], a function in [`run`] or in the file of its family ([`requests`], [`gate`], [`drop`]).
+//!   An exit code: [`error`], nowhere else.
 //! * An output: a reader of a checked manifest, beside [`manifest_diff`].
 //! * A fault that was found: a test that failed before it was mended. Most are a folder in `tests/cases/`.
 
