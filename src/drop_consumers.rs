@@ -17,7 +17,7 @@ use crate::ledger_fold::{Request, Requests};
 use crate::plan::{Finding, Seen};
 use crate::store::{Etag, Location, Object, StoreError, Stores};
 use crate::verify::{self, Sightings};
-use crate::verify_read::Fault;
+use crate::verify_batch::Fault;
 
 /// Work items that a run leaves alone, by request id.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

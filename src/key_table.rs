@@ -126,7 +126,7 @@ impl KeyTable {
 /// Has the processor fetch the line of memory that begins with, or holds, `place`.
 #[inline]
 pub fn prefetch<T>(place: &T) {
-    // Safety: a hint, which reads nothing, and every x86-64 processor knows it.
+    // SAFETY: a hint, which reads nothing, and every x86-64 processor knows it.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(place).cast());

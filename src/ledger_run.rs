@@ -23,7 +23,7 @@ use crate::request_import::whole_microseconds;
 use crate::signature::TagKey;
 use crate::store::{self, Location, Object, Store, Stores};
 use crate::verify::{self, Sightings, Verified};
-use crate::verify_read::Fault;
+use crate::verify_batch::Fault;
 
 /// Opens the ledger for a job that has it as a list; `None` for any other job.
 ///

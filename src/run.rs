@@ -1,4 +1,4 @@
-//! One function per command, and the only place that knows the order of the stages.
+//! One function per command on a job, each of which knows the order of its stages.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;

@@ -17,14 +17,15 @@ const BITS_AN_ADDRESS: usize = 16;
 const BITS_MIN: usize = 1 << 18;
 /// More than this is not near a processor: half of what its second cache holds, of those that do not hold much.
 const BITS_NEAR: usize = 512 << 13;
+/// As many as fingerprints can tell apart: from 2^28 addresses on, more of them would be the bits of nobody.
+const BITS_MAX: usize = u32::MAX as usize;
 
 impl Screen {
     /// Of the fingerprints of all listed addresses that have one.
     pub fn new(fingerprints: &[u32]) -> Screen {
-        let bits = fingerprints.len().saturating_mul(BITS_AN_ADDRESS).max(BITS_MIN);
-        let mut screen = Screen { bits: vec![0; bits.div_ceil(64)].into() };
+        let mut screen = Screen { bits: vec![0; words_for(fingerprints.len())].into() };
         for fingerprint in fingerprints {
-            let (word, bit) = screen.place(*fingerprint);
+            let (word, bit) = place(*fingerprint, screen.bits.len());
             screen.bits[word] |= 1 << bit;
         }
         screen
@@ -33,7 +34,7 @@ impl Screen {
     /// Whether an address of that fingerprint may be listed.
     #[inline]
     pub fn holds(&self, fingerprint: u32) -> bool {
-        let (word, bit) = self.place(fingerprint);
+        let (word, bit) = place(fingerprint, self.bits.len());
         self.bits[word] >> bit & 1 != 0
     }
 
@@ -45,18 +46,24 @@ impl Screen {
     /// Has the processor fetch what [`Screen::holds`] will look at.
     #[inline]
     pub fn fetch(&self, fingerprint: u32) {
-        prefetch(&self.bits[self.place(fingerprint).0]);
-    }
-
-    #[inline]
-    fn place(&self, fingerprint: u32) -> (usize, u32) {
-        let place = (u64::from(fingerprint) * (self.bits.len() as u64 * 64)) >> 32;
-        ((place / 64) as usize, (place % 64) as u32)
+        prefetch(&self.bits[place(fingerprint, self.bits.len()).0]);
     }
 }
 
-/// The fingerprint of the canonical form of an address ([`crate::identifier::Kind::Email`]) of 8 to 64 bytes that are printable ASCII,
-/// in any case, with an `@` that is neither the first byte nor the last. `None` says nothing.
+/// Words of 64 bits for so many addresses.
+fn words_for(addresses: usize) -> usize {
+    addresses.saturating_mul(BITS_AN_ADDRESS).clamp(BITS_MIN, BITS_MAX).div_ceil(64)
+}
+
+/// The bit of a fingerprint among so many words, 2^26 at most: with more of them the product would overflow.
+#[inline]
+fn place(fingerprint: u32, words: usize) -> (usize, u32) {
+    let place = (u64::from(fingerprint) * (words as u64 * 64)) >> 32;
+    ((place / 64) as usize, (place % 64) as u32)
+}
+
+/// The fingerprint of the canonical form of an address ([`crate::identifier::Kind::Email`]) of 8 to 64 bytes that are ASCII above
+/// the space, in any case, with an `@` that is neither the first byte nor the last. `None` says nothing.
 ///
 /// Such an address and its canonical form have one fingerprint, and no other bytes have that form: what has white space or letters
 /// outside ASCII has none.
@@ -172,6 +179,15 @@ mod tests {
             assert_eq!(fingerprint(text.as_bytes()), None, "{text:?}");
         }
         assert!(fingerprint(&[b'a'; 65]).is_none() && fingerprint(b"anna@exa\0mple.com").is_none());
+    }
+
+    #[test]
+    fn a_screen_of_any_number_of_addresses_has_a_place_for_every_fingerprint() {
+        for addresses in [0, 1, 1 << 20, (1 << 28) - 1, 1 << 28, 1 << 29, usize::MAX] {
+            let words = words_for(addresses);
+            assert_eq!(place(0, words), (0, 0), "{addresses}");
+            assert_eq!(place(u32::MAX, words).0, words - 1, "{addresses}");
+        }
     }
 
     #[test]

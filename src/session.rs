@@ -30,7 +30,7 @@ use crate::residue::Residues;
 use crate::signature::SigningKey;
 use crate::store::{ConditionalWrites, Location, Stores};
 use crate::verify::{self, Verified};
-use crate::verify_read::Fault;
+use crate::verify_batch::Fault;
 
 /// What the time is: the system's, the one `--now` names, or a test's.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;

@@ -291,3 +291,12 @@ fn looks_alike(known: &str, given: &str) -> bool {
     let one_edit = n.abs_diff(m) <= 1 && prefix + suffix + 1 >= n.max(m);
     one_edit || (prefix + suffix + 2 >= n && sorted(&a) == sorted(&b))
 }
+
+/// `None` of a field that is there but wrong is a failure; a field that is not there is not.
+pub fn flatten<T>(field: Option<Option<T>>) -> Option<Option<T>> {
+    match field {
+        None => Some(None),
+        Some(None) => None,
+        Some(value) => Some(value),
+    }
+}

@@ -1,9 +1,12 @@
 //! Values that are known not to be listed, where to ask again would be dear and values come again.
 //!
-//! Shared by all threads without a lock. A value is known by 64 bits of a keyed 128-bit hash, of which the other half says where it
-//! stands: that another value is taken for it has a probability of 2^-64 for each question. Only what is not listed is kept, so that
-//! whatever is found was asked for itself. Room is made when it is first needed, 64 MiB at most; once all of it is taken, later values
-//! take the place of earlier ones.
+//! Shared by all threads without a lock. A value is known by 64 bits of a keyed 128-bit hash, of which the other half says on which
+//! line it stands. Only what is not listed is kept, so that whatever is found was asked for itself. A listed value that is taken for
+//! one of the eight of its line is a row that is missed: a probability of 2^-61 for each listed value that is asked about. Room is made
+//! when it is first needed, 64 MiB at most; once all of it is taken, later values take the place of earlier ones.
+//!
+//! The verifier keeps a memory of the same shape in [`crate::verify_ledger`], written a second time and under another key on purpose:
+//! what one of them takes for a stranger, the other one asks for.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -20,13 +20,17 @@ use crate::keys;
 use crate::meter::Meter;
 use crate::residue::{ChunkId, Named, Place, Residues, SeenChunks};
 use crate::store::{self, Location, Object, ObjectReader, Store, StoreError, Stores};
+use crate::verify_batch::{CutBound, Fault, Look, Scanned, Tally, Work};
 use crate::verify_bytes::{Heads, Listed};
+use crate::verify_entries::{LetGo, add};
+use crate::verify_gates::Gates;
 use crate::verify_ledger::{self, Tagged};
-use crate::verify_list::{Asked, LetGo, Rules, Suppressed, add};
+use crate::verify_list::{Asked, Suppressed};
 use crate::verify_names;
 use crate::verify_normalise;
-use crate::verify_read::{CutBound, Fault, Gates, Look, Scanned, Tally, Work, scan_parquet, scan_summary};
+use crate::verify_parquet::{scan_parquet, scan_summary};
 use crate::verify_records::{Layout, Promised, held_bytes, scan_records};
+use crate::verify_rules::Rules;
 use crate::verify_tokens::Around;
 
 /// What the verifier saw.

@@ -19,8 +19,8 @@ use crate::identifier::ColumnPath;
 use crate::page_bytes::{DICTIONARY_PAGE, Page, bounds, column_index_bounds, page};
 use crate::residue::{Bound, ChunkId, Place, Residues, SeenChunk};
 use crate::thrift::{Value, read};
+use crate::verify_batch::Fault;
 use crate::verify_filter::{FilterCheck, FilterVerdict};
-use crate::verify_read::Fault;
 use crate::verify_tokens::Around;
 
 /// The questions that are put to values which are in no row.

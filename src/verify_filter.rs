@@ -10,7 +10,7 @@ use polars_parquet::parquet::bloom_filter::{hash_byte, hash_native, insert, is_i
 use polars_parquet::parquet::schema::types::PhysicalType;
 
 use crate::thrift::read;
-use crate::verify_read::Fault;
+use crate::verify_batch::Fault;
 
 /// A filter of the file beside the one made again.
 #[derive(Debug)]

@@ -152,7 +152,10 @@ impl Asking<'_> {
 /// Fingerprints of values that are in no request, for as long as there is room: 64 MiB, which the system gives as they are written to.
 ///
 /// A tag costs three rounds of SHA-256, and columns of identifiers hold the same few over and over. The lower half of a fingerprint says
-/// in which group of places it is kept, the upper half is what is kept; whoever finds all of a group taken takes one of them.
+/// in which group of places it is kept, the upper half is what is kept; whoever finds all of a group taken takes one of them. A value of
+/// the ledger that is taken for one of the eight strangers of its group is residue that is not seen: a probability of 2^-61 for each such
+/// value. The find stage has a memory of the same shape under another key (`unlisted`): it is written twice on purpose, so that what
+/// one of them overlooks the other one sees.
 #[derive(Default)]
 struct Strangers(OnceLock<Option<RwLock<MmapMut>>>);
 

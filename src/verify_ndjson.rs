@@ -10,7 +10,8 @@ use polars::prelude::*;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::identifier::ColumnPath;
-use crate::verify_read::{Ambiguous, Batch, Element, Fault, Leaf, Scanned, Work, ambiguous, resolve};
+use crate::verify_batch::{Batch, Element, Fault, Leaf, Scanned, Work};
+use crate::verify_columns::{Ambiguous, ambiguous, resolve};
 use crate::verify_records::each_block_of_lines;
 
 /// Gives the records of an NDJSON object to `work`. A path that no record has is missing.

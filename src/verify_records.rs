@@ -1,4 +1,4 @@
-//! How the verifier sees CSV, NDJSON and plain lines: as batches of their identifier columns, like [`crate::verify_read`].
+//! How the verifier sees CSV, NDJSON and plain lines: as batches of their identifier columns, like [`crate::verify_parquet`].
 //!
 //! CSV is cut into blocks at record ends and made regular (line ends, stray quotes) by a small automaton that counts the
 //! records; Polars parses the blocks, and both must agree on the count, so that no quoting fault can hide a record. Nothing here
@@ -14,8 +14,9 @@ use crate::byte_mask::{Block as Bytes, blocks, parity, places};
 use crate::format::CsvDialect;
 use crate::identifier::ColumnPath;
 use crate::store::{ObjectReader, store_error};
+use crate::verify_batch::{Batch, Fault, Leaf, Scanned, Work};
+use crate::verify_columns::{Ambiguous, ambiguous, resolve};
 use crate::verify_ndjson::scan_ndjson;
-use crate::verify_read::{Ambiguous, Batch, Fault, Leaf, Scanned, Work, ambiguous, resolve};
 
 /// What a file of records holds.
 #[derive(Debug, Clone)]

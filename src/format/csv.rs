@@ -672,17 +672,28 @@ mod tests {
         }
     }
 
+    /// No record of a test has more bytes or fields; a longer one would end the loop of [`records_of_core`].
+    const RECORD_MAX: usize = 4096;
+
     /// What `csv-core` makes of it alone.
     fn records_of_core(source: &[u8]) -> Vec<Fields> {
         let source = [source, b"\n"].concat();
         let (mut core, mut all, mut rest) = (Core::new(), Vec::new(), source.as_slice());
-        let (mut text, mut ends) = ([0; 64], [0; 64]);
+        let (mut text, mut ends) = ([0; RECORD_MAX], [0; RECORD_MAX]);
         while let (ReadRecordResult::Record, read, _, ended) = core.read_record(rest, &mut text, &mut ends) {
             let starts = [0].into_iter().chain(ends[..ended].iter().copied());
             all.push(starts.zip(&ends[..ended]).map(|(start, end)| text[start..*end].to_vec()).collect());
             rest = &rest[read..];
         }
         all
+    }
+
+    #[test]
+    fn a_long_record_is_read_whole_by_both_readers() {
+        let source = [vec![b'x'; 300], vec![b','; 300], b"\nshort,one\n".to_vec()].concat();
+        let (at_once, bytes) = records(source.as_slice()).expect("no quotes");
+        assert_eq!((&at_once, bytes), (&records_of_core(&source), source));
+        assert_eq!(at_once.iter().map(Vec::len).collect::<Vec<_>>(), [301, 2]);
     }
 
     proptest! {

@@ -138,10 +138,11 @@ impl Cutter<'_> {
         bounds: Option<[Vec<u8>; 2]>,
         edited: &mut Edited,
     ) -> Result<Option<NewPage>> {
-        let flat = Flat::of(page, self.column)?;
-        if flat.levels as u64 != place.rows.end - place.rows.start {
+        // Before any level is unpacked: a few bytes of a page can claim gigabytes of them.
+        if u64::from(page.num_values()) != place.rows.end - place.rows.start {
             return Err(general("a page holds fewer or more rows than it claims"));
         }
+        let flat = Flat::of(page, self.column)?;
         let mut removed = rows.iter();
         removed.advance_to(place.rows.start);
         let removed = removed.take_while(|row| *row < place.rows.end).map(|row| (row - place.rows.start) as usize);
@@ -371,6 +372,81 @@ mod tests {
         };
         assert_eq!(coded(&[0, 1, 1]), coded(&[0, 1, 1]));
         assert!(coded(&[0, 1, 1]) != coded(&[0, 1, 0]) && coded(&[0, 1, 1]) != coded(&[0, 1, 1, 1]));
+    }
+
+    fn place(rows: u64, encoding: Encoding) -> Place {
+        Place {
+            start: 0,
+            end: 0,
+            kind: PageType::DATA_PAGE,
+            encoding,
+            values: rows,
+            rows: 0..rows,
+            has_packed_levels: true,
+            header_bytes: 0,
+            uncompressed_bytes: 0,
+            bounds: Vec::new(),
+        }
+    }
+
+    /// Three values, one a row.
+    const VALUES: [&str; 3] = ["ann", "bob", "cyd"];
+
+    /// Whether the row was cut out of a page of [`VALUES`], plain or by a dictionary; nothing is noted where it was not.
+    fn is_cut(encoding: Encoding, row: u64, bounds: Option<[&str; 2]>, has_column_index: bool) -> bool {
+        let column = column();
+        let (data, entries) = match encoding {
+            Encoding::PLAIN => (plain(&VALUES), Vec::new()),
+            _ => {
+                let mut data = vec![2];
+                pack(&[0, 1, 2], 2, &mut data);
+                (data, VALUES.map(str::as_bytes).to_vec())
+            }
+        };
+        let mut edited = Edited { kept_entries: vec![false; entries.len()], ..Edited::default() };
+        let cutter = Cutter { column: &column, entries, has_column_index };
+        let bounds = bounds.map(|bounds| bounds.map(|bound| bound.as_bytes().to_vec()));
+        let (page, place, rows) = (page(data, 3, encoding), place(3, encoding), RoaringTreemap::from_iter([row]));
+        let new = cutter.cut(&page, &place, &rows, bounds.clone(), &mut edited).unwrap();
+        let is_noted = edited.before.rows > 0 || !edited.gone_values.is_empty() || !edited.gone_entries.is_empty();
+        assert_eq!(is_noted, new.is_some());
+        new.inspect(|new| assert_eq!((new.kept.rows, &new.bounds), (2, &bounds))).is_some()
+    }
+
+    #[test]
+    fn a_page_is_cut_only_where_no_removed_value_can_have_made_a_bound_of_it() {
+        for encoding in [Encoding::PLAIN, Encoding::RLE_DICTIONARY] {
+            for (bounds, has_column_index, cut) in [
+                (Some(["ann", "cyd"]), true, [false, true, false]),
+                // What writers that cut bounds leave of them.
+                (Some(["an", "cz"]), true, [false, true, false]),
+                (Some(["ann", "dan"]), true, [false, true, true]),
+                // It has to have some, and they are not there to be judged.
+                (None, true, [false, false, false]),
+                (None, false, [true, true, true]),
+            ] {
+                for (row, wanted) in cut.into_iter().enumerate() {
+                    let is_cut = is_cut(encoding, row as u64, bounds, has_column_index);
+                    assert_eq!(is_cut, wanted, "{encoding} {bounds:?} {row}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_that_claims_more_rows_than_it_has_is_refused_before_a_level_is_unpacked() {
+        let schema = parse_message_type("message m { optional binary v; }").unwrap();
+        let column = ColumnChunkMetaData::builder(SchemaDescriptor::new(Arc::new(schema)).column(0)).build().unwrap();
+        let cutter = Cutter { column: &column, entries: Vec::new(), has_column_index: false };
+        // One run of two levels: an attempt to unpack five of them tells of a run that is cut short.
+        let data = [&2u32.to_le_bytes()[..], &[4, 1], &plain(&["ann", "bob"])].concat();
+        let cut = |claimed| {
+            let (page, place) = (page(data.clone(), claimed, Encoding::PLAIN), place(2, Encoding::PLAIN));
+            cutter.cut(&page, &place, &RoaringTreemap::from_iter([1]), None, &mut Edited::default())
+        };
+        assert!(cut(2).unwrap().is_some());
+        let refused = cut(5).err().expect("more rows than its place has").to_string();
+        assert!(refused.contains("fewer or more rows than it claims"), "{refused}");
     }
 
     #[test]

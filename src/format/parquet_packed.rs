@@ -1,7 +1,8 @@
 //! What pages pack: levels and dictionary indexes in the RLE / bit-packing hybrid, values in encoding PLAIN (Parquet format,
 //! Encodings.md).
 //!
-//! Pure, on decompressed pages. Invariant: a count that a page claims is never taken for room before its bytes make it credible.
+//! Pure, on decompressed pages. Invariant: a count that a page claims is never taken for room before its bytes make it credible. One
+//! repeated run makes any number of levels credible: whoever asks for levels knows from elsewhere how many the page may have.
 
 use std::ops::Range;
 
@@ -80,7 +81,7 @@ fn length_prefixed(buf: &[u8], at: &mut usize, max: u16) -> Result<Range<usize>>
     Ok(start..*at)
 }
 
-/// Replaces `out` by so many levels.
+/// Replaces `out` by so many levels: two bytes each, however few bytes `packed` has.
 pub fn decode_levels(packed: &[u8], max: u16, levels: usize, out: &mut Vec<u16>) -> Result<()> {
     out.clear();
     if max == 0 {

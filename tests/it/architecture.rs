@@ -6,12 +6,18 @@ use std::path::Path;
 
 /// Every module, lowest layer first. A module uses what stands in its own layer or below, but a stage uses no other stage.
 const LAYERS: [(&str, &[&str]); 5] = [
-    ("vocabulary", &["error", "name_letters", "identifier", "action", "residue", "meter"]),
+    (
+        "vocabulary",
+        &["error", "name_letters", "identifier", "date_format", "hashed", "column_path", "action", "residue", "meter"],
+    ),
     (
         "pure facts",
         &[
             "key_table",
             "match_index",
+            "match_builder",
+            "match_composite",
+            "match_probe",
             "plan",
             "manifest",
             "object_table",
@@ -39,6 +45,9 @@ const LAYERS: [(&str, &[&str]); 5] = [
         "edges",
         &[
             "job",
+            "job_read",
+            "job_rules",
+            "job_check",
             "store",
             "format",
             "dataset",
@@ -85,15 +94,21 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Files that are one stage with the file they are named after.
-const PARTS_OF_STAGES: [(&str, &str); 13] = [
+const PARTS_OF_STAGES: [(&str, &str); 19] = [
     ("probe_chunk", "find"),
     ("find_probe", "find"),
     ("find_parquet", "find"),
     ("find_records", "find"),
-    ("verify_read", "verify"),
+    ("verify_batch", "verify"),
+    ("verify_gates", "verify"),
+    ("verify_columns", "verify"),
+    ("verify_parquet", "verify"),
     ("verify_records", "verify"),
     ("verify_ndjson", "verify"),
     ("verify_list", "verify"),
+    ("verify_entries", "verify"),
+    ("verify_rules", "verify"),
+    ("verify_words", "verify"),
     ("verify_ledger", "verify"),
     ("verify_tokens", "verify"),
     ("verify_bytes", "verify"),
@@ -102,8 +117,11 @@ const PARTS_OF_STAGES: [(&str, &str); 13] = [
 ];
 
 /// What pure facts take from the edges: plain types of the job and of listings, each named here so that it stays a list.
-const TYPES_OF_EDGES: [(&str, &[&str]); 4] = [
-    ("match_index", &["job", "request"]),
+const TYPES_OF_EDGES: [(&str, &[&str]); 7] = [
+    ("match_index", &["job"]),
+    ("match_builder", &["job", "request"]),
+    ("match_composite", &["job"]),
+    ("match_probe", &["job"]),
     ("plan", &["job", "format", "store"]),
     ("tag", &["job", "format"]),
     ("column_values", &["store"]),

@@ -1,19 +1,24 @@
 //! Suppression lists: every format and compression, what is malformed, what is refused, and that no message quotes a cell.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arrow::array::{
     ArrayRef, BinaryArray, BooleanArray, Decimal128Array, DictionaryArray, FixedSizeBinaryArray, Float64Array,
     Int64Array, RecordBatch, StringArray,
 };
 use arrow::datatypes::Int32Type;
+use jiff::Timestamp;
 use lakescrub::error::{Error, Exit};
 use lakescrub::job::Job;
 use lakescrub::meter::Meter;
 use lakescrub::request::{LineUnit, ListReport, read_lists};
-use lakescrub::store::StoreError;
+use lakescrub::signature::TagKey;
+use lakescrub::store::{Location, StoreError};
+use lakescrub::verify_ledger;
 use sha2::{Digest, Sha256};
 
 #[path = "../support/list_store.rs"]
@@ -580,4 +585,16 @@ fn the_sample_lists_hold_what_is_expected_of_them() {
         assert_eq!(wanted["rows"].as_u64(), Some(report.rows), "{}", report.name);
         assert_eq!(report.malformed, 0, "{}", report.name);
     }
+}
+
+#[test]
+fn a_ledger_whose_files_are_gone_at_every_look_is_told_and_not_looked_for_forever() {
+    let store = ListStore::default().with_fault("/state/ledger/1.parquet", StoreError::NotFound);
+    let (listings, state) = (store.listings.clone(), Location::Local("/state".into()));
+    let (store, key, nobody) = (store.stores().of(&state), Arc::new(TagKey::new([1; 32])), BTreeSet::new());
+    let reading = verify_ledger::read(&store, &state, key, None, Timestamp::UNIX_EPOCH, &nobody);
+    let error = tokio::runtime::Runtime::new().unwrap().block_on(reading).err().expect("no ledger");
+    assert_eq!(error.exit, Exit::Conflict);
+    assert!(error.message.contains("changed again and again"), "{}", error.message);
+    assert_eq!(listings.load(Ordering::Relaxed), 5);
 }

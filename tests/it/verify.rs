@@ -686,27 +686,18 @@ fn a_list_that_cannot_be_read_stops_the_run() {
 
 #[test]
 fn the_verifier_shares_no_code_with_what_it_checks() {
-    let sources = [
-        include_str!("../../src/byte_mask.rs"),
-        include_str!("../../src/page_bytes.rs"),
-        include_str!("../../src/residue.rs"),
-        include_str!("../../src/thrift.rs"),
-        include_str!("../../src/verify.rs"),
-        include_str!("../../src/verify_bytes.rs"),
-        include_str!("../../src/verify_filter.rs"),
-        include_str!("../../src/verify_names.rs"),
-        include_str!("../../src/verify_tokens.rs"),
-        include_str!("../../src/verify_list.rs"),
-        include_str!("../../src/verify_ledger.rs"),
-        include_str!("../../src/verify_letters.rs"),
-        include_str!("../../src/verify_ndjson.rs"),
-        include_str!("../../src/verify_normalise.rs"),
-        include_str!("../../src/verify_read.rs"),
-        include_str!("../../src/verify_records.rs"),
-    ];
+    // Every file of the verifier, and what it shares with others: bytes and words that know nothing of matching.
+    let is_of_verifier = |name: &str| {
+        name.starts_with("verify") || ["byte_mask.rs", "page_bytes.rs", "residue.rs", "thrift.rs"].contains(&name)
+    };
+    let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap();
+    let files = files.map(|file| file.unwrap().path());
+    let files = files.filter(|file| is_of_verifier(&file.file_name().unwrap().to_string_lossy()));
+    let sources: Vec<String> = files.map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    assert!(sources.len() > 12, "{}", sources.len());
     let forbidden = [
         "crate::find",
-        "crate::match_index",
+        "crate::match_",
         "crate::ledger",
         "crate::request",
         "crate::rewrite",
@@ -717,6 +708,8 @@ fn the_verifier_shares_no_code_with_what_it_checks() {
         "datafusion",
         "canonicalise(",
         "plain_decimal",
+        "read_date",
+        "compact_date",
         "name_letters",
         "plain_letters",
         "join_part",

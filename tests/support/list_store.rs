@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,6 +17,8 @@ pub struct ListStore {
     objects: BTreeMap<PathBuf, Bytes>,
     /// What a read of an object's bytes answers instead.
     faults: BTreeMap<PathBuf, StoreError>,
+    /// How often it was asked what it has.
+    pub listings: Arc<AtomicUsize>,
 }
 
 impl ListStore {
@@ -56,6 +59,7 @@ fn path(location: &Location) -> &Path {
 #[async_trait]
 impl Store for ListStore {
     async fn list(&self, prefix: &Location) -> Result<Vec<Object>, StoreError> {
+        self.listings.fetch_add(1, Ordering::Relaxed);
         Ok(self.objects.keys().filter(|key| key.starts_with(path(prefix))).filter_map(|key| self.object(key)).collect())
     }
 
@@ -72,7 +76,10 @@ impl Store for ListStore {
 
     async fn get(&self, location: &Location) -> Result<(Object, Bytes), StoreError> {
         let object = self.head(location).await?;
-        Ok((object, self.objects[path(location)].clone()))
+        match self.faults.get(path(location)) {
+            Some(fault) => Err(fault.clone()),
+            None => Ok((object, self.objects[path(location)].clone())),
+        }
     }
 
     async fn put(&self, _: &Location, _: Bytes, _: Precondition) -> Result<Object, StoreError> {

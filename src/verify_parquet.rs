@@ -1,6 +1,6 @@
-//! How the verifier sees objects: batches of the identifier columns alone, decoded by Polars.
+//! How the verifier sees Parquet objects: batches of the identifier columns alone, decoded by Polars.
 //!
-//! Parquet: the footer and the chunks of the identifier leaves are fetched, and every row group is decoded: no row is skipped for
+//! The footer and the chunks of the identifier leaves are fetched, and every row group is decoded: no row is skipped for
 //! what statistics, bloom filters, page indexes or the embedded Arrow schema say (invariant 10). The same chunks, and what else
 //! the file holds, go through the byte-level check. Nothing here knows identifiers.
 
@@ -10,227 +10,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use polars::prelude::*;
-use polars_parquet::parquet::read::deserialize_metadata;
-use polars_parquet::read::schema::parquet_to_arrow_schema;
 use polars_parquet::read::{
     BasicDecompressor, ColumnChunkMetadata, FileMetadata, Filter, PageReader, RowGroupMetadata, column_iter_to_arrays,
 };
-use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::error::Exit;
 use crate::identifier::ColumnPath;
-use crate::job::Resources;
-use crate::page_bytes::Malformed;
 use crate::parquet_bounds;
-use crate::residue::{Bound, ChunkId, Residues, SeenChunk, SeenChunks};
-use crate::store::{self, Object, Store, StoreError};
-use crate::verify_bytes::{ChunkBytes, FooterNotes, Gap, GapLeaves, LeafType, Listed, Suspicions};
+use crate::residue::{Residues, SeenChunk};
+use crate::store::{Object, Store, StoreError};
+use crate::verify_batch::{Batch, CutBound, Fault, Leaf, Look, Scanned, Tally};
+use crate::verify_bytes::{ChunkBytes, FooterNotes, Gap, GapLeaves, Listed, Suspicions};
+use crate::verify_columns::{Source, leaf_numbers, other_sources, understand};
 use crate::verify_filter::filter_length;
-
-/// Why an object could not be checked. The reason never quotes a cell.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    pub exit: Exit,
-    pub reason: String,
-}
-
-impl Fault {
-    pub fn unreadable(reason: impl Into<String>) -> Fault {
-        Fault { exit: Exit::Incomplete, reason: reason.into() }
-    }
-
-    /// A panic of a decoder, or the end of the runtime.
-    pub fn from_join(error: &tokio::task::JoinError) -> Fault {
-        let why = if error.is_panic() { "a decoder gave up on its content" } else { "the run was stopped" };
-        Fault::unreadable(why)
-    }
-}
-
-impl From<StoreError> for Fault {
-    fn from(error: StoreError) -> Fault {
-        Fault { exit: error.exit(), reason: error.to_string() }
-    }
-}
-
-impl From<Malformed> for Fault {
-    fn from(error: Malformed) -> Self {
-        Fault::unreadable(error.0)
-    }
-}
-
-impl From<PolarsError> for Fault {
-    /// Polars' messages may quote cells: only what stands before the first quotation mark or line end is kept, and nothing of the
-    /// errors that are about values.
-    fn from(error: PolarsError) -> Fault {
-        let about_values = matches!(error, PolarsError::InvalidOperation(_) | PolarsError::SchemaMismatch(_));
-        let text = if about_values { String::new() } else { error.to_string() };
-        let cut = text.split(['"', '\'', '`', '\n']).next().unwrap_or("").trim();
-        let short: String = cut.chars().take(120).collect();
-        Fault::unreadable(if short.is_empty() {
-            "cannot be decoded".to_owned()
-        } else {
-            format!("cannot be decoded: {short}")
-        })
-    }
-}
-
-/// Which element of each list around it a value stands in, outermost first: how many names of the column's path lead to the list,
-/// and a number that the element has alone among those of its nesting.
-pub type Element = Vec<(usize, u32)>;
-
-/// Values of one column. A list column has several a row or none.
-pub struct Leaf {
-    /// The row of each value; `None`: one value a row, in order.
-    pub rows: Option<Vec<u32>>,
-    /// By value; `None`: no value stands in a list.
-    pub elements: Option<Vec<Element>>,
-    pub values: Series,
-}
-
-impl Leaf {
-    /// One value a row.
-    pub fn flat(values: Series) -> Leaf {
-        Leaf { rows: None, elements: None, values }
-    }
-
-    pub fn element(&self, index: usize) -> Element {
-        self.elements.as_ref().map(|elements| elements[index].clone()).unwrap_or_default()
-    }
-
-    pub fn row(&self, index: usize) -> u32 {
-        match &self.rows {
-            Some(rows) => rows[index],
-            None => index as u32,
-        }
-    }
-}
-
-/// Some rows of an object. `columns` are those asked for, in that order; one that the object lacks has no leaves.
-#[derive(Default)]
-pub struct Batch {
-    pub rows: usize,
-    pub columns: Vec<Vec<Leaf>>,
-    /// Every other column of text, when they are looked at, too.
-    pub others: Vec<(ColumnPath, Leaf)>,
-}
-
-/// What was counted over the batches of an object.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tally {
-    pub rows: u64,
-    pub rows_matched: u64,
-    /// By column asked for.
-    pub not_comparable: Vec<u64>,
-    /// What was found beside the rows.
-    pub residues: Residues,
-    /// Cut bounds that no value explains.
-    pub cut: Vec<CutBound>,
-}
-
-/// A bound that is the head of a value that is gone.
-#[derive(Clone, PartialEq, Eq)]
-pub struct CutBound {
-    pub column: usize,
-    pub chunk: ChunkId,
-    pub bound: Bound,
-}
-
-/// It may be the head of an identifier.
-impl std::fmt::Debug for CutBound {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "CutBound({:?})", self.chunk)
-    }
-}
-
-impl Tally {
-    pub fn add(&mut self, other: &Tally) {
-        self.residues.merge(&other.residues);
-        self.cut.extend(other.cut.iter().cloned());
-        self.rows += other.rows;
-        self.rows_matched += other.rows_matched;
-        self.not_comparable.resize(self.not_comparable.len().max(other.not_comparable.len()), 0);
-        for (sum, count) in self.not_comparable.iter_mut().zip(&other.not_comparable) {
-            *sum += count;
-        }
-    }
-}
-
-/// What is done with each batch. Batches come in any order and at the same time.
-pub type Work = Arc<dyn Fn(&Batch) -> PolarsResult<Tally> + Send + Sync>;
-
-/// What an object is looked at for.
-#[derive(Clone, Default)]
-pub struct Look {
-    /// Its rows. Without, they are decoded only where the bytes cannot be judged alone.
-    pub rows: Option<Work>,
-    /// What its bytes hold beside them.
-    pub bytes: Option<Arc<dyn Listed>>,
-    /// Rows come with the columns of text that were not asked for.
-    pub others: bool,
-    /// Chunks whose pages need no second look.
-    pub seen: Option<Arc<SeenChunks>>,
-}
-
-/// What came of an object that could be read to its end.
-#[derive(Debug, Default)]
-pub struct Scanned {
-    pub tally: Tally,
-    /// The columns asked for that are not there.
-    pub missing: Vec<usize>,
-}
-
-/// Bounds what runs and what is held at a time.
-pub struct Gates {
-    cpu: Semaphore,
-    memory_mib: Semaphore,
-    memory_total_mib: u32,
-    requests: Semaphore,
-    threads: usize,
-    requests_in_flight: usize,
-}
-
-impl Gates {
-    pub fn new(resources: &Resources) -> Self {
-        let memory_total_mib = u32::try_from(resources.memory_mib).unwrap_or(u32::MAX).max(1);
-        Gates {
-            cpu: Semaphore::new(resources.threads),
-            memory_mib: Semaphore::new(memory_total_mib as usize),
-            memory_total_mib,
-            requests: Semaphore::new(resources.requests_in_flight),
-            threads: resources.threads,
-            requests_in_flight: resources.requests_in_flight,
-        }
-    }
-
-    pub fn threads(&self) -> usize {
-        self.threads
-    }
-
-    /// How many objects may be under way: enough to keep both the threads and the store busy.
-    pub fn objects_ahead(&self) -> usize {
-        self.requests_in_flight.max(2 * self.threads)
-    }
-
-    pub async fn cpu(&self) -> SemaphorePermit<'_> {
-        self.cpu.acquire().await.expect("the gates are never closed")
-    }
-
-    /// Waits for room. Something larger than all there is gets all there is, alone.
-    pub async fn memory(&self, bytes: u64) -> SemaphorePermit<'_> {
-        let wanted = u32::try_from(bytes >> 20).unwrap_or(u32::MAX).saturating_add(1).min(self.memory_total_mib);
-        self.memory_mib.acquire_many(wanted).await.expect("the gates are never closed")
-    }
-
-    async fn get_range(&self, store: &dyn Store, object: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let _one = self.requests.acquire().await.expect("the gates are never closed");
-        store::read(store, object, range).await
-    }
-
-    /// What one of the tasks that run side by side should hold at most.
-    pub fn share_bytes(&self) -> u64 {
-        (u64::from(self.memory_total_mib) << 20) / (2 * self.threads as u64 + 1)
-    }
-}
+use crate::verify_gates::Gates;
 
 /// Gives every row group of a Parquet object to `look`.
 pub async fn scan_parquet(
@@ -307,6 +99,7 @@ pub async fn scan_summary(
 
 /// The longest piece of a gap that is held at a time, and how far pieces overlap so that no identifier is cut.
 const GAP_PIECE_BYTES: u64 = 8 << 20;
+
 const GAP_OVERLAP_BYTES: u64 = 1 << 10;
 
 /// What stands outside the row groups: the texts of the footer, and the gaps.
@@ -384,19 +177,6 @@ impl ParquetFile {
     }
 }
 
-/// One column: its top-level field cut down to the one path, and which of that field's leaves belong to it.
-#[derive(Debug)]
-struct Source {
-    root: PlSmallStr,
-    field: ArrowField,
-    leaves: Range<usize>,
-    /// Names of struct fields below the root, as the file spells them.
-    path: Vec<PlSmallStr>,
-    column: ColumnPath,
-    /// Of the one leaf; a struct has several, whose values are never compared.
-    leaf_type: Option<LeafType>,
-}
-
 const FOOTER_GUESS_BYTES: u64 = 64 << 10;
 
 /// Length of the footer and magic at the end.
@@ -450,156 +230,6 @@ async fn fetch_footer(store: &dyn Store, object: &Object, gates: &Gates) -> Resu
     parquet_bounds::check_footer(&footer[..footer.len() - TAIL_BYTES as usize])
         .map_err(|why| Fault::unreadable(format!("its footer cannot be decoded: {why}")))?;
     Ok((footer, tail))
-}
-
-fn understand(footer: Vec<u8>, columns: &[ColumnPath]) -> Result<(FileMetadata, Vec<Option<Source>>), Fault> {
-    let metadata = deserialize_metadata(footer.into()).map_err(PolarsError::from)?;
-    let fields = metadata.schema().fields();
-    // The embedded Arrow schema is left aside: it may say other than what the Parquet types say.
-    let schema = parquet_to_arrow_schema(fields);
-    if schema.len() != fields.len() {
-        return Err(Fault::unreadable("two of its columns have the same name, or one has no leaves"));
-    }
-    let top: Vec<ArrowField> = schema.iter_values().cloned().collect();
-    let mut sources: Vec<Option<Source>> =
-        columns.iter().map(|column| source(&top, column)).collect::<Result<_, _>>()?;
-    for source in sources.iter_mut().flatten() {
-        source.leaf_type = leaf_type(&metadata, source);
-    }
-    Ok((metadata, sources))
-}
-
-/// The sources of every leaf of text that no column asked for reads.
-fn other_sources(metadata: &FileMetadata, asked: &[Option<Source>]) -> Result<Vec<Source>, Fault> {
-    let schema = parquet_to_arrow_schema(metadata.schema().fields());
-    let top: Vec<ArrowField> = schema.iter_values().cloned().collect();
-    let mut paths = Vec::new();
-    top.iter().for_each(|field| text_paths(field, &mut Vec::new(), &mut paths));
-    let mut others = Vec::new();
-    for path in paths {
-        let Some(other) = source(&top, &path)? else { continue };
-        let known = |source: &Source| source.root == other.root && source.leaves == other.leaves;
-        if !asked.iter().flatten().any(known) {
-            others.push(other);
-        }
-    }
-    Ok(others)
-}
-
-/// Texts, and bytes that may be texts: older writers leave out the annotation.
-fn text_paths(field: &ArrowField, names: &mut Vec<String>, paths: &mut Vec<ColumnPath>) {
-    use ArrowDataType as T;
-    names.push(field.name.to_string());
-    let mut inner = &field.dtype;
-    while let T::List(item) | T::LargeList(item) | T::Map(item, _) = inner {
-        inner = &item.dtype;
-    }
-    match inner {
-        T::Utf8 | T::LargeUtf8 | T::Utf8View | T::Binary | T::LargeBinary | T::BinaryView => {
-            paths.push(ColumnPath(names.clone()));
-        }
-        T::Struct(fields) => fields.iter().for_each(|field| text_paths(field, names, paths)),
-        _ => {}
-    }
-    names.pop();
-}
-
-/// The type of a source's one leaf.
-fn leaf_type(metadata: &FileMetadata, source: &Source) -> Option<LeafType> {
-    let mut dtype = &source.field.dtype;
-    loop {
-        dtype = match dtype {
-            ArrowDataType::List(inner) | ArrowDataType::LargeList(inner) | ArrowDataType::Map(inner, _) => &inner.dtype,
-            ArrowDataType::Struct(fields) if fields.len() == 1 => &fields[0].dtype,
-            _ => break,
-        };
-    }
-    let columns = metadata.schema().columns();
-    let under_root = columns.iter().filter(|column| column.path_in_schema.first() == Some(&source.root));
-    let mut leaves = under_root.skip(source.leaves.start).take(source.leaves.len());
-    match (leaves.next(), leaves.next()) {
-        (Some(leaf), None) => {
-            let physical = leaf.descriptor.primitive_type.physical_type;
-            Some(LeafType { physical, dtype: dtype.clone() })
-        }
-        _ => None,
-    }
-}
-
-/// The numbers of a source's leaves among all of a row group.
-fn leaf_numbers<'a>(group: &'a RowGroupMetadata, source: &Source) -> impl Iterator<Item = usize> + 'a {
-    let all = group.columns_idxs_under_root_iter(&source.root).unwrap_or_default();
-    all.iter().copied().skip(source.leaves.start).take(source.leaves.len())
-}
-
-fn source(top: &[ArrowField], column: &ColumnPath) -> Result<Option<Source>, Fault> {
-    let names: Vec<&str> = top.iter().map(|field| field.name.as_str()).collect();
-    let Some(root) = resolve(&names, &column.0[0]).map_err(|Ambiguous| ambiguous(column))? else {
-        return Ok(None);
-    };
-    let mut path = Vec::new();
-    let Some((field, leaves)) = cut(&top[root], &column.0[1..], &mut path).map_err(|Ambiguous| ambiguous(column))?
-    else {
-        return Ok(None);
-    };
-    let root = top[root].name.clone();
-    Ok(Some(Source { root, field, leaves, path, column: column.clone(), leaf_type: None }))
-}
-
-pub fn ambiguous(column: &ColumnPath) -> Fault {
-    Fault::unreadable(format!("column {column} is ambiguous: several names differ from it only in case"))
-}
-
-/// Several names could be meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ambiguous;
-
-/// The index of `wanted`: the exact name first, else the only one that differs in case alone.
-pub fn resolve(names: &[&str], wanted: &str) -> Result<Option<usize>, Ambiguous> {
-    let alone = |mut found: Vec<usize>| match found.len() {
-        0 | 1 => Ok(found.pop()),
-        _ => Err(Ambiguous),
-    };
-    let indexes = |same: &dyn Fn(&str) -> bool| (0..names.len()).filter(|i| same(names[*i])).collect::<Vec<_>>();
-    let exact = indexes(&|name| name == wanted);
-    if exact.is_empty() { alone(indexes(&|name| name.to_lowercase() == wanted.to_lowercase())) } else { alone(exact) }
-}
-
-type Cut = Option<(ArrowField, Range<usize>)>;
-
-/// `field` with nothing in it but what lies on `path`, and the range of its leaves that are left. Lists and maps are walked through.
-fn cut(field: &ArrowField, path: &[String], spelled: &mut Vec<PlSmallStr>) -> Result<Cut, Ambiguous> {
-    let with = |dtype| ArrowField::new(field.name.clone(), dtype, field.is_nullable);
-    match (&field.dtype, path.first()) {
-        (ArrowDataType::List(inner) | ArrowDataType::LargeList(inner) | ArrowDataType::Map(inner, _), _) => {
-            let inner = cut(inner, path, spelled)?;
-            Ok(inner.map(|(inner, leaves)| (with(ArrowDataType::LargeList(Box::new(inner))), leaves)))
-        }
-        (_, None) => Ok(Some((field.clone(), 0..leaf_count(&field.dtype)))),
-        (ArrowDataType::Struct(fields), Some(name)) => {
-            let names: Vec<&str> = fields.iter().map(|field| field.name.as_str()).collect();
-            let Some(at) = resolve(&names, name)? else {
-                return Ok(None);
-            };
-            spelled.push(fields[at].name.clone());
-            let before: usize = fields[..at].iter().map(|field| leaf_count(&field.dtype)).sum();
-            let inner = cut(&fields[at], &path[1..], spelled)?;
-            Ok(inner.map(|(inner, leaves)| {
-                (with(ArrowDataType::Struct(vec![inner])), before + leaves.start..before + leaves.end)
-            }))
-        }
-        (_, Some(_)) => Ok(None),
-    }
-}
-
-fn leaf_count(dtype: &ArrowDataType) -> usize {
-    match dtype {
-        ArrowDataType::Struct(fields) => fields.iter().map(|field| leaf_count(&field.dtype)).sum(),
-        ArrowDataType::List(inner) | ArrowDataType::LargeList(inner) | ArrowDataType::Map(inner, _) => {
-            leaf_count(&inner.dtype)
-        }
-        _ => 1,
-    }
 }
 
 /// The chunks of one source in one row group.
@@ -955,37 +585,4 @@ fn leaf(mut values: Series, path: &[PlSmallStr]) -> PolarsResult<Leaf> {
     let element = |i: usize| lists.iter().filter_map(|(depth, elements)| Some((*depth, elements.get(i)?))).collect();
     let elements = (!lists.is_empty()).then(|| (0..values.len()).map(element).collect());
     Ok(Leaf { rows, elements, values })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_resolve_exactly_first_and_by_case_only_when_alone() {
-        for (names, wanted, found) in [
-            (&["Email", "email"][..], "email", Ok(Some(1))),
-            (&["Email", "EMAIL"], "email", Err(Ambiguous)),
-            (&["x", "EMAIL"], "email", Ok(Some(1))),
-            (&["x"], "email", Ok(None)),
-            (&["a", "a"], "a", Err(Ambiguous)),
-        ] {
-            assert_eq!(resolve(names, wanted), found, "{names:?}");
-        }
-    }
-
-    #[test]
-    fn a_panic_of_a_decoder_fails_the_object_alone() {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let joined = runtime.block_on(async { tokio::task::spawn_blocking(|| panic!("anna@example.com")).await });
-        assert_eq!(Fault::from_join(&joined.unwrap_err()).reason, "a decoder gave up on its content");
-    }
-
-    #[test]
-    fn polars_messages_lose_what_they_quote() {
-        let quoting = PolarsError::ComputeError("could not parse `anna@example.com` as dtype".into());
-        assert_eq!(Fault::from(quoting).reason, "cannot be decoded: could not parse");
-        let about_values = PolarsError::InvalidOperation("conversion failed for anna@example.com".into());
-        assert_eq!(Fault::from(about_values).reason, "cannot be decoded");
-    }
 }
