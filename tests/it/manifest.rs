@@ -522,7 +522,7 @@ async fn diff_tells_what_changed_and_only_between_checked_manifests() {
     assert_eq!(error.exit, Exit::Untrusted);
 }
 
-/// Word for word what the README shows; run in a run's folder, with `$KEY` the public key.
+/// What docs/audit.md shows; run in a run's folder, with `$KEY` the public key.
 const CHECK_WITH_OPENSSL: &str = r#"
 jq -r .payload manifest.dsse.json | base64 -d > statement.json
 cmp statement.json manifest.json
