@@ -2,7 +2,7 @@
 //! others are decoded, freed of their rows and encoded again, each as it was. Or, where that is not certain to be right,
 //! nothing is done and the chunk is left to [`Chunk::encode`].
 //!
-//! Nothing of a removed row survives (invariant 11): a dictionary entry that no kept row uses becomes a copy of one that is used,
+//! Nothing of a removed row survives (invariant 11): a dictionary entry that no kept row uses becomes a value that nobody has,
 //! bounds that a removed value may have made are made again, and a page whose own bounds show such a value is not copied.
 //! Where pages begin is never taken from an index: rows are counted in the pages.
 
