@@ -237,7 +237,12 @@ fn with_page_index<R: ChunkReader>(source: &R, metadata: ParquetMetaData) -> Res
     let shown = read(metadata.clone().into_builder().set_row_groups(groups).build())?;
     fn by_group<T: Clone>(index: Option<&Vec<Vec<T>>>, has_rows: &[bool]) -> Option<Vec<Vec<T>>> {
         let mut index = index?.iter();
-        Some(has_rows.iter().map(|has| if *has { index.next().cloned().unwrap_or_default() } else { Vec::new() }).collect())
+        Some(
+            has_rows
+                .iter()
+                .map(|has| if *has { index.next().cloned().unwrap_or_default() } else { Vec::new() })
+                .collect(),
+        )
     }
     let (columns, offsets) = (by_group(shown.column_index(), &has_rows), by_group(shown.offset_index(), &has_rows));
     Ok(metadata.into_builder().set_column_index(columns).set_offset_index(offsets).build())

@@ -19,12 +19,7 @@ const ANCIENT_DAYS: i128 = 2_000_000;
 
 /// So many fillers for a dictionary of these entries, some of which are `used`. `None`: the type has no values to spare, or none that
 /// are known here.
-pub fn fillers(
-    column: &ColumnDescriptor,
-    entries: &[&[u8]],
-    used: &[bool],
-    count: usize,
-) -> Option<Vec<Vec<u8>>> {
+pub fn fillers(column: &ColumnDescriptor, entries: &[&[u8]], used: &[bool], count: usize) -> Option<Vec<Vec<u8>>> {
     let manner = Manner::of(column, entries, used)?;
     let taken: HashSet<&[u8]> = entries.iter().filter(|entry| manner.may_be_filler(entry)).copied().collect();
     let mut out = Vec::with_capacity(count);
@@ -207,7 +202,11 @@ mod tests {
             ("int32 v (INTEGER(32,false))", vec![&5i32.to_le_bytes()], vec![0xff; 4]),
             ("int32 v (DATE)", vec![&5i32.to_le_bytes()], minus(ANCIENT_DAYS + 1, 4)),
             ("int64 v (DECIMAL(10,2))", vec![&5i64.to_le_bytes()], minus(9_999_999_999, 8)),
-            ("int64 v (TIMESTAMP(MILLIS,true))", vec![&5i64.to_le_bytes(), &9i64.to_le_bytes()], 8i64.to_le_bytes().to_vec()),
+            (
+                "int64 v (TIMESTAMP(MILLIS,true))",
+                vec![&5i64.to_le_bytes(), &9i64.to_le_bytes()],
+                8i64.to_le_bytes().to_vec(),
+            ),
             ("int96 v", vec![&day], before),
             ("double v", vec![&1f64.to_le_bytes()], f64::MIN.next_up().to_le_bytes().to_vec()),
             ("float v", vec![&1f32.to_le_bytes()], f32::MIN.next_up().to_le_bytes().to_vec()),
@@ -221,16 +220,27 @@ mod tests {
     #[test]
     fn fillers_are_all_different_and_none_where_a_type_has_not_enough() {
         for field in ["binary v (UTF8)", "int32 v", "double v", "fixed_len_byte_array(16) v (UUID)", "int32 v (DATE)"] {
-            let bytes = if field.contains("16") { 16 } else if field.contains("int32") { 4 } else { 8 };
+            let bytes = if field.contains("16") {
+                16
+            } else if field.contains("int32") {
+                4
+            } else {
+                8
+            };
             let made = of(field, &[&vec![1; bytes]], 5000).unwrap();
             assert_eq!(made.iter().collect::<HashSet<_>>().len(), 5000, "{field}");
         }
         // 127 negative numbers; no time before zero; 255 values of a byte.
-        assert!(of("int32 v (INTEGER(8,true))", &[], 127).is_some() && of("int32 v (INTEGER(8,true))", &[], 128).is_none());
+        assert!(
+            of("int32 v (INTEGER(8,true))", &[], 127).is_some() && of("int32 v (INTEGER(8,true))", &[], 128).is_none()
+        );
         assert!(of("int32 v (TIME(MILLIS,true))", &[&3i32.to_le_bytes(), &1i32.to_le_bytes()], 1).is_some());
         assert!(of("int32 v (TIME(MILLIS,true))", &[&3i32.to_le_bytes(), &1i32.to_le_bytes()], 2).is_none());
-        assert!(of("fixed_len_byte_array(1) v", &[], 255).is_some() && of("fixed_len_byte_array(1) v", &[], 256).is_none());
-        for field in ["binary v (BSON)", "fixed_len_byte_array(12) v (INTERVAL)", "fixed_len_byte_array(2) v (FLOAT16)"] {
+        assert!(
+            of("fixed_len_byte_array(1) v", &[], 255).is_some() && of("fixed_len_byte_array(1) v", &[], 256).is_none()
+        );
+        for field in ["binary v (BSON)", "fixed_len_byte_array(12) v (INTERVAL)", "fixed_len_byte_array(2) v (FLOAT16)"]
+        {
             assert!(of(field, &[], 1).is_none(), "{field}");
         }
     }

@@ -193,6 +193,8 @@ fn is_fit<R>(chunk: &Chunk<'_, R>, layout: &Layout, touched: &[bool], change: &C
         && chunk.column.geo_statistics().is_none()
         && chunk.column_index.is_none_or(indexed)
         && chunk.offset_index.is_none_or(|index| index.page_locations.len() == pages)
+        // A page without a value ends the column for some readers; it is not copied.
+        && layout.pages.iter().all(|page| page.values > 0)
         && (layout.dictionary.is_some() || !layout.pages.iter().any(Place::is_coded))
         && layout.pages.iter().filter(|page| page.is_coded()).all(|page| page.has_packed_levels)
         && !(adds_values && picked().any(Place::is_coded))
