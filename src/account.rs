@@ -554,10 +554,14 @@ impl DatasetRows<'_> {
                     // Swapped, but not as it should be.
                     row.etag = Some(object.etag.0.clone());
                     row.version_id = object.version_id.clone();
+                } else if *exit != Exit::Conflict {
+                    // It stands as the scan saw it. Without its counts, more rows would match than there were.
+                    counts(row, step.rows, 0, step.rows);
                 }
                 self.exits.push(*exit);
             }
             Ended::NotBegun => {
+                counts(row, step.rows, 0, step.rows);
                 row.outcome = RowOutcome::Failed;
                 row.reason = Some("the run was stopped before this object's turn".to_owned());
                 self.exits.push(Exit::Incomplete);

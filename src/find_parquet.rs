@@ -34,7 +34,7 @@ use parquet::arrow::RowNumber;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::arrow::parquet_to_arrow_schema;
-use parquet::basic::Type as PhysicalType;
+use parquet::basic::{Encoding, Type as PhysicalType};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use roaring::RoaringTreemap;
@@ -134,6 +134,7 @@ fn understand(footer: &[u8], columns: &[ColumnPath]) -> Result<(ParquetMetaData,
     let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
         .map_err(|error| parquet_error(&error))?;
     let shape = shape(&schema, columns)?;
+    check_verifiable(&footer, columns)?;
     let rows = u64::try_from(file.num_rows()).map_err(|_| corrupt("a negative row count"))?;
     let in_groups =
         footer.row_groups().iter().try_fold(0u64, |sum, group| sum.checked_add(group.num_rows().try_into().ok()?));
@@ -141,6 +142,28 @@ fn understand(footer: &[u8], columns: &[ColumnPath]) -> Result<(ParquetMetaData,
         return Err(corrupt("the row groups do not add up to the file's row count").into());
     }
     Ok((footer, rows, shape))
+}
+
+/// The verifier's decoder has fewer encodings than ours for values of fixed length. Rows that it cannot look for afterwards are better
+/// not removed: what was done would never be proven.
+fn check_verifiable(footer: &ParquetMetaData, columns: &[ColumnPath]) -> Result<(), FormatError> {
+    #[allow(deprecated)]
+    const DECODED: [Encoding; 5] =
+        [Encoding::PLAIN, Encoding::PLAIN_DICTIONARY, Encoding::RLE_DICTIONARY, Encoding::RLE, Encoding::BIT_PACKED];
+    let schema = footer.file_metadata().schema_descr();
+    for column in columns {
+        let Ok(leaf) = parquet_column::resolve(schema, column) else { continue };
+        if schema.column(leaf).physical_type() != PhysicalType::FIXED_LEN_BYTE_ARRAY {
+            continue;
+        }
+        let mut encodings = footer.row_groups().iter().flat_map(|group| group.column(leaf).encodings());
+        if let Some(encoding) = encodings.find(|encoding| !DECODED.contains(encoding)) {
+            let reason =
+                format!("column {column}, because values of fixed length in encoding {encoding} cannot be verified");
+            return Err(FormatError::Unsupported(reason));
+        }
+    }
+    Ok(())
 }
 
 fn corrupt(reason: &str) -> FormatError {

@@ -4,6 +4,8 @@
 //! Pure, and only ever refuses. Decoders take counts at their word: a footer of a kilobyte that names two thousand million columns
 //! ends the process, which no error handling survives. Meant for every reader of footers, the verifier's too: it decodes nothing.
 
+use std::ops::Range;
+
 use polars_parquet::parquet::compression::Compression;
 
 /// Structs and lists within one another. The format itself needs fewer than ten.
@@ -56,6 +58,20 @@ pub fn check_footer(footer: &[u8]) -> Result<(), OutOfBounds> {
         }
         Ok(())
     })
+}
+
+/// Where the list of the schema's elements stands in a footer (`FileMetaData`), without the head of its field.
+pub fn schema_span(footer: &[u8]) -> Result<Range<usize>, OutOfBounds> {
+    let (mut walk, mut span) = (Walk { bytes: footer, at: 0 }, None);
+    walk.fields(0, &mut |walk, field, kind| {
+        let start = walk.at;
+        walk.skip(kind, 1)?;
+        if (field, kind) == (SCHEMA, LIST) {
+            span = Some(start..walk.at);
+        }
+        Ok(())
+    })?;
+    span.ok_or("a footer without a schema")
 }
 
 /// How many bytes a byte of a page can at most become. What the formats of the codecs allow, rounded up.

@@ -11,6 +11,8 @@ pub mod parquet_codec;
 pub mod parquet_column;
 pub mod parquet_cut;
 pub mod parquet_dictionary;
+pub mod parquet_filled;
+pub mod parquet_filler;
 pub mod parquet_layout;
 pub mod parquet_packed;
 pub mod parquet_page;

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use parquet::basic::Type as PhysicalType;
 use parquet::bloom_filter::Sbbf;
 use parquet::errors::ParquetError;
@@ -65,8 +66,8 @@ where
     R: ChunkReader + Clone + 'static,
 {
     guarded(|| {
-        let metadata = read_footer(source)?;
-        let mut rewrite = Rewrite::new(source, &metadata, edit, out)?;
+        let (metadata, footer) = read_footer(source)?;
+        let mut rewrite = Rewrite::new(source, &metadata, edit, &mut *out)?;
         // No reader looks at the first bytes: that they are these is to be seen before it is told.
         if source.get_bytes(0, MAGIC.len()).map_err(parquet_error)? == MAGIC {
             rewrite.out.inner_mut().taken_over(0, 0..MAGIC.len() as u64);
@@ -81,7 +82,13 @@ where
         if edit.rows.max().is_some_and(|last| last >= first_row) {
             return Err(FormatError::Corrupt("fewer rows than the scan saw".to_owned()));
         }
-        rewrite.finish(first_row)
+        let (mut receipt, Tail { seen, withheld }) = rewrite.finish(first_row)?;
+        let rest = with_schema_of(&footer, withheld.unwrap_or_default()).map_err(corrupt)?;
+        out.write_all(&rest).map_err(FormatError::from_io)?;
+        let mut seen = seen.unwrap_or_default();
+        seen.update(&rest);
+        receipt.tail.1 = seen.digest128();
+        Ok(receipt)
     })
 }
 
@@ -93,7 +100,7 @@ where
 {
     let differs = |what: &str| Err(FormatError::Mismatch(what.to_owned()));
     guarded(|| {
-        let metadata = read_footer(new)?;
+        let (metadata, _) = read_footer(new)?;
         let file = metadata.file_metadata();
         if file.schema() != &receipt.schema {
             return differs("the schema");
@@ -177,12 +184,12 @@ fn corrupt(reason: &str) -> FormatError {
     FormatError::Corrupt(reason.to_owned())
 }
 
-/// The footer with page indexes and full encoding statistics, checked against the size of the object.
-fn read_footer<R: ChunkReader>(source: &R) -> Result<ParquetMetaData, FormatError> {
-    check_bounds(source)?;
+/// The footer with page indexes and full encoding statistics, checked against the size of the object; and its bytes.
+fn read_footer<R: ChunkReader>(source: &R) -> Result<(ParquetMetaData, Bytes), FormatError> {
+    let footer = footer_bytes(source)?;
     let metadata = ParquetMetaDataReader::new()
         .with_metadata_options(Some(ParquetMetaDataOptions::new().with_encoding_stats_as_mask(false)))
-        .with_page_index_policy(PageIndexPolicy::Optional)
+        .with_page_index_policy(PageIndexPolicy::Skip)
         .parse_and_finish(source)
         .map_err(parquet_error)?;
     let mut rows: i64 = 0;
@@ -192,30 +199,76 @@ fn read_footer<R: ChunkReader>(source: &R) -> Result<ParquetMetaData, FormatErro
         }
         rows = rows.checked_add(group.num_rows()).ok_or_else(|| corrupt("the row counts overflow"))?;
         for column in group.columns() {
-            check_column(column, source.len())?;
+            check_column(column, group.num_rows(), source.len())?;
         }
     }
     if rows != metadata.file_metadata().num_rows() {
         return Err(corrupt("the row groups do not add up to the file's row count"));
     }
-    Ok(metadata)
+    Ok((with_page_index(source, metadata).map_err(parquet_error)?, footer))
 }
 
-fn check_bounds<R: ChunkReader>(source: &R) -> Result<(), FormatError> {
+/// What was written from the page indexes on, with the schema as the source spells it: the crate adds the old sort of types wherever it
+/// knows a new one, and where times are local it says something else.
+fn with_schema_of(source: &[u8], mut written: Vec<u8>) -> Result<Vec<u8>, &'static str> {
+    const TOO_SHORT: &str = "a footer longer than what was written";
+    let end = written.len().checked_sub(8).ok_or(TOO_SHORT)?;
+    let start = written.len().checked_sub(parquet_bounds::footer_bytes(&written[end..]) as usize).ok_or(TOO_SHORT)?;
+    let (old, new) = (parquet_bounds::schema_span(source)?, parquet_bounds::schema_span(&written[start..end])?);
+    let length = u32::try_from(end - start - new.len() + old.len()).map_err(|_| "a footer too large")?;
+    written[end..end + 4].copy_from_slice(&length.to_le_bytes());
+    written.splice(start + new.start..start + new.end, source[old].iter().copied());
+    Ok(written)
+}
+
+/// Row groups without rows have no page index, and the crate takes that for a file without one. So it is not shown them.
+fn with_page_index<R: ChunkReader>(source: &R, metadata: ParquetMetaData) -> Result<ParquetMetaData, ParquetError> {
+    let read = |shown: ParquetMetaData| {
+        let mut reader =
+            ParquetMetaDataReader::new_with_metadata(shown).with_page_index_policy(PageIndexPolicy::Optional);
+        reader.read_page_indexes(source)?;
+        reader.finish()
+    };
+    let has_rows: Vec<bool> = metadata.row_groups().iter().map(|group| group.num_rows() > 0).collect();
+    if !has_rows.contains(&false) {
+        return read(metadata);
+    }
+    let groups = metadata.row_groups().iter().filter(|group| group.num_rows() > 0).cloned().collect();
+    let shown = read(metadata.clone().into_builder().set_row_groups(groups).build())?;
+    fn by_group<T: Clone>(index: Option<&Vec<Vec<T>>>, has_rows: &[bool]) -> Option<Vec<Vec<T>>> {
+        let mut index = index?.iter();
+        Some(
+            has_rows
+                .iter()
+                .map(|has| if *has { index.next().cloned().unwrap_or_default() } else { Vec::new() })
+                .collect(),
+        )
+    }
+    let (columns, offsets) = (by_group(shown.column_index(), &has_rows), by_group(shown.offset_index(), &has_rows));
+    Ok(metadata.into_builder().set_column_index(columns).set_offset_index(offsets).build())
+}
+
+/// Looked over before a decoder takes it at its word.
+fn footer_bytes<R: ChunkReader>(source: &R) -> Result<Bytes, FormatError> {
     let too_short = || corrupt("a footer longer than the file");
     let end = source.len().checked_sub(8).ok_or_else(too_short)?;
     let length = parquet_bounds::footer_bytes(&source.get_bytes(end, 8).map_err(parquet_error)?);
     let start = source.len().checked_sub(length).ok_or_else(too_short)?;
     let footer = source.get_bytes(start, (end - start) as usize).map_err(parquet_error)?;
-    parquet_bounds::check_footer(&footer).map_err(|why| corrupt(&format!("the footer: {why}")))
+    parquet_bounds::check_footer(&footer).map_err(|why| corrupt(&format!("the footer: {why}")))?;
+    Ok(footer)
 }
 
-fn check_column(column: &ColumnChunkMetaData, size: u64) -> Result<(), FormatError> {
+fn check_column(column: &ColumnChunkMetaData, rows: i64, size: u64) -> Result<(), FormatError> {
     if column.file_path().is_some() {
         return Err(FormatError::Unsupported("a column chunk in another file".to_owned()));
     }
     if column.crypto_metadata().is_some() {
         return Err(FormatError::Unsupported("an encrypted column".to_owned()));
+    }
+    // Nothing is read of a chunk without rows, and some writers say of it that it stands nowhere.
+    if rows == 0 {
+        return Ok(());
     }
     let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
     let end = start.checked_add(column.compressed_size());
@@ -256,15 +309,27 @@ fn digest<R: ChunkReader>(source: &R, range: Range<u64>) -> Result<u128, FormatE
 /// Where a rewrite writes to.
 struct Output<'w> {
     out: &'w mut dyn Sink,
-    /// Sees what is written once the row groups are.
-    tail: Arc<Mutex<Option<Xxh3>>>,
+    tail: Arc<Mutex<Tail>>,
+}
+
+/// What is written once the row groups are.
+#[derive(Default)]
+struct Tail {
+    seen: Option<Xxh3>,
+    /// From the page indexes on, it waits here.
+    withheld: Option<Vec<u8>>,
 }
 
 impl Write for Output<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut tail = self.tail.lock().unwrap_or_else(|broken| broken.into_inner());
+        if let Some(withheld) = &mut tail.withheld {
+            withheld.extend_from_slice(bytes);
+            return Ok(bytes.len());
+        }
         let written = self.out.write(bytes)?;
-        if let Some(tail) = &mut *self.tail.lock().unwrap_or_else(|broken| broken.into_inner()) {
-            tail.update(&bytes[..written]);
+        if let Some(seen) = &mut tail.seen {
+            seen.update(&bytes[..written]);
         }
         Ok(written)
     }
@@ -299,7 +364,7 @@ struct Input<'a, R> {
 struct Rewrite<'a, 'w, R> {
     input: Input<'a, R>,
     out: TrackedWrite<Output<'w>>,
-    tail: Arc<Mutex<Option<Xxh3>>>,
+    tail: Arc<Mutex<Tail>>,
     groups: Vec<RowGroupMetaData>,
     column_indexes: Vec<Vec<ColumnIndexMetaData>>,
     offset_indexes: Vec<Vec<OffsetIndexMetaData>>,
@@ -495,11 +560,11 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
         })
     }
 
-    /// Bloom filters, page indexes and the footer.
-    fn finish(mut self, rows_before: u64) -> Result<ParquetReceipt, FormatError> {
+    /// Bloom filters, page indexes and the footer, of which the two latter are withheld.
+    fn finish(mut self, rows_before: u64) -> Result<(ParquetReceipt, Tail), FormatError> {
         self.out.flush().map_err(FormatError::from_io)?;
         let tail_start = self.out.bytes_written() as u64;
-        *self.tail.lock().unwrap_or_else(|broken| broken.into_inner()) = Some(Xxh3::new());
+        self.tail.lock().unwrap_or_else(|broken| broken.into_inner()).seen = Some(Xxh3::new());
         for (group, filters) in self.bloom_filters.iter().enumerate() {
             let mut columns = self.groups[group].columns().to_vec();
             for (leaf, filter) in filters.iter().enumerate() {
@@ -539,10 +604,12 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             .set_column_index((indexed && any_bounds).then_some(self.column_indexes))
             .set_offset_index(indexed.then_some(self.offset_indexes))
             .build();
-        // Dropped with its buffer written, which the digest waits for.
+        self.out.flush().map_err(FormatError::from_io)?;
+        self.tail.lock().unwrap_or_else(|broken| broken.into_inner()).withheld = Some(Vec::new());
+        // Dropped with its buffer written, which the tail waits for.
         ParquetMetaDataWriter::new_with_tracked(self.out, &footer).finish().map_err(parquet_error)?;
-        let tail = self.tail.lock().unwrap_or_else(|broken| broken.into_inner()).take();
-        Ok(ParquetReceipt {
+        let tail = std::mem::take(&mut *self.tail.lock().unwrap_or_else(|broken| broken.into_inner()));
+        let receipt = ParquetReceipt {
             counts: Receipt {
                 rows_before,
                 rows_removed: self.rows_removed,
@@ -552,8 +619,9 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             schema: source.schema().clone(),
             key_values: self.input.key_values,
             groups: self.proofs,
-            tail: (tail_start, tail.unwrap_or_default().digest128()),
-        })
+            tail: (tail_start, 0),
+        };
+        Ok((receipt, tail))
     }
 }
 

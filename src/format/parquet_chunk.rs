@@ -31,6 +31,7 @@ use roaring::RoaringTreemap;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::parquet_codec;
+use super::parquet_filled::FilledPages;
 use super::parquet_pages::PagesProof;
 use super::parquet_v1::{self, FirstVersion};
 use crate::parquet_bounds::{self, Expansion, PageBounds};
@@ -239,7 +240,7 @@ impl<R: ChunkReader + Clone + 'static> Chunk<'_, R> {
     fn pages(&self) -> Result<Box<dyn PageReader>> {
         let window = Arc::new(Window::new(self.source.clone(), self.column));
         let pages = SerializedPageReader::new(window, self.column, self.rows as usize, None)?;
-        Ok(Box::new(CheckedPages::new(pages, self.column)))
+        Ok(Box::new(FilledPages(CheckedPages::new(pages, self.column))))
     }
 }
 

@@ -1,7 +1,7 @@
 //! A dictionary whose pages lose rows: which entries no row uses any more, and what stands in their place.
 //!
-//! Invariant: a value that only removed rows had is in none of the entries afterwards. What takes its place is a copy of an entry
-//! that is in use, which every reader can decode.
+//! Invariant: a value that only removed rows had is in none of the entries afterwards. What takes its place is another value, which
+//! stands there once and is nobody's ([`super::parquet_filler`]): the entries behind it keep their numbers in every reader.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::parquet_chunk::{Window, general};
 use super::parquet_codec::{codec_of, compressed};
+use super::parquet_filler::fillers;
 use super::parquet_layout::{Picked, max_levels};
 use super::parquet_packed::{Plain, decode_levels, parts};
 use super::parquet_page::{coded_values, serialized};
@@ -138,8 +139,12 @@ impl<R: ChunkReader + Clone + 'static> Pass<'_, R> {
         if unused.is_empty() {
             return unchanged(gone);
         }
-        let Some(spare) = used.iter().position(|used| *used).map(|number| entries[number]) else { return Ok(None) };
-        unused.iter().for_each(|number| entries[number as usize] = spare);
+        if !used.contains(&true) {
+            return Ok(None);
+        }
+        let descr = self.chunk.column.column_descr();
+        let Some(fillers) = fillers(descr, &entries, &used, unused.len() as usize) else { return Ok(None) };
+        unused.iter().zip(&fillers).for_each(|(number, filler)| entries[number as usize] = filler);
         let (bytes, uncompressed_bytes) = page.page_of(&entries, codec_of(self.chunk.column))?;
         Ok(Some(NewDictionary { page: Some((bytes, uncompressed_bytes, digest_of(&entries))), gone }))
     }

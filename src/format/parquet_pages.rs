@@ -2,7 +2,7 @@
 //! others are decoded, freed of their rows and encoded again, each as it was. Or, where that is not certain to be right,
 //! nothing is done and the chunk is left to [`Chunk::encode`].
 //!
-//! Nothing of a removed row survives (invariant 11): a dictionary entry that no kept row uses becomes a copy of one that is used,
+//! Nothing of a removed row survives (invariant 11): a dictionary entry that no kept row uses becomes a value that nobody has,
 //! bounds that a removed value may have made are made again, and a page whose own bounds show such a value is not copied.
 //! Where pages begin is never taken from an index: rows are counted in the pages.
 
@@ -193,6 +193,8 @@ fn is_fit<R>(chunk: &Chunk<'_, R>, layout: &Layout, touched: &[bool], change: &C
         && chunk.column.geo_statistics().is_none()
         && chunk.column_index.is_none_or(indexed)
         && chunk.offset_index.is_none_or(|index| index.page_locations.len() == pages)
+        // A page without a value ends the column for some readers; it is not copied.
+        && layout.pages.iter().all(|page| page.values > 0)
         && (layout.dictionary.is_some() || !layout.pages.iter().any(Place::is_coded))
         && layout.pages.iter().filter(|page| page.is_coded()).all(|page| page.has_packed_levels)
         && !(adds_values && picked().any(Place::is_coded))

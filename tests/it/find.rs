@@ -15,6 +15,7 @@ use lakescrub::match_index::Builder;
 use lakescrub::meter::Meter;
 use lakescrub::plan::Seen;
 use lakescrub::request::Entry;
+use parquet::basic::Encoding;
 use parquet::file::properties::WriterProperties;
 use proptest::prelude::*;
 use roaring::RoaringTreemap;
@@ -418,4 +419,21 @@ fn a_decimal_that_the_verifier_cannot_read_is_refused_before_anything_is_written
     // One that no rule names is carried along.
     let (objects, _) = found(&[("email", "email", "")], files());
     assert_eq!(objects["a.parquet"].as_ref().map(|(rows, matched)| (*rows, matched.len())), Ok((2, 1)));
+}
+
+#[test]
+fn what_the_verifier_could_not_decode_is_refused_before_anything_is_removed() {
+    let ids = (0..8).map(|i| [i as u8; 16]);
+    let ids: ArrayRef = Arc::new(FixedSizeBinaryArray::try_from_iter(ids).unwrap());
+    let batch = RecordBatch::try_from_iter([("uid", ids)]).unwrap();
+    for (encoding, is_decoded) in
+        [(Encoding::PLAIN, true), (Encoding::DELTA_BYTE_ARRAY, false), (Encoding::BYTE_STREAM_SPLIT, false)]
+    {
+        let properties = WriterProperties::builder().set_dictionary_enabled(false).set_encoding(encoding).build();
+        let (objects, _) =
+            found(&[("uid", "uuid", "")], vec![("/lake/a.parquet", written(&batch, properties).to_vec())]);
+        let reason = objects["a.parquet"].as_ref().err();
+        assert_eq!(reason.is_none(), is_decoded, "{encoding}: {reason:?}");
+        assert!(reason.is_none_or(|reason| reason.ends_with("cannot be verified")), "{encoding}: {reason:?}");
+    }
 }

@@ -27,6 +27,7 @@ mod memory_store;
 mod page_copy;
 mod privacy;
 mod requests;
+mod rewrite_odd;
 mod rewrite_parquet;
 mod s3;
 mod s3_faults;

@@ -182,7 +182,7 @@ pub fn written(batch: &RecordBatch, properties: WriterProperties) -> Bytes {
     out.into()
 }
 
-fn groups_of(rows: usize) -> WriterPropertiesBuilder {
+pub fn groups_of(rows: usize) -> WriterPropertiesBuilder {
     WriterProperties::builder().set_max_row_group_row_count(Some(rows)).set_compression(Compression::UNCOMPRESSED)
 }
 
