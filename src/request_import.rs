@@ -20,7 +20,7 @@ use crate::ledger_event::{Event, Fact, Tagged, Text};
 use crate::ledger_fold::{Request, Requests, derived_id};
 use crate::meter::Meter;
 use crate::request::{self, Entry, ListReport};
-use crate::request_id::tells_row;
+use crate::request_id::{Held, tells_row};
 use crate::signature::TagKey;
 use crate::store::{self, Stores};
 
@@ -109,6 +109,12 @@ async fn read_one(
     list.columns.extend(list.request_id.clone().map(text));
     list.columns.extend(list.received_at.clone().map(text));
     let (has_id, has_time) = (list.request_id.is_some(), list.received_at.is_some());
+    // An id may be the hash of an identifier as it is written: these columns once more, as they are.
+    let written: Vec<usize> =
+        (0..identifiers).filter(|number| has_id && is_rewritten(&list.columns[*number])).collect();
+    for number in &written {
+        list.columns.push(text(list.columns[*number].column.clone()));
+    }
     let (mut rows, mut bad_time, mut number) = (Vec::new(), None, 0u64);
     let mut each = |entry: Entry<'_>| {
         number += 1;
@@ -119,16 +125,19 @@ async fn read_one(
         if received_at == Some(None) {
             bad_time.get_or_insert(number);
         }
+        let mut raws = vec![None; identifiers];
+        written.iter().zip(more).for_each(|(number, raw)| raws[*number] = raw);
         let columns = entry.list.columns[..identifiers].iter();
-        let cells = columns.zip(entry.cells).filter_map(|(column, cell)| Some((column, (*cell)?)));
-        let cells: Vec<(&ListColumn, &[u8])> = cells.collect();
+        let cells = columns.zip(entry.cells).zip(raws);
+        let cells = cells.filter_map(|((column, cell), raw)| Some(Held { column, cell: (*cell)?, raw }));
+        let cells: Vec<Held<'_>> = cells.collect();
         let mut row = TaggedRow {
             received_at: received_at.flatten(),
             identifiers: Vec::with_capacity(cells.len()),
             ..of_id(keys, raw_id.map(|raw| String::from_utf8_lossy(raw)).as_deref(), &cells)
         };
-        for (column, cell) in cells {
-            for (kind, sha256) in digests(column, cell) {
+        for held in cells {
+            for (kind, sha256) in digests(held.column, held.cell) {
                 let tagged = tagged(keys.0, kind, &sha256);
                 // A list may hold an e-mail address and its hash.
                 if !row.identifiers.contains(&tagged) {
@@ -154,7 +163,7 @@ async fn read_one(
 }
 
 /// A row with its id and nothing else. A blank id is none: it would make one person of all who have it.
-fn of_id(keys: (&TagKey, Option<&TagKey>), id: Option<&str>, cells: &[(&ListColumn, &[u8])]) -> TaggedRow {
+fn of_id(keys: (&TagKey, Option<&TagKey>), id: Option<&str>, cells: &[Held<'_>]) -> TaggedRow {
     let id = id.filter(|id| !id.trim().is_empty());
     let is_id_hidden = id.is_some_and(|id| !may_be_shown(id, cells));
     TaggedRow {
@@ -432,9 +441,14 @@ pub enum Who {
 pub struct Typed {
     pub column: ListColumn,
     pub cell: Vec<u8>,
+    raw: String,
 }
 
 impl Typed {
+    fn held(&self) -> Held<'_> {
+        Held { column: &self.column, cell: &self.cell, raw: Some(self.raw.as_bytes()) }
+    }
+
     fn tags(&self, key: &TagKey) -> Vec<Tagged> {
         digests(&self.column, &self.cell).into_iter().map(|(kind, sha256)| tagged(key, kind, &sha256)).collect()
     }
@@ -442,7 +456,7 @@ impl Typed {
 
 /// Whether an id that was typed in is kept as its tag because it tells whom these identifiers mean.
 pub fn is_id_of(typed: &[Typed], id: &str) -> bool {
-    let cells: Vec<_> = typed.iter().map(|typed| (&typed.column, typed.cell.as_slice())).collect();
+    let cells: Vec<Held<'_>> = typed.iter().map(Typed::held).collect();
     tells_person(id, &cells)
 }
 
@@ -453,7 +467,7 @@ pub fn typed_row(
     id: Option<&str>,
     received_at: Received,
 ) -> TaggedRow {
-    let cells: Vec<_> = typed.iter().map(|typed| (&typed.column, typed.cell.as_slice())).collect();
+    let cells: Vec<Held<'_>> = typed.iter().map(Typed::held).collect();
     let tags = |key: &TagKey| typed.iter().flat_map(|typed| typed.tags(key)).collect::<Vec<Tagged>>();
     let (identifiers, old_tags) = (tags(keys.0), keys.1.map(tags).unwrap_or_default());
     let old_tags = old_tags.into_iter().map(|tagged| tagged.tag).collect();
@@ -471,7 +485,7 @@ pub fn typed(text: &str, hashed: Option<Hashed>) -> Result<Option<Typed>> {
         Some(hashed) => hashed.read(Value::Text(value), &mut cell),
     };
     match read {
-        Canonical::Text | Canonical::Number => Ok(Some(Typed { column, cell })),
+        Canonical::Text | Canonical::Number => Ok(Some(Typed { column, cell, raw: value.to_owned() })),
         Canonical::Empty | Canonical::NotComparable => {
             Err(Error::usage(format!("the value of {}= is none of that kind", column.kind.name())))
         }
@@ -486,16 +500,35 @@ pub fn who(key: &TagKey, text: &str, hashed: Option<Hashed>) -> Result<Who> {
     })
 }
 
-/// Not an id that is an e-mail address, one of its row's own identifiers, or what may be an unkeyed hash of one: of 32 hexadecimal
-/// digits, which are as a rule a UUID, that is said only if they are one. Nor one that plainly holds a telephone number.
-fn may_be_shown(raw: &str, cells: &[(&ListColumn, &[u8])]) -> bool {
+/// Whether lists write such identifiers otherwise than in their canonical form. Only of kinds that are text wherever they stand.
+fn is_rewritten(column: &ListColumn) -> bool {
+    let is_written = match column.kind {
+        Kind::Email | Kind::Phone | Kind::PhoneE164 { .. } => true,
+        Kind::Maid
+        | Kind::Uuid
+        | Kind::Ip
+        | Kind::Integer
+        | Kind::Text
+        | Kind::Vin
+        | Kind::Zip
+        | Kind::Name
+        | Kind::Date { .. }
+        | Kind::Ctvid
+        | Kind::Ndz
+        | Kind::NameVin => false,
+    };
+    is_written && column.hashed.is_none()
+}
+
+/// Not an id that is an e-mail address, one of its row's own identifiers, or what may be an unkeyed hash of one or of anybody's: many
+/// hexadecimal digits that are no UUID. Nor one that plainly holds a telephone number.
+fn may_be_shown(raw: &str, cells: &[Held<'_>]) -> bool {
     !tells_person(raw, cells) && plainly_held(raw).is_none()
 }
 
-fn tells_person(raw: &str, cells: &[(&ListColumn, &[u8])]) -> bool {
+fn tells_person(raw: &str, cells: &[Held<'_>]) -> bool {
     let text = raw.trim();
-    let is_hex = |length: usize| text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_hex(64) || is_hex(40) || (text.len() == 44 && text.ends_with('=')) || tells_row(text, cells)
+    (text.len() == 44 && text.ends_with('=')) || tells_row(text, cells)
 }
 
 /// What a text plainly holds that should be kept as a tag alone: an e-mail address, or a telephone number by the way it is written. Ten
@@ -723,7 +756,7 @@ mod tests {
     fn an_id_that_is_an_identifier_or_its_hash_is_shown_as_a_tag() {
         let column = |kind| ListColumn { column: "c".into(), kind, hashed: None };
         let phone = column(Kind::Phone);
-        let cells = [(&phone, &b"4155559317"[..])];
+        let cells = [Held { column: &phone, cell: b"4155559317", raw: None }];
         let hash = hex::encode(Sha256::digest("a@b.c"));
         let (own, other) = (hex::encode(Md5::digest("4155559317")), hex::encode(Md5::digest("4155550000")));
         for (raw, is_shown) in [
@@ -735,7 +768,8 @@ mod tests {
             (hash.as_str(), false),
             (own.as_str(), false),
             (&own.to_uppercase(), false),
-            (other.as_str(), true),
+            (other.as_str(), false),
+            ("550e8400-e29b-41d4-a716-446655440000", true),
         ] {
             assert_eq!(may_be_shown(raw, &cells), is_shown, "{raw}");
         }

@@ -80,7 +80,7 @@ impl Hit {
 }
 
 /// How identifiers of a kind look in running text; empty for kinds that are not distinctive enough to be looked for.
-fn looks_of(kind: &Kind) -> &'static [Look] {
+pub fn looks_of(kind: &Kind) -> &'static [Look] {
     match kind {
         Kind::Email => &[Look::Email],
         Kind::Phone | Kind::PhoneE164 { .. } => &[Look::Phone],
@@ -98,7 +98,8 @@ fn looks_of(kind: &Kind) -> &'static [Look] {
     }
 }
 
-fn look_of(hashed: Hashed) -> Look {
+/// How its digests look in running text.
+pub fn look_of(hashed: Hashed) -> Look {
     match hashed {
         Hashed::Sha256Hex => Look::Hex64,
         Hashed::Sha256Base64 => Look::Base64,
