@@ -98,6 +98,7 @@ impl Judged {
 pub async fn gate(common: &Common, path: &Path, uris: &[String], dataset: Option<&str>) -> Result<Exit> {
     let started = std::time::Instant::now();
     let job = Job::read(path, &common.set)?;
+    job.check_datasets()?;
     // The verifier, whose own test takes as long as all the rest of a start, is not asked here.
     identifier::self_test()
         .map_err(|reason| Error::internal(format!("the self-test of the normaliser failed: {reason}")))?;

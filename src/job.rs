@@ -286,6 +286,15 @@ impl MatchRule {
 }
 
 impl Job {
+    /// Refuses a job that only takes requests in, for a command that looks at data.
+    pub fn check_datasets(&self) -> Result<()> {
+        match self.datasets.is_empty() {
+            false => Ok(()),
+            true => Err(Error::usage("the job has no [[dataset]]: there is nothing that this command could look at")
+                .hint("without one a job takes requests in: the `requests` commands and `drop import`")),
+        }
+    }
+
     /// Reads and parses a job file; `overrides` are `key=value` of `--set`.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Job> {
         let text = std::fs::read_to_string(path).map_err(|error| {
@@ -378,9 +387,6 @@ fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Option<Job> {
     let datasets: Vec<_> = top.tables("dataset").into_iter().map(|table| edge.dataset(table)).collect();
     if lists.is_empty() && ledgers.is_empty() {
         top.fault("list", "is missing: a job needs at least one [[list]]");
-    }
-    if datasets.is_empty() {
-        top.fault("dataset", "is missing: a job needs at least one [[dataset]]");
     }
     let (lists, datasets): (Option<Vec<_>>, Option<Vec<_>>) =
         (lists.into_iter().collect(), datasets.into_iter().collect());

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::deadline::{DueDates, Received, Since};
 use crate::error::{Error, Result};
 use crate::identifier::{Canonical, HashFunction, Hashed, Kind, Value, plain_decimal};
-use crate::job::{Job, ListColumn, ListFormat, ListSpec, scope_of};
+use crate::job::{Job, ListColumn, ListFormat, ListSpec, Scope, scope_of};
 use crate::ledger_event::{Event, Fact, Tagged, Text};
 use crate::ledger_fold::{Request, Requests, derived_id};
 use crate::meter::Meter;
@@ -272,10 +272,7 @@ pub fn ids_of(request_id: Text, identifiers: &[Tagged], known: &Requests) -> Vec
 }
 
 fn is_not_heard(row: &TaggedRow, known: &Requests) -> bool {
-    let holding = |tagged: &Tagged| {
-        let tag = tagged.tag[..16].try_into().expect("half a tag");
-        known.with_tag(tag).map(|number| known.at(number))
-    };
+    let holding = |tagged: &Tagged| known.with_identifier(tagged).map(|number| known.at(number));
     let received_at = row.received_at.map(time_of);
     let is_let_go = |request: &Request| request.withdrawn_at.is_some_and(|withdrawn| received_at <= Some(withdrawn));
     if let Some(named) = row.request_id.as_deref().and_then(|id| known.get(id)) {
@@ -340,8 +337,7 @@ pub fn check_rotation<'a>(
     let stale = known.left_behind();
     let is_found_by_id =
         |row: &TaggedRow| row.request_id.is_some() && (!row.is_id_hidden || by_id(row, known).is_some());
-    let is_unknown =
-        |tagged: &Tagged| known.with_tag(tagged.tag[..16].try_into().expect("half a tag")).next().is_none();
+    let is_unknown = |tagged: &Tagged| known.with_identifier(tagged).next().is_none();
     let may_be_stale = |row: &TaggedRow| !is_found_by_id(row) && row.identifiers.iter().any(is_unknown);
     let is_left_behind = |row: &TaggedRow| by_id(row, known).is_some_and(|request| known.is_left_behind(request));
     let mut old_tags = rows.clone().into_iter().flat_map(|row| &row.old_tags);
@@ -639,7 +635,7 @@ async fn spec_of(job: &Job, stores: &Stores, wanted: &str, columns: &Columns) ->
         spec = ListSpec { format, request_id, received_at, regime, columns, csv, name, ..spec };
     }
     if columns.columns.is_empty() && spec.columns.is_empty() {
-        let names = header(stores, &spec).await?;
+        let names = header(job, stores, &spec).await?;
         let named = |name: &&String| Kind::parse(&name.to_lowercase(), None).is_some();
         let column = |name: &String| ListColumn {
             column: name.clone(),
@@ -680,9 +676,22 @@ fn column(text: &str) -> Result<ListColumn> {
 /// A header longer than this is none.
 const HEADER_BYTES_MAX: u64 = 1 << 16;
 
-/// The names in the first line of a delimited file; none of any other.
-async fn header(stores: &Stores, spec: &ListSpec) -> Result<Vec<String>> {
+/// The names in the first line of a delimited file; none of any other. Errors: a file that is not there.
+async fn header(job: &Job, stores: &Stores, spec: &ListSpec) -> Result<Vec<String>> {
     let file = spec.scope.root();
+    let store: Arc<dyn store::Store> = stores.of(file);
+    let object = match (store.head(file).await, &spec.scope) {
+        (Ok(object), _) => object,
+        (Err(store::StoreError::NotFound(_)), Scope::Object(_)) => return Err(no_such_list(job, spec)),
+        // Of several files only the reader of lists knows; their columns have to be named.
+        (Err(_), Scope::Prefix(_) | Scope::Glob { .. }) => return Ok(Vec::new()),
+        (Err(error), Scope::Object(_)) => {
+            let mut error = Error::from(error);
+            error.exit = crate::error::Exit::Usage;
+            error.message = format!("list {} cannot be read: {}", spec.name, error.message);
+            return Err(error);
+        }
+    };
     let name = file.file_name().to_ascii_lowercase();
     let delimiter = match Path::new(&name).extension().and_then(|ending| ending.to_str()) {
         Some("csv") => ',',
@@ -690,18 +699,19 @@ async fn header(stores: &Stores, spec: &ListSpec) -> Result<Vec<String>> {
         _ if spec.format == Some(ListFormat::Csv) => ',',
         _ => return Ok(Vec::new()),
     };
-    let store: Arc<dyn store::Store> = stores.of(file);
-    let missing = |error: store::StoreError| {
-        let mut error = Error::from(error);
-        error.exit = crate::error::Exit::Usage;
-        error.message = format!("list {} cannot be read: {}", spec.name, error.message);
-        error
-    };
-    let object = store.head(file).await.map_err(missing)?;
     let bytes = store::read(store.as_ref(), &object, 0..object.size_bytes.min(HEADER_BYTES_MAX)).await?;
     let text = String::from_utf8_lossy(&bytes);
     let first = text.trim_start_matches('\u{feff}').lines().next().unwrap_or_default();
     Ok(first.split(delimiter).map(|name| name.trim().trim_matches('"').to_owned()).collect())
+}
+
+fn no_such_list(job: &Job, spec: &ListSpec) -> Error {
+    let names: Vec<&str> = job.lists.iter().map(|list| list.name.as_str()).collect();
+    let error = Error::usage(format!("{} is no list of the job, and there is no such file", spec.uri));
+    match names.is_empty() {
+        true => error.hint("name a file that is there"),
+        false => error.hint(format!("name a file that is there, or one of the job's lists: {}", names.join(", "))),
+    }
 }
 
 #[cfg(test)]

@@ -181,6 +181,38 @@ fn a_probe_file_that_is_missing_damaged_or_behind_is_made_anew() {
     lake.run(&["gate", "job.toml", held, "--now", "2040-01-02T00:00:00Z"]).exits(4);
 }
 
+/// Behind what the probe file was made of, up to the number of the last segment that a run saw.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_lost_its_end_and_grew_again_is_not_believed() {
+    let lake = lake();
+    let probe = ".lakescrub/probe/ledger.tags";
+    let early = lake.read(probe);
+    lake.run(&["scrub", "job.toml", "--set", "guard.max_fraction=1.0"]);
+    let seen = lake.manifest()["ledger"]["segments"].as_u64().unwrap();
+    assert!(seen > 2, "a run writes down what it plans");
+    lake.run(&["gate", "job.toml", "lake/people/day=1/clean.csv"]).exits(0);
+    for name in lake.bytes(".lakescrub/ledger").into_keys() {
+        let number: u64 = name.rsplit('/').next().unwrap().trim_end_matches(".parquet").parse().unwrap();
+        if number > 2 {
+            std::fs::remove_file(lake.path().join(".lakescrub/ledger").join(&name)).unwrap();
+        }
+    }
+    let state = Location::Local(lake.path().join(".lakescrub"));
+    let key = TagKey::from_text(&lake.text("keys/tag.key")).unwrap();
+    let mut ledger = Ledger::open(Arc::new(LocalStore), &state, &key).await.unwrap();
+    while ledger.head().sequence < seen {
+        let rows = ledger.head().sequence;
+        let fact =
+            Fact::Found { dataset: "people".into(), run_id: format!("r{rows}").into(), object: "x".into(), rows };
+        let event = Event { recorded_at: Timestamp::from_second(1).unwrap(), request_id: "R1".into(), fact };
+        assert_eq!(ledger.append(vec![event]).await.unwrap().events, 1);
+    }
+    lake.write(probe, &early);
+    lake.run(&["gate", "job.toml", "lake/people/day=1/clean.csv"])
+        .exits(8)
+        .says(&["the ledger is not the one that run"]);
+}
+
 /// A million requests. `LAKESCRUB_GATE_REQUESTS` takes more or fewer.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gate_starts_in_an_instant() {
