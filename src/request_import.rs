@@ -310,8 +310,8 @@ pub fn id_of(row: &TaggedRow, known: &Requests) -> Text {
         named.or_else(holding).map(|request| request.id.clone())
     };
     let hidden_before = || {
-        let heads = row.identifiers.iter().filter_map(|tagged| tagged.tag[..16].try_into().ok());
-        let mut requests = heads.flat_map(|head| known.with_tag(head)).map(|number| known.at(number));
+        let having = row.identifiers.iter().flat_map(|tagged| known.with_identifier(tagged));
+        let mut requests = having.map(|number| known.at(number));
         // Under the present key it would have been found by its id: another id is another request.
         requests.find(|request| request.is_named_before && is_hidden(&request.id)).map(|request| request.id.clone())
     };

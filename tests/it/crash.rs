@@ -178,6 +178,7 @@ fn verify_leaves_what_a_killed_scrub_began_to_the_next_scrub() {
 #[test]
 fn no_run_leaves_the_folder_of_its_journal() {
     let lake = Lake::of_customers(&["ada@example.com"]);
+    lake.write("lake/x.csv", "email\nada@example.com\nbob@example.com\n");
     let left = || std::fs::read_dir(lake.path().join(".lakescrub/journal")).map_or(0, Iterator::count);
     lake.run(&["scrub", "job.toml", "--set", "guard.max_fraction=0.0"]).exits(10);
     assert_eq!(left(), 0);

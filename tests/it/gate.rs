@@ -201,9 +201,8 @@ async fn a_ledger_that_lost_its_end_and_grew_again_is_not_believed() {
     let key = TagKey::from_text(&lake.text("keys/tag.key")).unwrap();
     let mut ledger = Ledger::open(Arc::new(LocalStore), &state, &key).await.unwrap();
     while ledger.head().sequence < seen {
-        let rows = ledger.head().sequence;
-        let fact =
-            Fact::Found { dataset: "people".into(), run_id: format!("r{rows}").into(), object: "x".into(), rows };
+        let run_id = format!("r{}", ledger.head().sequence).into();
+        let fact = Fact::Planned { dataset: "people".into(), run_id, rows: 1, consumers: None };
         let event = Event { recorded_at: Timestamp::from_second(1).unwrap(), request_id: "R1".into(), fact };
         assert_eq!(ledger.append(vec![event]).await.unwrap().events, 1);
     }
