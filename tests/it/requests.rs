@@ -174,7 +174,7 @@ fn an_id_that_spells_its_row_or_a_hash_is_not_shown() {
         BASE64_STANDARD.encode(md5("Ann@x.org")),
         BASE64_STANDARD.encode(md5("+14155559317")),
         BASE64_STANDARD.encode(md5("(415) 555-9317")),
-        hex::encode(md5("bob@x.org")),
+        hex::encode(md5("dan@x.org")),
     ];
     let rows: Vec<String> =
         ids.iter().zip(1..).map(|(id, number)| format!("{id},Ann@x.org,(415) 555-9317,{number}\n")).collect();
