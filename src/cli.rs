@@ -54,7 +54,7 @@ pub enum Command {
         /// Objects, prefixes (ending in /) or globs
         #[arg(required = true)]
         uri: Vec<String>,
-        /// Whose rules to look with; without it the dataset that a URI lies under, or the only one
+        /// Whose rules to look with; without it those of every dataset that an object belongs to, or of the job's only one
         #[arg(long, env = "LAKESCRUB_DATASET")]
         dataset: Option<String>,
     },

@@ -94,7 +94,11 @@ fn digest(content: &mut impl BufRead) -> io::Result<String> {
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Error {
-    Error::usage(format!("cannot read {}: {}", path.display(), error.kind()))
+    let why = match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        kind => kind.to_string(),
+    };
+    Error::usage(format!("cannot read {}: {why}", path.display()))
 }
 
 fn bad_download(fault: crate::drop_files::BadDownload) -> Error {
@@ -291,6 +295,8 @@ fn told_import(
 
 async fn answer(common: &Common, mut desk: Desk, out: &Path) -> Result<Exit> {
     let spec = settings(&desk)?;
+    // "Not found" is said of what the job's datasets were searched for.
+    desk.job.check_datasets()?;
     desk.ledger.check_key(desk.now)?;
     let looked_for = ledger_run::compared_kinds(&desk.job).into_iter().filter_map(ListType::of_kind).collect();
     let answers = answers(desk.ledger.requests(), desk.now, spec.rows_per_file, &looked_for);

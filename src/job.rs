@@ -283,6 +283,15 @@ impl MatchRule {
 }
 
 impl Job {
+    /// Refuses a job that only takes requests in, for a command that looks at data.
+    pub fn check_datasets(&self) -> Result<()> {
+        match self.datasets.is_empty() {
+            false => Ok(()),
+            true => Err(Error::usage("the job has no [[dataset]]: there is nothing that this command could look at")
+                .hint("without one a job takes requests in: the `requests` commands and `drop import`")),
+        }
+    }
+
     /// Reads and parses a job file; `overrides` are `key=value` of `--set`.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Job> {
         let text = std::fs::read_to_string(path).map_err(|error| {

@@ -55,9 +55,6 @@ pub(crate) fn read_job(mut top: Table<'_>, edge: &Edge, digest: String) -> Optio
     if lists.is_empty() && ledgers.is_empty() {
         top.fault("list", "is missing: a job needs at least one [[list]]");
     }
-    if datasets.is_empty() {
-        top.fault("dataset", "is missing: a job needs at least one [[dataset]]");
-    }
     let (lists, datasets): (Option<Vec<_>>, Option<Vec<_>>) =
         (lists.into_iter().collect(), datasets.into_iter().collect());
     if let (Some(lists), Some(datasets)) = (&lists, &datasets) {

@@ -3,6 +3,7 @@
 //! Every swap of an object is announced before it happens and confirmed after it (write before destroy), each entry an
 //! object of its own that is written once. After a kill, the next run reads the journal and knows what the dead one did.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -230,7 +231,20 @@ async fn remove(store: &Arc<dyn Store>, root: &Location) -> Result<(), StoreErro
     for entry in store::list(store.as_ref(), &prefix).await?.iter().rev() {
         store.delete(entry).await?;
     }
+    if let Location::Local(folder) = root {
+        remove_empty_beside(folder.clone()).await;
+    }
     Ok(())
+}
+
+/// On a local disk a journal without entries leaves its folder, and so did those before it. Of one that is not empty nothing is removed.
+async fn remove_empty_beside(folder: PathBuf) {
+    let removing = tokio::task::spawn_blocking(move || {
+        let beside = folder.parent().and_then(|journals| std::fs::read_dir(journals).ok());
+        beside.into_iter().flatten().flatten().for_each(|entry| drop(std::fs::remove_dir(entry.path())));
+    });
+    // What is left over holds nothing.
+    drop(removing.await);
 }
 
 /// Crash tests name an entry after which the process is to die as by kill -9.

@@ -409,6 +409,11 @@ impl Requests {
         })
     }
 
+    /// The requests that have an identifier.
+    pub fn with_identifier<'a>(&'a self, identifier: &Tagged) -> impl Iterator<Item = u32> + use<'a> {
+        self.with_tag(head(&identifier.tag))
+    }
+
     /// Which tags nobody's request is matched by at `now`, because an exempted one has them.
     pub fn holds(&self, now: Timestamp) -> Holds {
         let mut by_tag: ByTag<Vec<u32>> = ByTag::default();
@@ -668,7 +673,14 @@ impl Requests {
                     Fact::Received { source, .. } | Fact::Withdrawn { source, .. } | Fact::Answered { source, .. } => {
                         source
                     }
-                    _ => &event.request_id,
+                    Fact::Planned { .. }
+                    | Fact::Removed { .. }
+                    | Fact::VerifiedClean { .. }
+                    | Fact::Reappeared { .. }
+                    | Fact::Found { .. }
+                    | Fact::Exempted { .. }
+                    | Fact::Rekeyed { .. }
+                    | Fact::Imported { .. } => &event.request_id,
                 };
                 let number = u32::try_from(self.requests.len()).expect("fewer than four billion requests");
                 let new = Request::new(event.request_id.clone(), event.recorded_at, source.clone());

@@ -176,10 +176,11 @@ pub async fn load(
 ) -> Result<Option<ProbeTable>> {
     if let Some(mut probe) = open(store.as_ref(), state, key).await
         && probe.valid_until.is_none_or(|until| now.as_second() <= until.as_second())
-        && let Some(head) = unchanged_until(store.as_ref(), state, &probe).await?
-        && anchor.is_none_or(|anchor| anchor.head.sequence <= head.sequence)
+        && let Some(heads) = unchanged_until(store.as_ref(), state, &probe).await?
+        && anchor.is_none_or(|anchor| goes_on_from(&heads, &anchor.head))
+        && let Some(head) = heads.last()
     {
-        probe.head = head;
+        probe.head = *head;
         return Ok(Some(probe));
     }
     let ledger = Ledger::open(store.clone(), state, key).await?;
@@ -193,9 +194,15 @@ pub async fn load(
     Ok(Some(probe))
 }
 
-/// The ledger's head, when it is the one that the file was made of and no segment behind changes who is asked for: runs write down what
-/// they do, too.
-async fn unchanged_until(store: &dyn Store, state: &Location, probe: &ProbeTable) -> Result<Option<Head>> {
+/// Whether the ledger that has these heads, from the probe file's to the last one, is the one that a run saw. What lies before the probe
+/// file's own is held by its digest.
+fn goes_on_from(heads: &[Head], anchor: &Head) -> bool {
+    heads.first().is_some_and(|first| anchor.sequence < first.sequence) || heads.contains(anchor)
+}
+
+/// The heads from the one that the file was made of to the ledger's, when no segment behind changes who is asked for: runs write down
+/// what they do, too.
+async fn unchanged_until(store: &dyn Store, state: &Location, probe: &ProbeTable) -> Result<Option<Vec<Head>>> {
     let Some((listing, behind)) = ledger::segments_behind(store, state, &probe.head).await? else { return Ok(None) };
     if listing != probe.listing {
         return Ok(None);
@@ -211,10 +218,12 @@ async fn unchanged_until(store: &dyn Store, state: &Location, probe: &ProbeTable
         | Fact::Imported { .. } => false,
     };
     let is_changed = behind.iter().flat_map(|segment| &segment.events).any(|event| changes(&event.fact));
-    let head = behind
-        .iter()
-        .fold(probe.head, |head, segment| Head { sequence: segment.sequence, digest: segment.digest(&head.digest) });
-    Ok((!is_changed).then_some(head))
+    let mut heads = vec![probe.head];
+    for segment in &behind {
+        let digest = segment.digest(&heads[heads.len() - 1].digest);
+        heads.push(Head { sequence: segment.sequence, digest });
+    }
+    Ok((!is_changed).then_some(heads))
 }
 
 #[cfg(test)]
@@ -230,6 +239,22 @@ mod tests {
             listing: [4; 32],
             has_numbers: true,
             valid_until: Some(Timestamp::from_second(9).unwrap()),
+        }
+    }
+
+    #[test]
+    fn a_ledger_that_grew_again_behind_a_lost_end_is_not_the_one_that_was_seen() {
+        let head = |sequence, digest| Head { sequence, digest: [digest; 32] };
+        let heads = [head(2, 2), head(3, 3), head(4, 4)];
+        for (anchor, wish) in [
+            (head(1, 9), true),
+            (head(2, 2), true),
+            (head(4, 4), true),
+            (head(2, 9), false),
+            (head(3, 9), false),
+            (head(5, 5), false),
+        ] {
+            assert_eq!(goes_on_from(&heads, &anchor), wish, "{anchor:?}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! A run and the request ledger: what a run compares with, and what it writes down before and after it removes anything.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -160,6 +160,26 @@ pub struct Left {
     pub objects: Vec<(Location, Option<String>)>,
     /// Those of them whose rows may not have been read.
     pub unread: Vec<Location>,
+}
+
+/// The rows of one dataset's objects, by request.
+#[derive(Default)]
+struct Sums {
+    /// There is no object whose rows this run has not seen.
+    sees_all: bool,
+    seen: HashMap<u32, u64>,
+    /// Those in objects that are as they were.
+    left: HashMap<u32, u64>,
+}
+
+impl Sums {
+    /// How many of the `planned` rows are gone. A plan of a killed attempt may count rows that this one has not seen: these are gone, too,
+    /// if it has seen all that there is.
+    fn gone(&self, request: u32, planned: u64) -> u64 {
+        let of = |sums: &HashMap<u32, u64>| sums.get(&request).copied().unwrap_or(0);
+        let all = if self.sees_all { planned } else { planned.min(of(&self.seen)) };
+        all.saturating_sub(of(&self.left))
+    }
 }
 
 /// What is needed to look into a dataset's objects once more.
@@ -346,10 +366,10 @@ impl Book {
     /// What this very run has planned is no return, and neither are the first rows of whom nothing was ever found.
     async fn came_back(&mut self, looking: &Looking<'_>) -> Vec<Event> {
         let (mut events, mut clean) = (Vec::new(), BTreeMap::new());
+        let mut told: HashSet<String> = self.reappearances.iter().map(|known| known.object.clone()).collect();
         for (spec, seen) in looking.job.datasets.iter().zip(&self.seen) {
             for seen in seen.iter().filter(|seen| seen.version_id.is_none()) {
                 let requests = self.ledger.requests();
-                let is_told = |object: &str| self.reappearances.iter().any(|known| known.object == object);
                 let shown = (looking.shown)(spec, &seen.location);
                 let first = seen.held.iter().filter(|(number, _)| requests.at(**number).was_not_found());
                 events.extend(first.map(|(number, held)| {
@@ -358,14 +378,14 @@ impl Book {
                 }));
                 let back: Vec<(&u32, &Held)> =
                     seen.held.iter().filter(|(number, _)| self.was_gone(requests.at(**number))).collect();
-                if back.is_empty() || is_told(&shown) {
+                if back.is_empty() || !told.insert(shown.clone()) {
                     continue;
                 }
                 let written_by = written_by(looking, &seen.location).await;
                 if !clean.contains_key(&spec.name) {
                     clean.insert(spec.name.clone(), last_clean(looking, &spec.name).await);
                 }
-                let since = |number: &u32| requests.at(*number).gone_at().max(clean[&spec.name]);
+                let since = |number: &u32| clean[&spec.name].or_later(requests.at(*number).gone_at());
                 let (dataset, object): (Text, Text) = (spec.name.as_str().into(), shown.as_str().into());
                 for (number, held) in back.iter().filter(|(number, _)| requests.at(**number).reappeared_at.is_none()) {
                     let fact = Fact::Reappeared {
@@ -429,6 +449,7 @@ impl Book {
     pub async fn close(&mut self, manifest_digest: &str, exit: Exit, job: &Job, left: &[Left]) -> Result<()> {
         let manifest_digest: Text = manifest_digest.into();
         let mut removed = Vec::new();
+        let sums: Vec<Sums> = (0..job.datasets.len()).map(|place| self.sums(place, left.get(place))).collect();
         // A killed attempt saw rows of theirs where this one has not looked.
         let mut out_of_sight = BTreeSet::new();
         for (number, request) in self.ledger.requests().iter().enumerate() {
@@ -440,7 +461,7 @@ impl Book {
                 if place.is_none() {
                     out_of_sight.insert(number as u32);
                 }
-                let rows = place.map_or(0, |place| self.rows_gone(place, number as u32, planned.rows, left.get(place)));
+                let rows = place.map_or(0, |place| sums[place].gone(number as u32, planned.rows));
                 let fact = Fact::Removed {
                     dataset: dataset.clone(),
                     run_id: self.run_id.clone(),
@@ -481,31 +502,30 @@ impl Book {
         ledger_probe::refresh(&stores.of(state), &self.ledger, state, key, self.now).await;
     }
 
-    /// How many of the `planned` rows are gone. A plan of a killed attempt may count rows that this one has not seen: these are gone, too,
-    /// if it has seen all that there is.
-    fn rows_gone(&self, dataset: usize, request: u32, planned: u64, left: Option<&Left>) -> u64 {
-        let is_seen = |location: &Location| {
-            let mut seen = self.seen.get(dataset).into_iter().flatten();
-            seen.any(|seen| seen.location == *location)
-        };
-        let sees_all = left.is_none_or(|left| left.is_listed && left.unread.iter().all(is_seen));
-        let all = match sees_all {
-            true => planned,
-            false => planned.min(self.rows_seen(dataset, request, |_| true)),
-        };
-        let is_left = |seen: &Seen| {
-            let mut left = left.into_iter().flat_map(|left| &left.objects);
-            left.any(|(location, version_id)| (location, version_id) == (&seen.location, &seen.version_id))
-        };
-        all.saturating_sub(self.rows_seen(dataset, request, is_left))
-    }
-
-    /// Counted as [`Book::planned`] counts: the rows of old versions where no current object has any.
-    fn rows_seen(&self, dataset: usize, request: u32, is_meant: impl Fn(&Seen) -> bool) -> u64 {
-        let seen = || self.seen.get(dataset).into_iter().flatten().filter(|seen| seen.held.contains_key(&request));
-        let is_current = seen().any(|seen| seen.version_id.is_none());
-        let counted = seen().filter(|seen| seen.version_id.is_none() == is_current);
-        counted.filter(|seen| is_meant(seen)).map(|seen| seen.held[&request].rows).sum()
+    /// What this run has seen of a dataset, added up by request once for all of them.
+    fn sums(&self, dataset: usize, left: Option<&Left>) -> Sums {
+        let seen = || self.seen.get(dataset).into_iter().flatten();
+        let locations: HashSet<&Location> = seen().map(|seen| &seen.location).collect();
+        let sees_all = left.is_none_or(|left| left.is_listed && left.unread.iter().all(|at| locations.contains(at)));
+        let left: HashSet<(&Location, &Option<String>)> = left
+            .into_iter()
+            .flat_map(|left| &left.objects)
+            .map(|(location, version_id)| (location, version_id))
+            .collect();
+        let current = seen().filter(|seen| seen.version_id.is_none()).flat_map(|seen| seen.held.keys());
+        let current: HashSet<u32> = current.copied().collect();
+        let mut sums = Sums { sees_all, ..Sums::default() };
+        for seen in seen() {
+            let is_left = left.contains(&(&seen.location, &seen.version_id));
+            for (request, held) in &seen.held {
+                // Counted as [`Book::planned`] counts: the rows of old versions where no current object has any.
+                if seen.version_id.is_none() == current.contains(request) {
+                    *sums.seen.entry(*request).or_default() += held.rows;
+                    *sums.left.entry(*request).or_default() += if is_left { held.rows } else { 0 };
+                }
+            }
+        }
+        sums
     }
 
     /// A run that was killed after its manifest and before its last word here has removed what the manifest says: all that it planned
@@ -557,8 +577,26 @@ async fn statement_and_digest(store: &dyn Store, state: &Location, run_id: &str)
 /// So many requests are told by id for an object.
 const IDS_TOLD: usize = 20;
 
-/// When the last run that ended clean listed this dataset, and so last saw nobody of the ledger in it.
-async fn last_clean(looking: &Looking<'_>, dataset: &str) -> Option<Timestamp> {
+/// When the last run that ended clean listed a dataset, and so last saw nobody of the ledger in it.
+enum LastClean {
+    At(Timestamp),
+    Never,
+    /// There may have been one, and nobody can tell when.
+    NotKnown,
+}
+
+impl LastClean {
+    /// The later one of it and when somebody was gone; `None`: not known.
+    fn or_later(&self, gone_at: Option<Timestamp>) -> Option<Timestamp> {
+        match self {
+            LastClean::At(at) => gone_at.max(Some(*at)),
+            LastClean::Never => gone_at,
+            LastClean::NotKnown => None,
+        }
+    }
+}
+
+async fn last_clean(looking: &Looking<'_>, dataset: &str) -> LastClean {
     let state = &looking.job.state.location;
     let record = |predicate: &Value| {
         let mut records = predicate["datasets"].as_array()?.iter();
@@ -567,9 +605,14 @@ async fn last_clean(looking: &Looking<'_>, dataset: &str) -> Option<Timestamp> {
     let is_clean = |predicate: &Value| {
         predicate["run"]["exit"] == 0 && predicate["ledger"].is_object() && record(predicate).is_some()
     };
-    let (_, predicate) = chain::newest(looking.stores.of(state).as_ref(), state, is_clean).await.ok()??;
-    let listed_at = record(&predicate)?["listed_at"].as_str()?.parse().ok()?;
-    Some(whole_microseconds(listed_at))
+    match chain::newest(looking.stores.of(state).as_ref(), state, is_clean).await {
+        Ok(None) => LastClean::Never,
+        Ok(Some((_, predicate))) => {
+            let listed_at = record(&predicate).and_then(|record| record["listed_at"].as_str()?.parse().ok());
+            listed_at.map_or(LastClean::NotKnown, |at| LastClean::At(whole_microseconds(at)))
+        }
+        Err(_) => LastClean::NotKnown,
+    }
 }
 
 /// Names under which writers leave their own: the words that Airflow, Spark, dbt and people use.
@@ -608,6 +651,31 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     use super::*;
+
+    #[test]
+    fn rows_are_gone_that_were_planned_and_seen_and_are_not_left() {
+        let sums = |sees_all| Sums { sees_all, seen: [(1, 5), (2, 3)].into(), left: [(2, 2)].into() };
+        for (sees_all, request, planned, wish) in
+            [(true, 1, 5, 5), (true, 1, 7, 7), (false, 1, 7, 5), (true, 2, 3, 1), (false, 2, 9, 1), (false, 3, 4, 0)]
+        {
+            assert_eq!(sums(sees_all).gone(request, planned), wish, "{sees_all} {request} {planned}");
+        }
+    }
+
+    #[test]
+    fn since_when_somebody_is_back_is_not_known_when_the_last_clean_run_is_not() {
+        let at = |second| Some(Timestamp::from_second(second).unwrap());
+        let last = |second| LastClean::At(at(second).unwrap());
+        for (clean, gone_at, wish) in [
+            (last(5), at(3), at(5)),
+            (last(5), at(7), at(7)),
+            (last(5), None, at(5)),
+            (LastClean::Never, at(3), at(3)),
+            (LastClean::NotKnown, at(3), None),
+        ] {
+            assert_eq!(clean.or_later(gone_at), wish, "{gone_at:?}");
+        }
+    }
 
     #[test]
     fn who_wrote_an_object_is_told_by_what_names_a_job() {

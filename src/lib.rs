@@ -182,6 +182,8 @@ pub mod request_deadlines;
 pub mod request_export;
 pub mod drop;
 pub mod drop_consumers;
+pub mod gate_scope;
+pub mod gate_names;
 pub mod gate;
 pub mod session;
 pub mod run;

@@ -102,6 +102,16 @@ impl<'a> CellsBuilder<'a> {
 
     pub fn finish(mut self) -> Cells {
         self.cells.flaws.sort_by_key(|flaw| (flaw.place, flaw.column));
+        // A column that is read in two ways is damaged once.
+        let mut told: Vec<(u64, &str)> = Vec::new();
+        let columns = self.columns;
+        self.cells.flaws.retain(|flaw| {
+            let this = (flaw.place, columns[flaw.column].column.as_str());
+            told.retain(|(place, _)| *place == flaw.place);
+            let is_again = flaw.reason == Reason::NotUtf8 && told.contains(&this);
+            told.extend((flaw.reason == Reason::NotUtf8).then_some(this));
+            !is_again
+        });
         self.cells
     }
 }

@@ -171,7 +171,7 @@ impl Deadlines<'_> {
             self.standing;
         let unanswered = match self.unanswered {
             0 => String::new(),
-            unanswered => format!(" ({unanswered} of them unanswered)"),
+            unanswered => format!(" ({unanswered} of them to be answered to DROP)"),
         };
         let mut lines = vec![format!(
             "{open:>10}  still to do{unanswered}: {due_soon} due within {due_within} days, {without_due_date} without a due date"

@@ -15,12 +15,12 @@ use sha2::{Digest, Sha256};
 use crate::deadline::{DueDates, Received, Since};
 use crate::error::{Error, Result};
 use crate::identifier::{Canonical, HashFunction, Hashed, Kind, Value, plain_decimal};
-use crate::job::{Job, ListColumn, ListFormat, ListSpec, scope_of};
+use crate::job::{Job, ListColumn, ListFormat, ListSpec, Scope, scope_of};
 use crate::ledger_event::{Event, Fact, Tagged, Text};
 use crate::ledger_fold::{Request, Requests, derived_id};
 use crate::meter::Meter;
 use crate::request::{self, Entry, ListReport};
-use crate::request_id::tells_row;
+use crate::request_id::{Held, tells_row};
 use crate::signature::TagKey;
 use crate::store::{self, Stores};
 
@@ -109,6 +109,12 @@ async fn read_one(
     list.columns.extend(list.request_id.clone().map(text));
     list.columns.extend(list.received_at.clone().map(text));
     let (has_id, has_time) = (list.request_id.is_some(), list.received_at.is_some());
+    // An id may be the hash of an identifier as it is written: these columns once more, as they are.
+    let written: Vec<usize> =
+        (0..identifiers).filter(|number| has_id && is_rewritten(&list.columns[*number])).collect();
+    for number in &written {
+        list.columns.push(text(list.columns[*number].column.clone()));
+    }
     let (mut rows, mut bad_time, mut number) = (Vec::new(), None, 0u64);
     let mut each = |entry: Entry<'_>| {
         number += 1;
@@ -119,16 +125,19 @@ async fn read_one(
         if received_at == Some(None) {
             bad_time.get_or_insert(number);
         }
+        let mut raws = vec![None; identifiers];
+        written.iter().zip(more).for_each(|(number, raw)| raws[*number] = raw);
         let columns = entry.list.columns[..identifiers].iter();
-        let cells = columns.zip(entry.cells).filter_map(|(column, cell)| Some((column, (*cell)?)));
-        let cells: Vec<(&ListColumn, &[u8])> = cells.collect();
+        let cells = columns.zip(entry.cells).zip(raws);
+        let cells = cells.filter_map(|((column, cell), raw)| Some(Held { column, cell: (*cell)?, raw }));
+        let cells: Vec<Held<'_>> = cells.collect();
         let mut row = TaggedRow {
             received_at: received_at.flatten(),
             identifiers: Vec::with_capacity(cells.len()),
             ..of_id(keys, raw_id.map(|raw| String::from_utf8_lossy(raw)).as_deref(), &cells)
         };
-        for (column, cell) in cells {
-            for (kind, sha256) in digests(column, cell) {
+        for held in cells {
+            for (kind, sha256) in digests(held.column, held.cell) {
                 let tagged = tagged(keys.0, kind, &sha256);
                 // A list may hold an e-mail address and its hash.
                 if !row.identifiers.contains(&tagged) {
@@ -154,7 +163,7 @@ async fn read_one(
 }
 
 /// A row with its id and nothing else. A blank id is none: it would make one person of all who have it.
-fn of_id(keys: (&TagKey, Option<&TagKey>), id: Option<&str>, cells: &[(&ListColumn, &[u8])]) -> TaggedRow {
+fn of_id(keys: (&TagKey, Option<&TagKey>), id: Option<&str>, cells: &[Held<'_>]) -> TaggedRow {
     let id = id.filter(|id| !id.trim().is_empty());
     let is_id_hidden = id.is_some_and(|id| !may_be_shown(id, cells));
     TaggedRow {
@@ -263,10 +272,7 @@ pub fn ids_of(request_id: Text, identifiers: &[Tagged], known: &Requests) -> Vec
 }
 
 fn is_not_heard(row: &TaggedRow, known: &Requests) -> bool {
-    let holding = |tagged: &Tagged| {
-        let tag = tagged.tag[..16].try_into().expect("half a tag");
-        known.with_tag(tag).map(|number| known.at(number))
-    };
+    let holding = |tagged: &Tagged| known.with_identifier(tagged).map(|number| known.at(number));
     let received_at = row.received_at.map(time_of);
     let is_let_go = |request: &Request| request.withdrawn_at.is_some_and(|withdrawn| received_at <= Some(withdrawn));
     if let Some(named) = row.request_id.as_deref().and_then(|id| known.get(id)) {
@@ -304,8 +310,8 @@ pub fn id_of(row: &TaggedRow, known: &Requests) -> Text {
         named.or_else(holding).map(|request| request.id.clone())
     };
     let hidden_before = || {
-        let heads = row.identifiers.iter().filter_map(|tagged| tagged.tag[..16].try_into().ok());
-        let mut requests = heads.flat_map(|head| known.with_tag(head)).map(|number| known.at(number));
+        let having = row.identifiers.iter().flat_map(|tagged| known.with_identifier(tagged));
+        let mut requests = having.map(|number| known.at(number));
         // Under the present key it would have been found by its id: another id is another request.
         requests.find(|request| request.is_named_before && is_hidden(&request.id)).map(|request| request.id.clone())
     };
@@ -331,8 +337,7 @@ pub fn check_rotation<'a>(
     let stale = known.left_behind();
     let is_found_by_id =
         |row: &TaggedRow| row.request_id.is_some() && (!row.is_id_hidden || by_id(row, known).is_some());
-    let is_unknown =
-        |tagged: &Tagged| known.with_tag(tagged.tag[..16].try_into().expect("half a tag")).next().is_none();
+    let is_unknown = |tagged: &Tagged| known.with_identifier(tagged).next().is_none();
     let may_be_stale = |row: &TaggedRow| !is_found_by_id(row) && row.identifiers.iter().any(is_unknown);
     let is_left_behind = |row: &TaggedRow| by_id(row, known).is_some_and(|request| known.is_left_behind(request));
     let mut old_tags = rows.clone().into_iter().flat_map(|row| &row.old_tags);
@@ -432,9 +437,14 @@ pub enum Who {
 pub struct Typed {
     pub column: ListColumn,
     pub cell: Vec<u8>,
+    raw: String,
 }
 
 impl Typed {
+    fn held(&self) -> Held<'_> {
+        Held { column: &self.column, cell: &self.cell, raw: Some(self.raw.as_bytes()) }
+    }
+
     fn tags(&self, key: &TagKey) -> Vec<Tagged> {
         digests(&self.column, &self.cell).into_iter().map(|(kind, sha256)| tagged(key, kind, &sha256)).collect()
     }
@@ -442,7 +452,7 @@ impl Typed {
 
 /// Whether an id that was typed in is kept as its tag because it tells whom these identifiers mean.
 pub fn is_id_of(typed: &[Typed], id: &str) -> bool {
-    let cells: Vec<_> = typed.iter().map(|typed| (&typed.column, typed.cell.as_slice())).collect();
+    let cells: Vec<Held<'_>> = typed.iter().map(Typed::held).collect();
     tells_person(id, &cells)
 }
 
@@ -453,7 +463,7 @@ pub fn typed_row(
     id: Option<&str>,
     received_at: Received,
 ) -> TaggedRow {
-    let cells: Vec<_> = typed.iter().map(|typed| (&typed.column, typed.cell.as_slice())).collect();
+    let cells: Vec<Held<'_>> = typed.iter().map(Typed::held).collect();
     let tags = |key: &TagKey| typed.iter().flat_map(|typed| typed.tags(key)).collect::<Vec<Tagged>>();
     let (identifiers, old_tags) = (tags(keys.0), keys.1.map(tags).unwrap_or_default());
     let old_tags = old_tags.into_iter().map(|tagged| tagged.tag).collect();
@@ -471,7 +481,7 @@ pub fn typed(text: &str, hashed: Option<Hashed>) -> Result<Option<Typed>> {
         Some(hashed) => hashed.read(Value::Text(value), &mut cell),
     };
     match read {
-        Canonical::Text | Canonical::Number => Ok(Some(Typed { column, cell })),
+        Canonical::Text | Canonical::Number => Ok(Some(Typed { column, cell, raw: value.to_owned() })),
         Canonical::Empty | Canonical::NotComparable => {
             Err(Error::usage(format!("the value of {}= is none of that kind", column.kind.name())))
         }
@@ -486,16 +496,35 @@ pub fn who(key: &TagKey, text: &str, hashed: Option<Hashed>) -> Result<Who> {
     })
 }
 
-/// Not an id that is an e-mail address, one of its row's own identifiers, or what may be an unkeyed hash of one: of 32 hexadecimal
-/// digits, which are as a rule a UUID, that is said only if they are one. Nor one that plainly holds a telephone number.
-fn may_be_shown(raw: &str, cells: &[(&ListColumn, &[u8])]) -> bool {
+/// Whether lists write such identifiers otherwise than in their canonical form. Only of kinds that are text wherever they stand.
+fn is_rewritten(column: &ListColumn) -> bool {
+    let is_written = match column.kind {
+        Kind::Email | Kind::Phone | Kind::PhoneE164 { .. } => true,
+        Kind::Maid
+        | Kind::Uuid
+        | Kind::Ip
+        | Kind::Integer
+        | Kind::Text
+        | Kind::Vin
+        | Kind::Zip
+        | Kind::Name
+        | Kind::Date { .. }
+        | Kind::Ctvid
+        | Kind::Ndz
+        | Kind::NameVin => false,
+    };
+    is_written && column.hashed.is_none()
+}
+
+/// Not an id that is an e-mail address, one of its row's own identifiers, or what may be an unkeyed hash of one or of anybody's: many
+/// hexadecimal digits that are no UUID. Nor one that plainly holds a telephone number.
+fn may_be_shown(raw: &str, cells: &[Held<'_>]) -> bool {
     !tells_person(raw, cells) && plainly_held(raw).is_none()
 }
 
-fn tells_person(raw: &str, cells: &[(&ListColumn, &[u8])]) -> bool {
+fn tells_person(raw: &str, cells: &[Held<'_>]) -> bool {
     let text = raw.trim();
-    let is_hex = |length: usize| text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_hex(64) || is_hex(40) || (text.len() == 44 && text.ends_with('=')) || tells_row(text, cells)
+    (text.len() == 44 && text.ends_with('=')) || tells_row(text, cells)
 }
 
 /// What a text plainly holds that should be kept as a tag alone: an e-mail address, or a telephone number by the way it is written. Ten
@@ -606,7 +635,7 @@ async fn spec_of(job: &Job, stores: &Stores, wanted: &str, columns: &Columns) ->
         spec = ListSpec { format, request_id, received_at, regime, columns, csv, name, ..spec };
     }
     if columns.columns.is_empty() && spec.columns.is_empty() {
-        let names = header(stores, &spec).await?;
+        let names = header(job, stores, &spec).await?;
         let named = |name: &&String| Kind::parse(&name.to_lowercase(), None).is_some();
         let column = |name: &String| ListColumn {
             column: name.clone(),
@@ -647,9 +676,22 @@ fn column(text: &str) -> Result<ListColumn> {
 /// A header longer than this is none.
 const HEADER_BYTES_MAX: u64 = 1 << 16;
 
-/// The names in the first line of a delimited file; none of any other.
-async fn header(stores: &Stores, spec: &ListSpec) -> Result<Vec<String>> {
+/// The names in the first line of a delimited file; none of any other. Errors: a file that is not there.
+async fn header(job: &Job, stores: &Stores, spec: &ListSpec) -> Result<Vec<String>> {
     let file = spec.scope.root();
+    let store: Arc<dyn store::Store> = stores.of(file);
+    let object = match (store.head(file).await, &spec.scope) {
+        (Ok(object), _) => object,
+        (Err(store::StoreError::NotFound(_)), Scope::Object(_)) => return Err(no_such_list(job, spec)),
+        // Of several files only the reader of lists knows; their columns have to be named.
+        (Err(_), Scope::Prefix(_) | Scope::Glob { .. }) => return Ok(Vec::new()),
+        (Err(error), Scope::Object(_)) => {
+            let mut error = Error::from(error);
+            error.exit = crate::error::Exit::Usage;
+            error.message = format!("list {} cannot be read: {}", spec.name, error.message);
+            return Err(error);
+        }
+    };
     let name = file.file_name().to_ascii_lowercase();
     let delimiter = match Path::new(&name).extension().and_then(|ending| ending.to_str()) {
         Some("csv") => ',',
@@ -657,18 +699,19 @@ async fn header(stores: &Stores, spec: &ListSpec) -> Result<Vec<String>> {
         _ if spec.format == Some(ListFormat::Csv) => ',',
         _ => return Ok(Vec::new()),
     };
-    let store: Arc<dyn store::Store> = stores.of(file);
-    let missing = |error: store::StoreError| {
-        let mut error = Error::from(error);
-        error.exit = crate::error::Exit::Usage;
-        error.message = format!("list {} cannot be read: {}", spec.name, error.message);
-        error
-    };
-    let object = store.head(file).await.map_err(missing)?;
     let bytes = store::read(store.as_ref(), &object, 0..object.size_bytes.min(HEADER_BYTES_MAX)).await?;
     let text = String::from_utf8_lossy(&bytes);
     let first = text.trim_start_matches('\u{feff}').lines().next().unwrap_or_default();
     Ok(first.split(delimiter).map(|name| name.trim().trim_matches('"').to_owned()).collect())
+}
+
+fn no_such_list(job: &Job, spec: &ListSpec) -> Error {
+    let names: Vec<&str> = job.lists.iter().map(|list| list.name.as_str()).collect();
+    let error = Error::usage(format!("{} is no list of the job, and there is no such file", spec.uri));
+    match names.is_empty() {
+        true => error.hint("name a file that is there"),
+        false => error.hint(format!("name a file that is there, or one of the job's lists: {}", names.join(", "))),
+    }
 }
 
 #[cfg(test)]
@@ -723,7 +766,7 @@ mod tests {
     fn an_id_that_is_an_identifier_or_its_hash_is_shown_as_a_tag() {
         let column = |kind| ListColumn { column: "c".into(), kind, hashed: None };
         let phone = column(Kind::Phone);
-        let cells = [(&phone, &b"4155559317"[..])];
+        let cells = [Held { column: &phone, cell: b"4155559317", raw: None }];
         let hash = hex::encode(Sha256::digest("a@b.c"));
         let (own, other) = (hex::encode(Md5::digest("4155559317")), hex::encode(Md5::digest("4155550000")));
         for (raw, is_shown) in [
@@ -735,7 +778,8 @@ mod tests {
             (hash.as_str(), false),
             (own.as_str(), false),
             (&own.to_uppercase(), false),
-            (other.as_str(), true),
+            (other.as_str(), false),
+            ("550e8400-e29b-41d4-a716-446655440000", true),
         ] {
             assert_eq!(may_be_shown(raw, &cells), is_shown, "{raw}");
         }

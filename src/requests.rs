@@ -72,9 +72,10 @@ impl Desk {
         Ok(Desk { job, stores, key, ledger, now })
     }
 
-    /// Itself, having told whoever records something that no run of this job minds it.
+    /// Itself, having told whoever records something that no run of this job minds it. A job without datasets has no runs: it is there to
+    /// take requests in for others.
     fn told(self) -> Desk {
-        if self.job.ledger.is_none() {
+        if self.job.ledger.is_none() && !self.job.datasets.is_empty() {
             let state = self.job.state.location.to_string();
             tracing::warn!(
                 state,
@@ -133,22 +134,18 @@ impl Desk {
         Event { recorded_at: self.now, request_id: request_id.clone(), fact }
     }
 
-    /// The requests that a command line names, by id or by person. One that is not in the ledger is a usage error, which tells its
-    /// place and never what was typed: it may be an identifier.
+    /// The requests that a command line names, by id or by person. Those that are not in the ledger are a usage error, which tells their
+    /// places and never what was typed: it may be an identifier.
     fn named(&self, texts: &[String]) -> Result<Vec<Text>> {
-        let mut ids = Vec::new();
-        for typed_in in &lines_of(texts)? {
+        let (mut ids, mut unknown) = (Vec::new(), Vec::new());
+        let typed_in = lines_of(texts)?;
+        for typed_in in &typed_in {
             let requests = self.ledger.requests();
             match who(&self.key, &typed_in.text, None)? {
-                Who::Request { id, hidden } => {
-                    let known = requests.get(&id).or_else(|| requests.get(&hidden));
-                    let request = known.ok_or_else(|| {
-                        let place = &typed_in.place;
-                        Error::usage(format!("the request named by {place} is not in the ledger; nothing was recorded"))
-                            .hint("`requests list` shows the ids; a person is named as KIND=VALUE")
-                    })?;
-                    ids.push(request.id.clone());
-                }
+                Who::Request { id, hidden } => match requests.get(&id).or_else(|| requests.get(&hidden)) {
+                    Some(request) => ids.push(request.id.clone()),
+                    None => unknown.push(&typed_in.place),
+                },
                 Who::Person(tags) => {
                     let before = ids.len();
                     ids.extend(requests_of(requests, &tags));
@@ -160,6 +157,10 @@ impl Desk {
                     }
                 }
             }
+        }
+        if !unknown.is_empty() {
+            return Err(Error::usage(not_in_ledger(&unknown, typed_in.len()))
+                .hint("`requests list` shows the ids; a person is named as KIND=VALUE"));
         }
         ids.sort();
         ids.dedup();
@@ -187,8 +188,8 @@ fn due_dates<'a>(regimes: &'a Regimes, regime: Option<&Text>) -> Result<Option<D
 }
 
 fn requests_of(requests: &Requests, tags: &[Tagged]) -> Vec<Text> {
-    let heads = tags.iter().map(|tagged| tagged.tag[..16].try_into().expect("half a tag"));
-    heads.flat_map(|head| requests.with_tag(head)).map(|number| requests.at(number).id.clone()).collect()
+    let having = tags.iter().flat_map(|tagged| requests.with_identifier(tagged));
+    having.map(|number| requests.at(number).id.clone()).collect()
 }
 
 /// Where something was typed in, counted from 1.
@@ -202,6 +203,22 @@ impl std::fmt::Display for Place {
         match self {
             Place::Argument(number) => write!(f, "argument {number}"),
             Place::Line(number) => write!(f, "line {number} of stdin"),
+        }
+    }
+}
+
+/// So many places are told one by one.
+const PLACES_TOLD: usize = 10;
+
+fn not_in_ledger(unknown: &[&Place], named: usize) -> String {
+    let told: Vec<String> = unknown.iter().take(PLACES_TOLD).map(ToString::to_string).collect();
+    let more = if unknown.len() > told.len() { ", ..." } else { "" };
+    let places = format!("{}{more}", told.join(", "));
+    match (unknown.len(), named) {
+        (1, 1) => "the request that was named is not in the ledger; nothing was recorded".to_owned(),
+        (1, _) => format!("the request named by {places} is not in the ledger; nothing was recorded"),
+        (count, _) => {
+            format!("{count} of the {named} requests named are not in the ledger ({places}); nothing was recorded")
         }
     }
 }
@@ -797,7 +814,7 @@ async fn status(common: &Common, desk: &Desk, fail_on_overdue: bool, due_within:
     }
     lines.extend(sources.iter().take(SOURCES_SHOWN).map(|(source, states)| {
         let open: u64 = states.iter().filter(|(state, _)| state.is_open()).map(|(_, count)| count).sum();
-        format!("{:>10}  from {source}, {open} of them open", states.values().sum::<u64>())
+        format!("{:>10}  from {source}, {open} of them to be removed", states.values().sum::<u64>())
     }));
     if sources.len() > SOURCES_SHOWN {
         lines.push(format!("{:>10}  and {} more sources; --json lists all", "", sources.len() - SOURCES_SHOWN));

@@ -117,6 +117,7 @@ impl Session {
         // An empty `LAKESCRUB_SET` is none.
         let set: Vec<String> = common.set.iter().filter(|set| !set.is_empty()).cloned().collect();
         let job = Job::read(path, &set)?;
+        job.check_datasets()?;
         for key in [&job.state.signing_key, &job.state.tag_key] {
             keys::open_to_others(key).into_iter().for_each(|warning| tracing::warn!("{warning}"));
         }
@@ -206,7 +207,8 @@ impl Session {
                         let opening = ledger_run::open(&self.job, &self.stores, &key, now);
                         // The verifier reads it by itself at the same time. What it cannot read it is asked for again, once the ledger is believed.
                         let reading = verify::read_ledger(&self.job, &self.stores, now, withheld);
-                        let (ledger, ahead) = tokio::join!(opening, reading);
+                        let both = async { Ok(tokio::join!(opening, reading)) };
+                        let (ledger, ahead) = self.stop.unless(both).await?;
                         (ledger?, ahead.unwrap_or(None))
                     }
                 };

@@ -321,7 +321,7 @@ async fn inspect_object(
 /// Asking may take a Polars expression, which must not run on a thread of the runtime.
 async fn names(dataset: &DatasetSpec, object: &Object, asked: &Arc<Asked>) -> Result<Residues, Fault> {
     let (root, location, asked) = (dataset.scope.root().clone(), object.location.clone(), asked.clone());
-    let named = tokio::task::spawn_blocking(move || verify_names::named(&root, &location, &asked)).await;
+    let named = tokio::task::spawn_blocking(move || verify_names::named(&root, &location, asked.as_ref())).await;
     let named = named.map_err(|error| Fault::from_join(&error))??;
     // The others are hidden where the name is shown, and no reason to act.
     Ok(Residues::of_name(named.into_iter().filter(|named| named.is_certain).collect()))

@@ -14,6 +14,7 @@ use crate::store::Location;
 use crate::verify_list::Asked;
 use crate::verify_normalise::{canonicals, digests};
 use crate::verify_tokens::{Around, Look, percent_decoded, stands_alone};
+use crate::verify_words::Hit;
 
 /// The part of the name below the root, and where in the whole name it starts.
 fn below(root: &Location, location: &Location) -> (usize, String) {
@@ -57,15 +58,46 @@ pub fn partition_names(root: &Location, location: &Location) -> Vec<String> {
 
 /// Whether `column` is one of the partition columns `names`.
 pub fn names(names: &[String], column: &ColumnPath) -> bool {
+    names.iter().any(|name| is_named(name, column))
+}
+
+/// Whether `column` is the partition column `name`.
+pub fn is_named(name: &str, column: &ColumnPath) -> bool {
     match column.0.as_slice() {
-        [name] => names.iter().any(|known| known.to_lowercase() == name.to_lowercase()),
+        [own] => own.to_lowercase() == name.to_lowercase(),
         _ => false,
+    }
+}
+
+/// Whoever knows what is listed: the verifier by its own reading of the lists, or the gate, whose names are judged by the same steps.
+pub trait KnowsListed {
+    /// By what a partition's value is listed, for every column of that name that a rule of its own matches.
+    fn in_partition(&self, name: &str, value: &Series) -> PolarsResult<Vec<(Kind, Option<Hashed>)>>;
+
+    /// The listed identifiers of distinctive kinds that stand in the texts.
+    fn in_texts(&self, texts: &[&[u8]]) -> PolarsResult<Vec<Hit>>;
+}
+
+impl KnowsListed for Asked {
+    fn in_partition(&self, name: &str, value: &Series) -> PolarsResult<Vec<(Kind, Option<Hashed>)>> {
+        let mut listed = Vec::new();
+        for (number, column) in self.rules.columns.iter().enumerate() {
+            if is_named(name, column) && !self.suppressed.listed(&self.rules, number, value)?.is_empty() {
+                let kind = self.rules.kinds(number).next();
+                listed.push(kind.map_or((Kind::Text, None), |(kind, hashed)| (kind.clone(), hashed)));
+            }
+        }
+        Ok(listed)
+    }
+
+    fn in_texts(&self, texts: &[&[u8]]) -> PolarsResult<Vec<Hit>> {
+        self.suppressed.tokens(texts, Around::Text)
     }
 }
 
 /// The listed identifiers in an object's name; those that are not certain stand inside a longer word that may be another
 /// person's. Ranges are of the parts to hide: a partition's value, or a whole segment.
-pub fn named(root: &Location, location: &Location, asked: &Asked) -> PolarsResult<Vec<Named>> {
+pub fn named(root: &Location, location: &Location, asked: &dyn KnowsListed) -> PolarsResult<Vec<Named>> {
     let (start, text) = below(root, location);
     let mut found = Vec::new();
     let mut add = |range: Range<usize>, kind: &'static str, digest: [u8; 32], is_certain: bool| {
@@ -73,22 +105,14 @@ pub fn named(root: &Location, location: &Location, asked: &Asked) -> PolarsResul
     };
     let partitions = partitions(&text);
     for (name, range) in &partitions {
-        for (number, column) in asked.rules.columns.iter().enumerate() {
-            if !names(std::slice::from_ref(name), column) {
-                continue;
-            }
-            let value = Series::new("v".into(), [decoded(&text[range.clone()])]);
-            if asked.suppressed.listed(&asked.rules, number, &value)?.is_empty() {
-                continue;
-            }
-            let kind = asked.rules.kinds(number).next();
-            let (kind, hashed) = kind.map_or((&Kind::Text, None), |(kind, hashed)| (kind, hashed));
-            add(range.clone(), kind.name(), digest(kind, hashed, &value)?, true);
+        let value = Series::new("v".into(), [decoded(&text[range.clone()])]);
+        for (kind, hashed) in asked.in_partition(name, &value)? {
+            add(range.clone(), kind.name(), digest(&kind, hashed, &value)?, true);
         }
     }
     let parts: Vec<Range<usize>> = segments(&text).collect();
     let texts: Vec<&[u8]> = parts.iter().map(|range| text[range.clone()].as_bytes()).collect();
-    for hit in asked.suppressed.tokens(&texts, Around::Text)? {
+    for hit in asked.in_texts(&texts)? {
         let value = Series::new("v".into(), [hit.token.as_str()]);
         let segment = parts[hit.text].clone();
         let folder = partitions.iter().find(|(_, value)| value.end == segment.end && value.start >= segment.start);

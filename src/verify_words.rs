@@ -59,6 +59,7 @@ pub(crate) fn looks_of(kind: &Kind) -> &'static [Look] {
     }
 }
 
+/// How its digests look in running text.
 pub(crate) fn look_of(hashed: Hashed) -> Look {
     match hashed {
         Hashed::Sha256Hex => Look::Hex64,

@@ -84,6 +84,8 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "request_export",
             "drop",
             "drop_consumers",
+            "gate_scope",
+            "gate_names",
             "gate",
             "session",
             "run",

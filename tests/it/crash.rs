@@ -176,6 +176,21 @@ fn verify_leaves_what_a_killed_scrub_began_to_the_next_scrub() {
 }
 
 #[test]
+fn no_run_leaves_the_folder_of_its_journal() {
+    let lake = Lake::of_customers(&["ada@example.com"]);
+    lake.write("lake/x.csv", "email\nada@example.com\nbob@example.com\n");
+    let left = || std::fs::read_dir(lake.path().join(".lakescrub/journal")).map_or(0, Iterator::count);
+    lake.run(&["scrub", "job.toml", "--set", "guard.max_fraction=0.0"]).exits(10);
+    assert_eq!(left(), 0);
+    // One of an earlier version's goes with it, and what holds something stays.
+    std::fs::create_dir_all(lake.path().join(".lakescrub/journal/20260101T000000Z-1")).unwrap();
+    lake.write(".lakescrub/journal/other/notes.txt", "kept");
+    lake.run(&["scrub", "job.toml", "--set", "guard.max_fraction=1.0"]).exits(0);
+    assert_eq!(left(), 1);
+    assert_eq!(lake.text(".lakescrub/journal/other/notes.txt"), "kept");
+}
+
+#[test]
 fn an_object_whose_name_is_hidden_is_found_again_after_a_kill() {
     // Dropped for its name, and killed before, after and after the confirmation of the drop.
     for entry in 1..4 {

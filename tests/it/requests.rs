@@ -11,6 +11,7 @@ use lakescrub::ledger_event::{Event, Fact, Tagged};
 use lakescrub::signature::TagKey;
 use lakescrub::store::Location;
 use lakescrub::store::local::LocalStore;
+use md5::Md5;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -122,11 +123,81 @@ fn without_names_all_lists_of_the_job_are_imported_and_files_are_read_by_their_c
 }
 
 #[test]
+fn a_job_without_datasets_takes_requests_in_and_looks_at_no_data() {
+    let lake = lake();
+    let (lists, _) = JOB.split_once("[[dataset]]").unwrap();
+    let (files, _) = lists.split_once("[[list]]\nname = \"all\"").unwrap();
+    let drop = format!("{lists}[drop]\nbroker_id = \"4821\"\n");
+    for (name, job) in [("files.toml", files), ("intake.toml", drop.as_str())] {
+        lake.write(name, job);
+        for args in [
+            &["requests", "import", name][..],
+            &["requests", "add", name, "email=zoe@example.com"],
+            &["requests", "list", name],
+            &["requests", "status", name],
+            &["requests", "export", name],
+        ] {
+            let ran = lake.run(args).exits(0);
+            assert!(!ran.stderr.contains("WARN"), "{args:?}: {}", ran.stderr);
+        }
+        for args in
+            [&["scrub", name][..], &["plan", name], &["verify", name], &["check", name], &["gate", name, "lake/x.csv"]]
+        {
+            lake.run(args).exits(2).says(&["the job has no [[dataset]]", "takes requests in"]);
+        }
+    }
+    // What nobody could have looked for is not answered as not found.
+    lake.run(&["drop", "answer", "intake.toml", "--out", "out"]).exits(2).says(&["the job has no [[dataset]]"]);
+    assert!(!lake.path().join("out").exists());
+    lake.run(&["drop", "import", "intake.toml", "20260812_4821_DROP.zip"])
+        .exits(2)
+        .says(&["cannot read 20260812_4821_DROP.zip: there is no such file"]);
+    // Whoever has datasets and does not read the ledger is told.
+    let (_, dataset) = JOB.split_once("[[dataset]]").unwrap();
+    lake.write("blind.toml", format!("{files}[[dataset]]{dataset}"));
+    lake.run(&["requests", "import", "blind.toml"]).exits(0).says(&["the runs of this job do not read the ledger"]);
+    // And the job beside it removes.
+    lake.write("lake/x.csv", "email\nzoe@example.com\ndan@example.com\n");
+    lake.run(&["scrub", "job.toml"]).exits(0);
+    assert_eq!(lake.text("lake/x.csv"), "email\ndan@example.com\n");
+}
+
+#[test]
+fn an_id_that_spells_its_row_or_a_hash_is_not_shown() {
+    let lake = lake();
+    lake.write("lake/none.csv", "email\n");
+    let md5 = |text: &str| Md5::digest(text);
+    let ids = [
+        format!("customer_number_{}", hex::encode(md5("ann@x.org"))),
+        BASE64_STANDARD.encode(hex::encode(Sha256::digest("ann@x.org"))),
+        "ann%2540x.org".to_owned(),
+        BASE64_STANDARD.encode(md5("Ann@x.org")),
+        BASE64_STANDARD.encode(md5("+14155559317")),
+        BASE64_STANDARD.encode(md5("(415) 555-9317")),
+        hex::encode(md5("dan@x.org")),
+    ];
+    let rows: Vec<String> =
+        ids.iter().zip(1..).map(|(id, number)| format!("{id},Ann@x.org,(415) 555-9317,{number}\n")).collect();
+    let rows = rows.concat().replace("Ann@x.org,(415) 555-9317,7", "zoe@x.org,4155550000,7");
+    lake.write("ids.csv", format!("request_id,email,phone,n\n{rows}"));
+    import(&lake, &["ids.csv", "--column", "email=email", "--column", "phone=phone", "--id-column", "request_id"]);
+    let shown: Vec<String> = requests(&lake).iter().map(|request| request["request_id"].to_string()).collect();
+    assert_eq!(shown.len(), ids.len(), "{shown:?}");
+    assert!(shown.iter().all(|id| id.starts_with("\"id-")), "{shown:?}");
+    // The original names it all the same, and typed in it is the same request.
+    lake.run(&["requests", "withdraw", "job.toml", &ids[3]]).exits(0);
+    let add = ["requests", "add", "job.toml", "email=Ann@x.org", "--request-id", &ids[3], "--json"];
+    let told = lake.run(&add).exits(0).json();
+    assert!(shown.contains(&told["request_ids"][0].to_string()), "{told}");
+}
+
+#[test]
 fn a_list_that_cannot_become_tags_is_refused_with_its_place() {
     let lake = lake();
     lake.write("md5.csv", "h\n0123456789abcdef0123456789abcdef\n");
-    let cases: [(&[&str], &[&str]); 6] = [
-        (&["nothing.csv"], &["nothing.csv", "does not exist"]),
+    let cases: [(&[&str], &[&str]); 7] = [
+        (&["nothing.csv"], &["nothing.csv is no list of the job, and there is no such file", "lists: crm, broker"]),
+        (&["crn"], &["crn is no list of the job, and there is no such file"]),
         (&["md5.csv"], &["md5.csv is no list of the job", "--column COLUMN=KIND"]),
         (&["md5.csv", "--column", "h=email:md5-hex"], &["holds md5-hex, from which no tag can be made"]),
         (&["md5.csv", "--column", "h"], &["--column h is not COLUMN=KIND"]),
@@ -164,6 +235,12 @@ fn a_withdrawal_is_recorded_survives_the_next_import_and_erases_nothing() {
     lake.run(&["requests", "withdraw", "job.toml", "R2", "R99"])
         .exits(2)
         .says(&["the request named by argument 2 is not in the ledger"]);
+    lake.run(&["requests", "withdraw", "job.toml", "R98", "R2", "R99"])
+        .exits(2)
+        .says(&["2 of the 3 requests named are not in the ledger (argument 1, argument 3)"]);
+    lake.run(&["requests", "exempt", "job.toml", "R98", "--ground", "tax"])
+        .exits(2)
+        .says(&["the request that was named is not in the ledger"]);
     // A later asking opens it again.
     lake.write("crm.csv", "id,asked,email\nR1,2026-10-01,ada@example.com\n");
     assert_eq!(import(&lake, &["crm"])["added"], 1);
@@ -677,7 +754,7 @@ fn what_was_typed_is_not_said_or_kept_in_clear() {
     let ran = lake.run(&["requests", "exempt", "job.toml", "ada at home", "--ground", "tax", "--json"]).exits(2);
     assert!(!(ran.stderr + &ran.stdout).contains("ada at home"));
     // An id that is the new request's own identifier, or its MD5, is a tag; its owner still knows it.
-    let md5 = "5c9f1fd7c3b3d3e0c5f0f1f0a6c2c2a5";
+    let uuid = "5c9f1fd7c3b343e085f0f1f0a6c2c2a5";
     for (identifier, id) in [
         ("phone=+1 (415) 555-9317", "4155559317".to_owned()),
         ("text=member 4711", "member 4711".to_owned()),
@@ -690,9 +767,12 @@ fn what_was_typed_is_not_said_or_kept_in_clear() {
         assert!(!listed.contains(&id), "{identifier}");
         lake.run(&["requests", "withdraw", "job.toml", &id]).exits(0);
     }
-    // Any other 32 hex digits are somebody's request numbers.
-    lake.run(&["requests", "add", "job.toml", "email=moe@example.com", "--request-id", md5]).exits(0);
-    assert!(states(&lake).contains(&format!("{md5} open")), "{:?}", states(&lake));
+    // A UUID is somebody's request number; other 32 hex digits may be anybody's hash.
+    lake.run(&["requests", "add", "job.toml", "email=moe@example.com", "--request-id", uuid]).exits(0);
+    assert!(states(&lake).contains(&format!("{uuid} open")), "{:?}", states(&lake));
+    let other = "5c9f1fd7c3b3d3e0c5f0f1f0a6c2c2a5";
+    let ran = lake.run(&["requests", "add", "job.toml", "email=joe@example.com", "--request-id", other]).exits(0);
+    assert!(!ran.stdout.contains(other), "{}", ran.stdout);
 }
 
 #[tokio::test]
