@@ -554,6 +554,12 @@ impl Requests {
         exempt.filter_map(|request| request.exempted.as_ref()?.until).min()
     }
 
+    /// The last second at which that set was another one, by the same events: an exemption that has ended was still in force.
+    pub fn stands_since(&self, now: Timestamp) -> Option<Timestamp> {
+        let free = self.requests.iter().filter(|request| !request.is_exempt(now));
+        free.filter_map(|request| request.exempted.as_ref()?.until).max()
+    }
+
     /// Whether the event says something that is not known yet.
     pub fn is_news(&self, event: &Event) -> bool {
         let Some(request) = self.get(&event.request_id) else {
