@@ -7,16 +7,16 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 
 use crate::deadline::{DueDates, Received, Since};
 use crate::error::{Error, Result};
 use crate::identifier::{Canonical, HashFunction, Hashed, Kind, Value, plain_decimal};
 use crate::job::{Job, ListColumn, ListFormat, ListSpec, scope_of};
-use crate::ledger_event::{Event, Fact, Tagged, Text};
+use crate::ledger_event::{Event, Fact, Tagged, Text, last_moment};
 use crate::ledger_fold::{Request, Requests, derived_id};
 use crate::meter::Meter;
 use crate::request::{self, Entry, ListReport};
@@ -109,7 +109,8 @@ async fn read_one(
     list.columns.extend(list.request_id.clone().map(text));
     list.columns.extend(list.received_at.clone().map(text));
     let (has_id, has_time) = (list.request_id.is_some(), list.received_at.is_some());
-    let (mut rows, mut bad_time, mut number) = (Vec::new(), None, 0u64);
+    let (mut rows, mut bad_time, mut ahead, mut number) = (Vec::new(), None, None, 0u64);
+    let now = clock();
     let mut each = |entry: Entry<'_>| {
         number += 1;
         let mut more = entry.cells[identifiers..].iter().copied();
@@ -118,6 +119,9 @@ async fn read_one(
         let received_at = raw_time.map(|raw| std::str::from_utf8(raw).ok().and_then(when));
         if received_at == Some(None) {
             bad_time.get_or_insert(number);
+        }
+        if received_at.flatten().is_some_and(|received| is_ahead(received, now)) {
+            ahead.get_or_insert(number);
         }
         let columns = entry.list.columns[..identifiers].iter();
         let cells = columns.zip(entry.cells).filter_map(|(column, cell)| Some((column, (*cell)?)));
@@ -149,6 +153,13 @@ async fn read_one(
         let column = one.lists[0].received_at.as_deref().unwrap_or_default();
         return Err(Error::usage(format!("list {name}: {uri}: {column} of entry {number} is no date or time"))
             .hint("RFC 3339, YYYY-MM-DD, YYYY-MM-DD HH:MM:SS (UTC) and Unix seconds are read"));
+    }
+    if let Some(number) = ahead {
+        let (name, uri) = (&report.name, &report.uri);
+        let column = one.lists[0].received_at.as_deref().unwrap_or_default();
+        let what = format!("{column} of entry {number} lies more than a day ahead");
+        return Err(Error::usage(format!("list {name}: {uri}: {what}; nothing was recorded"))
+            .hint("nobody has asked yet at a time to come, and no withdrawal would be later; is the clock right?"));
     }
     Ok(TaggedList { report, rows })
 }
@@ -541,10 +552,17 @@ pub fn moment(text: &str) -> Option<Timestamp> {
 
 /// The moment that the ledger keeps; a date alone begins at midnight UTC.
 pub fn time_of(received: Received) -> Timestamp {
-    match received {
+    let time = match received {
         Received::At(time) => time,
         Received::On(date) => date.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |zoned| zoned.timestamp()),
-    }
+    };
+    time.min(last_moment())
+}
+
+/// Whether that is more than a day ahead of `now`: by so much clocks and time zones may differ, and no asking has come by then.
+pub fn is_ahead(received: Received, now: Timestamp) -> bool {
+    let latest = now.checked_add(SignedDuration::from_hours(24));
+    latest.is_ok_and(|latest| time_of(received) > latest)
 }
 
 /// A date or a time as lists spell them; what has no zone is UTC. Midnight that is written out is a time like any other.
