@@ -229,7 +229,8 @@ impl TaggedList {
     }
 
     /// How many rows ask for somebody who opted in again, and tell no time from which it follows that they asked later: those with an
-    /// identifier that is news and another that is withdrawn, and those of the very day of the withdrawal. Nobody is deleted on a guess.
+    /// identifier that is news and another that is withdrawn, those with one that their request turns away, and those of the very day of
+    /// the withdrawal. Nobody is deleted on a guess.
     pub fn not_heard(&self, known: &Requests) -> usize {
         self.rows.iter().filter(|row| is_not_heard(row, known)).count()
     }
@@ -281,7 +282,8 @@ fn is_not_heard(row: &TaggedRow, known: &Requests) -> bool {
     let received_at = row.received_at.map(time_of);
     let is_let_go = |request: &Request| request.withdrawn_at.is_some_and(|withdrawn| received_at <= Some(withdrawn));
     if let Some(named) = row.request_id.as_deref().and_then(|id| known.get(id)) {
-        return is_of_the_day(row, named);
+        let is_turned_away = |tagged: &Tagged| known.turns_away(named, tagged, "", received_at);
+        return is_of_the_day(row, named) || row.identifiers.iter().any(is_turned_away);
     }
     let first = row.identifiers.first();
     if row.request_id.as_deref().zip(first).is_none_or(|(id, first)| *id != *derived_id(&first.tag)) {

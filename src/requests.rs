@@ -469,6 +469,12 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
     let Appended { events, known } = desk.append(events).await?;
     let appended = Appended { events: rekeyed + events, known };
     desk.refresh_probe(appended.events).await;
+    if desk.ledger.requests().asking_for(&row.identifiers).is_none() {
+        tracing::warn!(
+            "the person opted in again, and the time is not later: nobody asks for what stays withdrawn; name the time of the new asking \
+             with --received-at"
+        );
+    }
     // Without an id of its own the person may be known under another request.
     let mut ids = match desk.ledger.requests().get(&id) {
         Some(_) => vec![id],
