@@ -4,7 +4,7 @@
 //! Invariant: a download is read to its end and found whole before anything is recorded, and kept before it is used, for later
 //! downloads hold only what is new.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
@@ -16,14 +16,15 @@ use crate::cli::{Common, DropCommand};
 use crate::deadline::{Due, NoDue, Received};
 use crate::drop_answer::{Answers, answers};
 use crate::drop_files::{
-    ArchiveName, Content, FileSummary, ListType, Status, WorkItem, encrypt_archive, read_download, write_upload,
+    ArchiveName, Content, FileSummary, ListType, Status, WorkItem, WorkItemId, encrypt_archive, read_download,
+    write_upload,
 };
 use crate::error::{Error, Exit, Result};
 use crate::job::{DropSpec, MatchRule};
 use crate::ledger::Appended;
 use crate::ledger_event::{DueDate, Event, Fact, Text};
 use crate::ledger_run;
-use crate::request_import::tagged;
+use crate::request_import::{is_ahead, tagged};
 use crate::requests::Desk;
 use crate::run::{exit_json, print_json, print_lines};
 use crate::show::counted;
@@ -119,15 +120,20 @@ struct Imported {
 async fn import(common: &Common, mut desk: Desk, zip: &Path) -> Result<Exit> {
     let spec = settings(&desk)?;
     let download = Download::open(zip, &spec.broker_id)?;
+    if is_ahead(Received::On(download.archive.date), desk.now) {
+        return Err(Error::usage(format!("{} is dated more than a day ahead; nothing was recorded", download.archive))
+            .hint("what it cancels would stay so whoever asks before that day; is the clock right?"));
+    }
     let archived = archive(&desk, &spec, &download).await?;
     let received = Received::On(download.archive.date);
     let due = desk.job.regimes.due(REGIME, received);
     let mut items = Vec::new();
     // Twelve bytes of id, a digest and a tag each: a download of millions is some hundred megabytes at most.
     download.each_item(&mut |item| items.push(item))?;
-    // A removal finds its request, wherever in the download that is listed.
-    items.sort_by_key(|item| item.is_removed);
+    // Removals first: were they behind what is listed and the import killed in between, the next run would delete whom they cancel.
+    items.sort_by_key(|item| !item.is_removed);
     check_permanent(&desk, &items)?;
+    let listed_too = check_itself(&items)?;
     let mut imported = Imported::default();
     let receipt = Receipt {
         source: download.archive.to_string().into(),
@@ -136,7 +142,7 @@ async fn import(common: &Common, mut desk: Desk, zip: &Path) -> Result<Exit> {
         due: due.as_ref().ok().map(|due| DueDate { at: due.date, how: due.how.as_str().into() }),
     };
     for items in items.chunks(ITEMS_A_TIME) {
-        record(&mut desk, &download, &receipt, items, &mut imported).await?;
+        record(&mut desk, &download, &receipt, (items, &listed_too), &mut imported).await?;
     }
     desk.begin(&receipt.source, &receipt.list_digest).await?;
     desk.refresh_probe(imported.added + imported.withdrawn + imported.removals_unknown).await;
@@ -165,6 +171,24 @@ fn check_permanent(desk: &Desk, items: &[WorkItem]) -> Result<()> {
     }
 }
 
+/// That a download says of no work item what it denies elsewhere. Gives the removals of items that it lists as well.
+fn check_itself(items: &[WorkItem]) -> Result<HashSet<WorkItemId>> {
+    let (removed, listed): (Vec<&WorkItem>, Vec<&WorkItem>) = items.iter().partition(|item| item.is_removed);
+    let removed: HashMap<WorkItemId, &WorkItem> = removed.into_iter().map(|item| (item.id, item)).collect();
+    let mut listed_too = HashSet::new();
+    for (item, removal) in listed.into_iter().filter_map(|item| Some((item, removed.get(&item.id)?))) {
+        if (item.list_type, item.sha256) != (removal.list_type, removal.sha256) {
+            let id = item.id.as_str();
+            return Err(Error::usage(format!(
+                "work item {id} is listed and removed with another hash or list type; nothing was recorded"
+            ))
+            .hint("ids never change: was the file edited?"));
+        }
+        listed_too.insert(item.id);
+    }
+    Ok(listed_too)
+}
+
 /// What all work items of a download have in common: millions share it.
 struct Receipt {
     source: Text,
@@ -173,39 +197,44 @@ struct Receipt {
     due: Option<DueDate>,
 }
 
-/// Records some work items. A removal counts from the download's date on, and is recorded of unknown ones as well: an older download that
-/// lists them may be imported later.
+/// Records some work items, removals before what is listed. A removal counts from the download's date on, and is recorded of unknown ones
+/// as well: this download may list them (`listed_too`), or an older one that is imported later.
 async fn record(
     desk: &mut Desk,
     download: &Download<'_>,
     receipt: &Receipt,
-    items: &[WorkItem],
+    (items, listed_too): (&[WorkItem], &HashSet<WorkItemId>),
     imported: &mut Imported,
 ) -> Result<()> {
     let received_at = desk.job.regimes.start_of(download.archive.date);
     let recorded_at = desk.now;
+    // The same download once more, by a job of another time zone: it asks for nobody later than it did.
+    let asked_at = |item: &WorkItem| {
+        let known = desk.ledger.requests().get(item.id.as_str());
+        known.filter(|request| request.source == receipt.source).and_then(|request| request.received_at).or(received_at)
+    };
     let event = |item: &WorkItem, fact| Event { recorded_at, request_id: item.id.as_str().into(), fact };
     let received = |item: &WorkItem| Fact::Received {
         identifier: tagged(&desk.key, item.list_type.kind().name(), &item.sha256),
         source: receipt.source.clone(),
-        received_at,
+        received_at: asked_at(item),
         regime: Some(receipt.regime.clone()),
         due: receipt.due.clone(),
         list_digest: Some(receipt.list_digest.clone()),
     };
     let listed = items.iter().filter(|item| !item.is_removed);
     let events: Vec<Event> = listed.map(|item| event(item, received(item))).collect();
-    let Appended { events: added, known } = desk.append(events).await?;
-    (imported.added, imported.known) = (imported.added + added, imported.known + known);
     let removed: Vec<&WorkItem> = items.iter().filter(|item| item.is_removed).collect();
     let requests = desk.ledger.requests();
-    let (there, unknown): (Vec<&WorkItem>, Vec<&WorkItem>) =
-        removed.into_iter().partition(|item| requests.get(item.id.as_str()).is_some());
+    let is_known = |item: &&WorkItem| listed_too.contains(&item.id) || requests.get(item.id.as_str()).is_some();
+    let (there, unknown): (Vec<&WorkItem>, Vec<&WorkItem>) = removed.into_iter().partition(is_known);
     let withdrawn = Fact::Withdrawn { source: format!("{} Removed", receipt.source).into(), at: received_at };
     let [there, unknown] = [there, unknown]
         .map(|items| items.into_iter().map(|item| event(item, withdrawn.clone())).collect::<Vec<Event>>());
     imported.withdrawn += desk.append(there).await?.events;
     imported.removals_unknown += desk.append(unknown).await?.events;
+    let Appended { events: added, known } = desk.append(events).await?;
+    (imported.added, imported.known) = (imported.added + added, imported.known + known);
     Ok(())
 }
 

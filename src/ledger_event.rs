@@ -636,8 +636,16 @@ fn count_column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a Int64Array
     column(batch, name)?.as_primitive_opt::<Int64Type>().ok_or_else(|| format!("column {name} holds no counts"))
 }
 
+/// Earlier versions wrote fractions of the calendar's last second, which count as out of range but for a constructor of two parts.
 fn moment(micros: i64) -> Result<Timestamp, String> {
-    Timestamp::from_microsecond(micros).map_err(|_| "holds a time out of range".to_owned())
+    let (second, rest) = (micros.div_euclid(1_000_000), micros.rem_euclid(1_000_000));
+    let in_last = |_| Timestamp::new(second, (rest * 1000) as i32);
+    Timestamp::from_microsecond(micros).or_else(in_last).map_err(|_| "holds a time out of range".to_owned())
+}
+
+/// The last time that every reader of the ledger knows; a date behind it means for ever.
+pub fn last_moment() -> Timestamp {
+    Timestamp::from_second(Timestamp::MAX.as_second()).expect("a second of the calendar")
 }
 
 /// Takes the events of a batch behind those of the segment that is `open`, and gives away each segment that has ended.
@@ -742,6 +750,20 @@ mod tests {
         let decoded = decode(bytes, &mut Interner::default()).unwrap();
         let last = segments().iter().fold([9; 32], |before, segment| segment.digest(&before));
         assert_eq!(decoded, Decoded { previous: [9; 32], last, segments: segments() });
+    }
+
+    /// Earlier versions wrote the last moment of the calendar with its fraction.
+    #[test]
+    fn a_fraction_of_the_last_second_is_read_again() {
+        let last = Timestamp::new(Timestamp::MAX.as_second(), 999_999_000).unwrap();
+        let fact = Fact::Exempted { ground: text("tax"), until: Some(last) };
+        let segment = Segment {
+            sequence: 1,
+            key_id: text("k1"),
+            events: vec![Event { recorded_at: last, request_id: text("r"), fact }],
+        };
+        let decoded = decode(encode(std::slice::from_ref(&segment), &[0; 32]).unwrap(), &mut Interner::default());
+        assert_eq!(decoded.unwrap().segments, [segment]);
     }
 
     #[test]

@@ -559,6 +559,12 @@ impl Requests {
         exempt.filter_map(|request| request.exempted.as_ref()?.until).min()
     }
 
+    /// The last second at which that set was another one, by the same events: an exemption that has ended was still in force.
+    pub fn stands_since(&self, now: Timestamp) -> Option<Timestamp> {
+        let free = self.requests.iter().filter(|request| !request.is_exempt(now));
+        free.filter_map(|request| request.exempted.as_ref()?.until).max()
+    }
+
     /// Whether the event says something that is not known yet.
     pub fn is_news(&self, event: &Event) -> bool {
         let Some(request) = self.get(&event.request_id) else {
@@ -579,7 +585,8 @@ impl Requests {
         };
         match &event.fact {
             Fact::Received { identifier, source, received_at, due, .. } => {
-                !self.identifiers(request).any(|known| known == identifier)
+                let has_it = self.identifiers(request).any(|known| known == identifier);
+                !(has_it || self.turns_away(request, identifier, source, *received_at))
                     || is_asked_anew(request, *received_at)
                     || is_listed_later(request, source, *received_at)
                     || is_due_earlier(request, due.as_ref())
@@ -617,6 +624,35 @@ impl Requests {
             Fact::Found { .. } => request.was_not_found(),
             Fact::Imported { .. } => false,
         }
+    }
+
+    /// Whether this identifier, which the request has not, is not to be hung onto it, because somebody opted in again and the asking tells
+    /// no later time. On a withdrawn request nobody would ask for it, though nobody withdrew it; and on an open one that has no id of its
+    /// own what was withdrawn would be asked for once more. An id of a list is asked for by that list.
+    pub fn turns_away(
+        &self,
+        request: &Request,
+        identifier: &Tagged,
+        source: &str,
+        received_at: Option<Timestamp>,
+    ) -> bool {
+        let is_let_go = |request: &Request| request.withdrawn_at.is_some() && !is_asked_anew(request, received_at);
+        if self.identifiers(request).any(|known| known == identifier) {
+            return false;
+        }
+        if request.withdrawn_at.is_none() {
+            let mut holding = self.with_tag(head(&identifier.tag)).map(|number| self.at(number)).peekable();
+            return request.id.starts_with(DERIVED) && holding.peek().is_some() && holding.all(is_let_go);
+        }
+        // Of a work item the download may come that its cancellation came before.
+        let is_first = request.entries.is_none() && request.stale_tags == 0;
+        is_let_go(request) && !is_first && !source.ends_with(DOWNLOAD) && !self.may_make_up(request, &identifier.kind)
+    }
+
+    /// Whether one more identifier of this kind may be one that the request has under another key.
+    fn may_make_up(&self, request: &Request, kind: &Text) -> bool {
+        let number = self.by_id.get(&request.id);
+        !self.is_rekeyed && number.is_some_and(|number| self.makes_up(*number, kind, None))
     }
 
     /// For each of these identifiers a request that asks for it; `None`: of some of them there is none.

@@ -1,7 +1,7 @@
 //! The ledger's identifiers as a file that is mapped, not read: what lets the gate start in an instant.
 //!
 //! ```text
-//! STATE/probe/ledger.tags    magic │ segments │ digest of the chain │ last second │ numbers │ digest of the listing │ seal │ bytes of the
+//! STATE/probe/ledger.tags    magic │ segments │ digest of the chain │ last second │ numbers │ second before the first │ digest of the listing │ seal │ bytes of the
 //!                            first table │ table of who is asked for │ table of who is let go
 //! ```
 //! The tables are [`crate::tag_table`]'s. The file says nothing that the ledger does not: where it is missing, behind or damaged, the
@@ -24,11 +24,12 @@ use crate::signature::TagKey;
 use crate::store::{self, Location, Precondition, Store};
 use crate::tag_table::TagTable;
 
-const MAGIC: &[u8; 16] = b"lakescrub tags 3";
-const LISTING: std::ops::Range<usize> = 72..104;
-const SEAL: std::ops::Range<usize> = 104..136;
-const FIRST_TABLE: std::ops::Range<usize> = 136..144;
-const HEADER_BYTES: usize = 144;
+const MAGIC: &[u8; 16] = b"lakescrub tags 4";
+const SINCE: std::ops::Range<usize> = 65..73;
+const LISTING: std::ops::Range<usize> = 80..112;
+const SEAL: std::ops::Range<usize> = 112..144;
+const FIRST_TABLE: std::ops::Range<usize> = 144..152;
+const HEADER_BYTES: usize = 152;
 
 /// Who is asked for, and what it was taken from.
 #[derive(Debug, Clone)]
@@ -43,6 +44,8 @@ pub struct ProbeTable {
     pub has_numbers: bool,
     /// An exemption ends after this second.
     valid_until: Option<Timestamp>,
+    /// Another ended after this one: a clock may go back, or `--now`.
+    valid_since: Option<Timestamp>,
 }
 
 fn place(state: &Location) -> Location {
@@ -62,7 +65,14 @@ impl ProbeTable {
             listing: ledger.listing(),
             has_numbers: requests.has_kind(NUMBER_OF_TEXT),
             valid_until: requests.stands_until(now),
+            valid_since: requests.stands_since(now),
         }
+    }
+
+    /// Whether no exemption begins or ends between `now` and the time that it was made at.
+    fn is_of(&self, now: Timestamp) -> bool {
+        self.valid_until.is_none_or(|until| now.as_second() <= until.as_second())
+            && self.valid_since.is_none_or(|since| now.as_second() > since.as_second())
     }
 
     /// As they are asked of values.
@@ -78,6 +88,8 @@ impl ProbeTable {
         let until = self.valid_until.map_or(i64::MAX, Timestamp::as_microsecond);
         bytes.extend_from_slice(&until.to_le_bytes());
         bytes.push(u8::from(self.has_numbers));
+        let since = self.valid_since.map_or(i64::MIN, Timestamp::as_microsecond);
+        bytes.extend_from_slice(&since.to_le_bytes());
         bytes.resize(HEADER_BYTES, 0);
         bytes[LISTING].copy_from_slice(&self.listing);
         bytes[FIRST_TABLE].copy_from_slice(&(self.table.bytes().len() as u64).to_le_bytes());
@@ -109,6 +121,9 @@ impl ProbeTable {
             has_numbers: header[64] != 0,
             valid_until: Some(until)
                 .filter(|until| *until != i64::MAX)
+                .and_then(|it| Timestamp::from_microsecond(it).ok()),
+            valid_since: Some(i64::from_le_bytes(eight(SINCE.start)))
+                .filter(|since| *since != i64::MIN)
                 .and_then(|it| Timestamp::from_microsecond(it).ok()),
         })
     }
@@ -175,7 +190,7 @@ pub async fn load(
     anchor: Option<&Anchor>,
 ) -> Result<Option<ProbeTable>> {
     if let Some(mut probe) = open(store.as_ref(), state, key).await
-        && probe.valid_until.is_none_or(|until| now.as_second() <= until.as_second())
+        && probe.is_of(now)
         && let Some(heads) = unchanged_until(store.as_ref(), state, &probe).await?
         && anchor.is_none_or(|anchor| goes_on_from(&heads, &anchor.head))
         && let Some(head) = heads.last()
@@ -239,6 +254,7 @@ mod tests {
             listing: [4; 32],
             has_numbers: true,
             valid_until: Some(Timestamp::from_second(9).unwrap()),
+            valid_since: Some(Timestamp::from_second(4).unwrap()),
         }
     }
 
@@ -264,9 +280,11 @@ mod tests {
         let bytes = probe().encode(&key);
         let read = ProbeTable::decode(&key, &bytes).unwrap();
         assert_eq!((read.head, read.has_numbers, read.valid_until), (probe().head, true, probe().valid_until));
+        let is_of = |second| read.is_of(Timestamp::from_second(second).unwrap());
+        assert_eq!([4, 5, 9, 10].map(is_of), [false, true, true, false]);
         assert!(read.table.contains(&Sha256::digest([42]).into()));
         assert!(ProbeTable::decode(&TagKey::new([2; 32]), &bytes).is_none());
-        for at in [0, 17, 30, 60, 64, 80, 110, 137, 150, bytes.len() - 1] {
+        for at in [0, 17, 30, 60, 64, 66, 85, 120, 147, 160, bytes.len() - 1] {
             let mut damaged = bytes.to_vec();
             damaged[at] ^= 1;
             assert!(ProbeTable::decode(&key, &damaged.into()).is_none(), "byte {at}");

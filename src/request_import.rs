@@ -7,16 +7,16 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 
 use crate::deadline::{DueDates, Received, Since};
 use crate::error::{Error, Result};
 use crate::identifier::{Canonical, HashFunction, Hashed, Kind, Value, plain_decimal};
 use crate::job::{Job, ListColumn, ListFormat, ListSpec, Scope, scope_of};
-use crate::ledger_event::{Event, Fact, Tagged, Text};
+use crate::ledger_event::{Event, Fact, Tagged, Text, last_moment};
 use crate::ledger_fold::{Request, Requests, derived_id};
 use crate::meter::Meter;
 use crate::request::{self, Entry, ListReport};
@@ -115,7 +115,8 @@ async fn read_one(
     for number in &written {
         list.columns.push(text(list.columns[*number].column.clone()));
     }
-    let (mut rows, mut bad_time, mut number) = (Vec::new(), None, 0u64);
+    let (mut rows, mut bad_time, mut ahead, mut number) = (Vec::new(), None, None, 0u64);
+    let now = clock();
     let mut each = |entry: Entry<'_>| {
         number += 1;
         let mut more = entry.cells[identifiers..].iter().copied();
@@ -124,6 +125,9 @@ async fn read_one(
         let received_at = raw_time.map(|raw| std::str::from_utf8(raw).ok().and_then(when));
         if received_at == Some(None) {
             bad_time.get_or_insert(number);
+        }
+        if received_at.flatten().is_some_and(|received| is_ahead(received, now)) {
+            ahead.get_or_insert(number);
         }
         let mut raws = vec![None; identifiers];
         written.iter().zip(more).for_each(|(number, raw)| raws[*number] = raw);
@@ -158,6 +162,13 @@ async fn read_one(
         let column = one.lists[0].received_at.as_deref().unwrap_or_default();
         return Err(Error::usage(format!("list {name}: {uri}: {column} of entry {number} is no date or time"))
             .hint("RFC 3339, YYYY-MM-DD, YYYY-MM-DD HH:MM:SS (UTC) and Unix seconds are read"));
+    }
+    if let Some(number) = ahead {
+        let (name, uri) = (&report.name, &report.uri);
+        let column = one.lists[0].received_at.as_deref().unwrap_or_default();
+        let what = format!("{column} of entry {number} lies more than a day ahead");
+        return Err(Error::usage(format!("list {name}: {uri}: {what}; nothing was recorded"))
+            .hint("nobody has asked yet at a time to come, and no withdrawal would be later; is the clock right?"));
     }
     Ok(TaggedList { report, rows })
 }
@@ -227,7 +238,8 @@ impl TaggedList {
     }
 
     /// How many rows ask for somebody who opted in again, and tell no time from which it follows that they asked later: those with an
-    /// identifier that is news and another that is withdrawn, and those of the very day of the withdrawal. Nobody is deleted on a guess.
+    /// identifier that is news and another that is withdrawn, those with one that their request turns away, and those of the very day of
+    /// the withdrawal. Nobody is deleted on a guess.
     pub fn not_heard(&self, known: &Requests) -> usize {
         self.rows.iter().filter(|row| is_not_heard(row, known)).count()
     }
@@ -276,7 +288,8 @@ fn is_not_heard(row: &TaggedRow, known: &Requests) -> bool {
     let received_at = row.received_at.map(time_of);
     let is_let_go = |request: &Request| request.withdrawn_at.is_some_and(|withdrawn| received_at <= Some(withdrawn));
     if let Some(named) = row.request_id.as_deref().and_then(|id| known.get(id)) {
-        return is_of_the_day(row, named);
+        let is_turned_away = |tagged: &Tagged| known.turns_away(named, tagged, "", received_at);
+        return is_of_the_day(row, named) || row.identifiers.iter().any(is_turned_away);
     }
     let first = row.identifiers.first();
     if row.request_id.as_deref().zip(first).is_none_or(|(id, first)| *id != *derived_id(&first.tag)) {
@@ -570,10 +583,17 @@ pub fn moment(text: &str) -> Option<Timestamp> {
 
 /// The moment that the ledger keeps; a date alone begins at midnight UTC.
 pub fn time_of(received: Received) -> Timestamp {
-    match received {
+    let time = match received {
         Received::At(time) => time,
         Received::On(date) => date.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |zoned| zoned.timestamp()),
-    }
+    };
+    time.min(last_moment())
+}
+
+/// Whether that is more than a day ahead of `now`: by so much clocks and time zones may differ, and no asking has come by then.
+pub fn is_ahead(received: Received, now: Timestamp) -> bool {
+    let latest = now.checked_add(SignedDuration::from_hours(24));
+    latest.is_ok_and(|latest| time_of(received) > latest)
 }
 
 /// A date or a time as lists spell them; what has no zone is UTC. Midnight that is written out is a time like any other.

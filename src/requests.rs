@@ -20,7 +20,7 @@ use crate::identifier::{HashFunction, Hashed};
 use crate::job::Job;
 use crate::keys;
 use crate::ledger::{Appended, EVENTS_A_SEGMENT, Ledger};
-use crate::ledger_event::{Event, Fact, Tagged, Text};
+use crate::ledger_event::{Event, Fact, Tagged, Text, last_moment};
 use crate::ledger_fold::{Holds, Request, Requests, State};
 use crate::ledger_probe;
 use crate::ledger_run;
@@ -444,6 +444,10 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
         None => Received::At(desk.now),
         Some(text) => time(text, "--received-at")?,
     };
+    if request_import::is_ahead(received_at, desk.now) {
+        return Err(Error::usage("--received-at lies more than a day ahead; nothing was recorded")
+            .hint("nobody has asked yet at a time to come, and no withdrawal would be later; is the clock right?"));
+    }
     refuse_identifier(new.source, "--source")?;
     let mut all = Vec::new();
     for typed_in in &lines_of(new.identifiers)? {
@@ -482,6 +486,12 @@ async fn add(common: &Common, mut desk: Desk, new: &New<'_>) -> Result<Exit> {
     let Appended { events, known } = desk.append(events).await?;
     let appended = Appended { events: rekeyed + events, known };
     desk.refresh_probe(appended.events).await;
+    if desk.ledger.requests().asking_for(&row.identifiers).is_none() {
+        tracing::warn!(
+            "the person opted in again, and the time is not later: nobody asks for what stays withdrawn; name the time of the new asking \
+             with --received-at"
+        );
+    }
     // Without an id of its own the person may be known under another request.
     let mut ids = match desk.ledger.requests().get(&id) {
         Some(_) => vec![id],
@@ -568,8 +578,10 @@ async fn exempt(common: &Common, mut desk: Desk, named: &[String], ground: &str,
     let until = until.map(|text| time(text, "--until")).transpose()?.map(|until| match until {
         Received::At(time) => time,
         // The whole day, as a due date is.
-        Received::On(_) => time_of(until).saturating_add(SignedDuration::from_secs(86_399)).unwrap_or(Timestamp::MAX),
+        Received::On(_) => time_of(until).checked_add(SignedDuration::from_secs(86_399)).unwrap_or(last_moment()),
     });
+    // "For ever" is written as the calendar's last day, of which the ledger could not be read again.
+    let until = until.map(|until| until.min(last_moment()));
     let ids = desk.named(named)?;
     let others = others(&desk, &ids);
     if others > 0 {

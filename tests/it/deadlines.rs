@@ -199,7 +199,8 @@ fn a_second_asking_of_a_known_person_is_told_and_brings_an_earlier_date() {
 fn a_rule_that_is_not_in_force_gives_no_date() {
     let lake = lake();
     let add = ["requests", "add", "job.toml", "email=zoe@example.com", "--regime", "us-tcpa-revoke-all"];
-    lake.run(&[&add[..], &["--received-at", "2026-12-01"]].concat()).exits(0).says(&["no due date"]);
+    let then = ["--received-at", "2026-12-01", "--now", "2026-12-01T12:00:00Z"];
+    lake.run(&[&add[..], &then].concat()).exits(0).says(&["no due date"]);
     let args = ["requests", "status", "job.toml", "--json", "--fail-on-overdue", "--now", "2027-03-01T00:00:00Z"];
     let status = lake.run(&args).exits(0).json();
     assert_eq!((&status["open"], &status["without_due_date"]), (&json!(1), &json!(1)), "{status:#}");

@@ -358,6 +358,66 @@ fn a_cancellation_counts_from_its_download_on_in_whatever_order_they_are_importe
     check(&lake, false);
 }
 
+/// A day begins later in the west, and the withdrawal of that morning would be over.
+#[test]
+fn a_download_asks_once_in_whatever_time_zone_it_is_imported_again() {
+    let lake = broker_lake();
+    let import = |zone: &str| {
+        let zone = format!("deadlines.time_zone={zone}");
+        lake.run(&["drop", "import", "job.toml", FIRST, "--json", "--set", &zone]).exits(0).json()
+    };
+    assert_eq!(import("UTC")["added"], 7);
+    lake.run(&["requests", "withdraw", "job.toml", CANCELLED, "--now", "2026-08-12T05:00:00Z"]).exits(0);
+    let again = import("America/Los_Angeles");
+    assert_eq!((&again["added"], &again["known"]), (&0.into(), &7.into()), "{again:#}");
+    assert!(crate::ledger::states(&lake).contains(&format!("{CANCELLED} withdrawn")));
+}
+
+/// Its removals are recorded before what it lists: were it killed in between, the next run would delete whom it cancels.
+#[test]
+fn what_a_download_cancels_is_never_recorded_as_asked_for() {
+    let lake = broker_lake();
+    let removed = format!("ID,Hash,ListType\n{CANCELLED},{},Email\n", hashed("eve@example.com"));
+    let listed = list(&[(DELETED, hashed("anna@example.com")), (CANCELLED, hashed("eve@example.com"))]);
+    let files = [("20260812_4821_Email.csv", listed), ("20260812_4821_Removed.csv", removed)];
+    lake.write(FIRST, zip(&files));
+    let import = ["drop", "import", "job.toml", FIRST, "--json"];
+    let told = lake.run(&import).exits(0).json();
+    let counts = ["added", "known", "withdrawn", "removals_unknown"].map(|name| told[name].as_u64().unwrap());
+    assert_eq!(counts, [2, 0, 1, 0], "{told:#}");
+    let events = crate::ledger::events(&lake);
+    let of_eve: Vec<_> =
+        events.iter().filter(|event| event["request_id"] == CANCELLED).map(|it| &it["event"]).collect();
+    assert_eq!(of_eve, ["withdrawn", "received"]);
+    assert_eq!(crate::ledger::states(&lake), [format!("{CANCELLED} withdrawn"), format!("{DELETED} open")]);
+    let again = lake.run(&import).exits(0).json();
+    assert_eq!((&again["added"], &again["withdrawn"]), (&0.into(), &0.into()), "{again:#}");
+}
+
+/// One and the same download says of a work item what it says elsewhere in it.
+#[test]
+fn a_removal_that_contradicts_its_own_download_is_refused() {
+    let eve = hashed("eve@example.com");
+    for (hash, list_type) in [(hashed("zoe@example.com"), "Email"), (eve.clone(), "Phone")] {
+        let lake = broker_lake();
+        let removed = format!("ID,Hash,ListType\n{CANCELLED},{hash},{list_type}\n");
+        let listed = list(&[(CANCELLED, eve.clone())]);
+        lake.write(FIRST, zip(&[("20260812_4821_Email.csv", listed), ("20260812_4821_Removed.csv", removed)]));
+        let says = ["another hash or list type", "nothing was recorded", CANCELLED];
+        lake.run(&["drop", "import", "job.toml", FIRST]).exits(2).says(&says);
+        assert!(crate::ledger::states(&lake).is_empty());
+    }
+}
+
+/// A removal of a day to come would outlive every asking.
+#[test]
+fn a_download_of_a_day_to_come_is_refused() {
+    let lake = broker_lake();
+    let import = ["drop", "import", "job.toml", FIRST, "--now"];
+    lake.run(&[&import[..], &["2026-08-10T12:00:00Z"]].concat()).exits(2).says(&["more than a day ahead"]);
+    lake.run(&[&import[..], &["2026-08-11T12:00:00Z"]].concat()).exits(0);
+}
+
 /// Whoever fed a download's CSV to `requests import` before has its ids from another source; DROP wants a status all the same.
 #[test]
 fn a_work_item_is_one_whoever_named_it_before() {

@@ -179,6 +179,9 @@ fn a_probe_file_that_is_missing_damaged_or_behind_is_made_anew() {
     lake.write(held, "id,email\n1,ada@example.com\n");
     lake.run(&["gate", "job.toml", held]).exits(0);
     lake.run(&["gate", "job.toml", held, "--now", "2040-01-02T00:00:00Z"]).exits(4);
+    // And one of a time when it had ended is none for the time before.
+    lake.run(&["gate", "job.toml", held, "--now", "2040-01-01T23:59:59Z"]).exits(0);
+    lake.run(&["gate", "job.toml", held, "--now", "2040-01-02T00:00:00Z"]).exits(4);
 }
 
 /// Behind what the probe file was made of, up to the number of the last segment that a run saw.
