@@ -297,7 +297,7 @@ impl Job {
             .and_then(|absolute| absolute.parent().map(Path::to_owned))
             .unwrap_or_else(|| PathBuf::from("/"));
         Job::parse(&text, &folder, overrides).map_err(|faults| {
-            let lines: Vec<String> = faults.iter().map(|fault| display_fault(path, fault)).collect();
+            let lines: Vec<String> = faults.iter().map(|fault| display_fault(path, overrides, fault)).collect();
             Error::usage(lines.join("\n")).hint("the README's section \"The job file\" lists every key")
         })
     }
@@ -341,7 +341,19 @@ pub fn scope_of(uri: &str) -> Result<Scope> {
     Edge { folder }.parse_scope(uri).map_err(|message| Error::usage(format!("{uri} {message}")))
 }
 
-fn display_fault(path: &Path, fault: &Fault) -> String {
+fn display_fault(path: &Path, overrides: &[String], fault: &Fault) -> String {
+    if fault.key == "--set" {
+        return format!("--set {}", fault.message);
+    }
+    // What `--set` says stands in no line of the file.
+    let key = fault.key.replace('[', ".").replace(']', "");
+    let is_set = |text: &&String| {
+        let path = text.split('=').next().unwrap_or("").trim();
+        key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    if let Some(text) = overrides.iter().find(is_set).filter(|_| fault.line.is_none()) {
+        return format!("--set {text}: {} {}", fault.key, fault.message);
+    }
     let line = fault.line.map(|line| format!(":{line}")).unwrap_or_default();
     let key = if fault.key.is_empty() { String::new() } else { format!(" {}", fault.key) };
     format!("{}{line}:{key} {}", path.display(), fault.message)
@@ -646,7 +658,7 @@ fn day(field: Field<'_>) -> Option<Date> {
 /// Days are of 24 hours: a schedule has no time zone.
 fn runs_every(mut table: Table<'_>) -> Option<SignedDuration> {
     let every = table.take("every").and_then(|field| {
-        field.one_of(&["durations such as \"24h\" or \"7 days\""], |text| {
+        field.one_of(&["a duration such as \"24h\" or \"7 days\""], |text| {
             let span: Span = text.parse().ok()?;
             let every = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
             every.is_positive().then_some(every)
@@ -885,7 +897,7 @@ fn kind(table: &mut Table<'_>) -> Option<Kind> {
 }
 
 fn date_format(table: &mut Table<'_>) -> Option<Option<DateFormat>> {
-    let allowed = "formats that tell %Y, %m and %d (or %b, %B for the month) once each, such as \"%m/%d/%Y\"";
+    let allowed = "a format that tells %Y, %m and %d (or %b, %B for the month) once each, such as \"%m/%d/%Y\"";
     flatten(table.take("date_format").map(|field| field.one_of(&[allowed], DateFormat::parse)))
 }
 
@@ -1233,9 +1245,9 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
             ("[[deadline]]\nname = \"a\"\ndays = 1\nmonths = 1", "3:deadline[0] needs one of"),
             (
                 "[[deadline]]\nname = \"a\"\ndays = 1\ndays_off = [\"24.12.2026\"]",
-                "6:deadline[0].days_off[0] \"24.12.2026\" is none of",
+                "6:deadline[0].days_off[0] \"24.12.2026\" is not a date",
             ),
-            ("[schedule]\nevery = \"soon\"", "4:schedule.every \"soon\" is none of durations such as"),
+            ("[schedule]\nevery = \"soon\"", "4:schedule.every \"soon\" is not a duration such as"),
         ] {
             let found = faults(&with(broken));
             assert!(found.len() == 1 && found[0].starts_with(wanted), "{found:?}");
@@ -1265,7 +1277,7 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
                 "dataset[0].drop.NDZ must name 4 columns, of name, name, date, zip in this order, not 3",
             ),
             ("Email =", "email =", "dataset[0].drop.email is not a known key; did you mean \"Email\"?"),
-            ("\"%F\"", "\"DD.MM.YY\"", "dataset[0].drop.date_format \"DD.MM.YY\" is none of formats that tell"),
+            ("\"%F\"", "\"DD.MM.YY\"", "dataset[0].drop.date_format \"DD.MM.YY\" is not a format that tells"),
             ("[\"user.email\", \"mail\"]", "[]", "dataset[0].drop.Email names no column"),
         ] {
             let found = faults(&events.replace("[state]", &format!("{drop}[state]")).replace(from, to));
@@ -1273,10 +1285,10 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
         }
         for (broken, wanted) in [
             ("[drop]\n", "drop.broker_id is missing"),
-            ("[drop]\nbroker_id = \"48\"\n", "drop.broker_id \"48\" is none of a broker id of four digits"),
+            ("[drop]\nbroker_id = \"48\"\n", "drop.broker_id \"48\" is not a broker id of four digits"),
             (
                 "[drop]\nbroker_id = \"4821\"\narchive_recipient = \"age1x\"\n",
-                "drop.archive_recipient \"age1x\" is none of an age",
+                "drop.archive_recipient \"age1x\" is not an age",
             ),
         ] {
             let found = faults(&DEMO.replace("[state]", &format!("{broken}[state]")));

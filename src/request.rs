@@ -319,7 +319,9 @@ fn unusable_list(list: &ListSpec, location: &Location, unusable: Unusable) -> Er
         Unusable::NoColumn { column, there } => {
             let error = |what: &str| Error::usage(format!("list {name}: {location} has no column \"{column}\"{what}"));
             match there {
-                Some(there) => error(&format!("; it has {}", there.join(", "))),
+                Some(there) => error(&format!("; it has {}", there.join(", "))).hint(format!(
+                    "correct {column} in [[list]] {name} of the job file, or have the list delivered with that column"
+                )),
                 None => error("").hint(
                     "what it has does not look like column names and is not shown; a file without a header needs [list.csv] header = false",
                 ),

@@ -289,7 +289,7 @@ impl Session {
         let mut known = known.into_iter();
         let mut found = Vec::new();
         for (number, spec) in self.job.datasets.iter().enumerate() {
-            let stage = self.progress.begin(StageName::Find);
+            let stage = self.progress.begin_of(StageName::Find, &spec.name);
             let find = Find {
                 spec,
                 store: self.stores.of(spec.scope.root()),
@@ -313,8 +313,8 @@ impl Session {
     /// Adds what the objects hold beside their rows: the verifier's own look at bytes and names, before anything is decided.
     pub async fn inspect(&mut self, lists: &verify::Lists, found: &mut [Found]) -> Result<()> {
         for (number, found) in found.iter_mut().enumerate() {
-            let stage = self.progress.begin(StageName::Find);
             let spec = &self.job.datasets[number];
+            let stage = self.progress.begin_of(StageName::Find, &spec.name);
             let (summaries, others) = std::mem::take(&mut found.not_in_scope).into_iter().partition(verify::is_summary);
             found.not_in_scope = others;
             let rows = |object| (object, plan::Seen::Rows { rows: 0, matched: Default::default() });

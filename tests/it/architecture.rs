@@ -67,6 +67,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "account",
             "canary",
             "show",
+            "show_table",
             "progress",
             "cli",
             "ledger_run",
