@@ -498,6 +498,7 @@ pub fn lists(lists: &[(ListReport, Added)]) -> Vec<ListRead> {
         identifiers: added.identifiers.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
         duplicates: added.duplicates,
         malformed: report.malformed,
+        blank: report.blank,
     };
     lists.iter().map(list).collect()
 }

@@ -209,6 +209,9 @@ pub struct ListRead {
     pub identifiers: BTreeMap<String, u64>,
     pub duplicates: u64,
     pub malformed: u64,
+    /// Rows without any identifier.
+    #[serde(default)]
+    pub blank: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

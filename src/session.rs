@@ -249,6 +249,9 @@ impl Session {
             if added.identifiers.values().sum::<u64>() == 0 && added.duplicates == 0 && added.let_go == 0 {
                 tracing::warn!(list = report.name, uri = list.uri, "list holds no identifier");
             }
+            if report.blank > 0 {
+                tracing::warn!(list = report.name, rows = report.blank, "list has rows without an identifier");
+            }
             account::let_go(report, added).into_iter().for_each(|sentence| tracing::warn!("{sentence}"));
         }
         let unlisted = self.job.datasets.iter().flat_map(|spec| account::unlisted_kinds(&self.job, spec));
