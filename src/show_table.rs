@@ -88,21 +88,15 @@ fn drawn(heads: &[&str], rows: &[Vec<String>], numbers: bool) -> String {
     let mut table = Table::new();
     // A rule below every row would double the length.
     table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled).set_header(heads);
-    for inner in [
-        TableComponent::HorizontalLines,
-        TableComponent::MiddleIntersections,
-        TableComponent::VerticalLines,
-        TableComponent::TopBorderIntersections,
-        TableComponent::BottomBorderIntersections,
-        TableComponent::MiddleHeaderIntersections,
-    ] {
+    for inner in [TableComponent::HorizontalLines, TableComponent::MiddleIntersections] {
         table.remove_style(inner);
     }
     for row in rows {
         table.add_row(row);
     }
     for (number, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, GAP as u16));
+        // The line between two columns, which is a space, is gap enough.
+        column.set_padding((0, 0));
         if numbers && number > 0 {
             column.set_cell_alignment(CellAlignment::Right);
         }
