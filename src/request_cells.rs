@@ -319,7 +319,12 @@ mod tests {
         let columns = [column(Kind::Email), column(Kind::Integer)];
         let mut builder = CellsBuilder {
             columns: &columns,
-            cells: Cells { rows: 3, columns: vec![Column::default(), Column::default()], flaws: Vec::new() },
+            cells: Cells {
+                rows: 3,
+                columns: vec![Column::default(), Column::default()],
+                flaws: Vec::new(),
+                flawed: BTreeSet::new(),
+            },
             scratch: Vec::new(),
         };
         for (place, cell) in [Cell::Value(Value::Text("A@b.c")), Cell::NotUtf8, Cell::Empty].into_iter().enumerate() {

@@ -36,14 +36,14 @@ fn terminal_width() -> Option<usize> {
 
 fn numbers_within(heads: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
     match width {
-        Some(width) if natural_width(heads, rows) > width => blocks(heads, rows, width),
+        Some(width) if natural_width(heads, rows) > width => blocks(heads, rows, width, ""),
         Some(_) | None => drawn(heads, rows, true),
     }
 }
 
 fn records_within(heads: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
     match width {
-        Some(width) if natural_width(heads, rows) > width => blocks(heads, rows, width),
+        Some(width) if natural_width(heads, rows) > width => blocks(heads, rows, width, "-"),
         Some(_) | None => drawn(heads, rows, false),
     }
 }
@@ -64,7 +64,7 @@ fn texts_within(heads: &[&str], rows: &[Vec<String>], width: Option<usize>) -> S
     let taken: usize = widths(heads, &rows).iter().rev().skip(1).map(|width| width + GAP).sum();
     let left = width.saturating_sub(taken);
     if left < TEXT_WIDTH_MIN && natural_width(heads, &rows) > width {
-        return blocks(heads, &rows, width);
+        return blocks(heads, &rows, width, "");
     }
     for text in rows.iter_mut().filter_map(|row| row.last_mut()) {
         *text = wrapped(text.split(' '), " ", left).join("\n");
@@ -104,13 +104,20 @@ fn drawn(heads: &[&str], rows: &[Vec<String>], numbers: bool) -> String {
     format!("{table}\n")
 }
 
-/// Each record under its first cell, which stands alone; the others with their heads, broken between them or between words.
-fn blocks(heads: &[&str], rows: &[Vec<String>], width: usize) -> String {
+/// Each record under its first cell, which stands alone; the others with their heads, broken between them or between words. Cells that
+/// are `nothing` are left out.
+fn blocks(heads: &[&str], rows: &[Vec<String>], width: usize, nothing: &str) -> String {
     const INDENT: usize = 2;
     let mut out = String::new();
     for row in rows {
         out += &format!("{}\n", row[0]);
-        let items: Vec<String> = heads.iter().zip(row).skip(1).map(|(head, cell)| format!("{head} {cell}")).collect();
+        let items: Vec<String> = heads
+            .iter()
+            .zip(row)
+            .skip(1)
+            .filter(|(_, cell)| *cell != nothing)
+            .map(|(head, cell)| format!("{head} {cell}"))
+            .collect();
         for line in wrapped(items.iter().map(String::as_str), "   ", width.saturating_sub(INDENT)) {
             for part in wrapped(line.split(' '), " ", width.saturating_sub(INDENT)) {
                 out += &format!("{:INDENT$}{part}\n", "");
@@ -147,7 +154,7 @@ mod tests {
     fn an_id_is_never_broken_and_no_line_is_longer_than_the_terminal() {
         let id = "drop-2026-11-02-4821-AAAAAAAAAAAA";
         let heads = ["request", "state", "source", "received"];
-        let all = rows(&[&[id, "open (held)", "drop", "2026-11-02"]]);
+        let all = rows(&[&[id, "open (held)", "drop", "2026-11-02"], &["T-1", "done", "-", "2026-11-03"]]);
         for width in [40, 59, 80] {
             let shown = records_within(&heads, &all, Some(width));
             assert!(shown.lines().any(|line| line.split(' ').any(|word| word == id)), "{shown}");
@@ -155,7 +162,9 @@ mod tests {
         }
         assert_eq!(
             records_within(&heads, &all, Some(40)),
-            format!("{id}\n  state open (held)   source drop\n  received 2026-11-02\n")
+            format!(
+                "{id}\n  state open (held)   source drop\n  received 2026-11-02\nT-1\n  state done   received 2026-11-03\n"
+            )
         );
     }
 
