@@ -12,7 +12,7 @@ use crate::canary;
 use crate::dataset::listing;
 use crate::error::Exit;
 use crate::identifier::{Kind, NORMALISER_VERSION};
-use crate::job::{DatasetSpec, Job, MatchRule, Search};
+use crate::job::{DatasetSpec, Job, MatchRule, Search, Stray};
 use crate::journal::Swap;
 use crate::manifest::{
     Canaries, DatasetRecord, JobFile, LedgerRecord, ListRead, Normaliser, ObjectCounts, Observations, Observed,
@@ -86,13 +86,14 @@ impl Account<'_> {
     /// Draws the account up.
     pub fn settle(&self, facts: RunFacts) -> Settlement {
         let mut exits: Vec<Exit> = self.plan.map(plan::exits).unwrap_or_default();
-        let mut rows = Vec::new();
+        let (mut rows, mut strays) = (Vec::new(), Vec::new());
         for (number, verified) in self.verified.datasets.iter().enumerate() {
             let spec = &self.job.datasets[number];
             let plan = self.plan.map(|plan| &plan.datasets[number]);
             let outcomes = self.outcomes.get(number).map_or(&[][..], Vec::as_slice);
             let (engine, shown) = (self.engine(), self.shown);
-            let mut dataset = DatasetRows { spec, engine, shown, rows: BTreeMap::new(), exits: Vec::new() };
+            let mut dataset =
+                DatasetRows { spec, engine, shown, rows: BTreeMap::new(), strays: BTreeMap::new(), exits: Vec::new() };
             plan.into_iter().for_each(|plan| dataset.take_plan(plan, outcomes));
             // Last to first: an object that two attempts rewrote is as the later one left it.
             self.recovered
@@ -103,6 +104,7 @@ impl Account<'_> {
             dataset.take_verified(verified);
             exits.append(&mut dataset.exits);
             rows.extend(dataset.rows.into_values());
+            strays.push(dataset.strays);
             let engine = self.engine();
             let mut versions = VersionRows { spec, engine, shown, rows: BTreeMap::new(), exits: Vec::new() };
             plan.iter().for_each(|plan| versions.take_plan(plan));
@@ -118,7 +120,7 @@ impl Account<'_> {
         exits.extend((self.undecided > 0).then_some(Exit::Incomplete));
         let verdict = verdict(&exits);
         let exit = Exit::gravest(exits);
-        let observations = self.observations(facts, &rows, (exit, verdict));
+        let observations = self.observations(facts, &rows, strays, (exit, verdict));
         Settlement { observations, rows, exit }
     }
 
@@ -126,7 +128,13 @@ impl Account<'_> {
         format!("polars {}", self.verified.engine_version)
     }
 
-    fn observations(&self, facts: RunFacts, rows: &[ObjectRow], (exit, verdict): (Exit, Verdict)) -> Observations {
+    fn observations(
+        &self,
+        facts: RunFacts,
+        rows: &[ObjectRow],
+        strays: Vec<BTreeMap<String, u64>>,
+        (exit, verdict): (Exit, Verdict),
+    ) -> Observations {
         Observations {
             run: Run {
                 id: facts.id,
@@ -152,8 +160,9 @@ impl Account<'_> {
                 .verified
                 .datasets
                 .iter()
+                .zip(strays)
                 .enumerate()
-                .map(|(i, verified)| self.record(i, verified, rows))
+                .map(|(i, (verified, strays))| self.record(i, verified, rows, strays))
                 .collect(),
             verification: self.verification(rows),
             limits: self.limits(),
@@ -162,7 +171,13 @@ impl Account<'_> {
         }
     }
 
-    fn record(&self, number: usize, verified: &VerifiedDataset, rows: &[ObjectRow]) -> DatasetRecord {
+    fn record(
+        &self,
+        number: usize,
+        verified: &VerifiedDataset,
+        rows: &[ObjectRow],
+        strays: BTreeMap<String, u64>,
+    ) -> DatasetRecord {
         let spec = &self.job.datasets[number];
         let is_listed = verified.unlisted.is_none();
         let listed = |count: u64| if is_listed { Observed::Seen(count) } else { Observed::NotChecked };
@@ -176,6 +191,11 @@ impl Account<'_> {
             rows: RowCounts::tally(&spec.name, rows),
             not_comparable: Observed::Seen(verified.not_comparable.clone()),
             undeclared: undeclared(spec, verified),
+            // A run that only verifies replaces nothing, and looks at nothing of the kind.
+            strays_redacted: match self.plan.is_none() && strays.is_empty() {
+                true => Observed::NotChecked,
+                false => Observed::Seen(strays),
+            },
             versions: self.version_counts(number, verified, rows),
             uploads: UploadCounts {
                 listed: Observed::Seen(
@@ -478,6 +498,7 @@ pub fn lists(lists: &[(ListReport, Added)]) -> Vec<ListRead> {
         identifiers: added.identifiers.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
         duplicates: added.duplicates,
         malformed: report.malformed,
+        blank: report.blank,
     };
     lists.iter().map(list).collect()
 }
@@ -488,6 +509,8 @@ struct DatasetRows<'a> {
     engine: String,
     shown: Shown<'a>,
     rows: BTreeMap<String, ObjectRow>,
+    /// By column, cells in which a stray identifier was replaced.
+    strays: BTreeMap<String, u64>,
     exits: Vec<Exit>,
 }
 
@@ -509,6 +532,7 @@ impl DatasetRows<'_> {
             Decision::Keep => {
                 row.rows_matched = Some(0);
                 row.rows_redacted = Some(0);
+                take_strays(&mut row, &mut self.strays, self.spec, &BTreeMap::new());
                 counts(&mut row, step.rows, 0, step.rows);
             }
             Decision::Skip { reason } => {
@@ -538,6 +562,7 @@ impl DatasetRows<'_> {
                 row.outcome = if outcome.ended == Ended::Dropped { RowOutcome::Dropped } else { RowOutcome::Rewritten };
                 row.sha256 = outcome.sha256.clone();
                 row.rows_redacted = Some(outcome.rows_redacted);
+                take_strays(row, &mut self.strays, self.spec, &outcome.strays_redacted);
                 if let Some(rows_after) = outcome.rows_after {
                     counts(row, step.rows, outcome.rows_removed, rows_after);
                 }
@@ -594,6 +619,7 @@ impl DatasetRows<'_> {
         row.rows_matched = Some(row.rows_matched.unwrap_or(0) + swap.rows_matched);
         row.rows_redacted = Some(row.rows_redacted.unwrap_or(0) + swap.rows_redacted);
         row.action = action.to_owned();
+        take_strays(row, &mut self.strays, self.spec, &swap.strays_redacted);
         if row.outcome == RowOutcome::Unchanged {
             row.outcome = if swap.dropped { RowOutcome::Dropped } else { RowOutcome::Rewritten };
             row.sha256 = (!swap.dropped).then(|| swap.sha256.clone());
@@ -829,6 +855,21 @@ fn residue(object: &VerifiedObject, undeclared: bool) -> Option<String> {
         found.push("its name holds a listed identifier".to_owned());
     }
     (!found.is_empty()).then(|| found.join("; "))
+}
+
+/// Counts the strays that were replaced in an object, in its row and in `sums`; only a job that asks for it has such counts.
+fn take_strays(
+    row: &mut ObjectRow,
+    sums: &mut BTreeMap<String, u64>,
+    spec: &DatasetSpec,
+    strays: &BTreeMap<String, u64>,
+) {
+    if spec.stray == Stray::Redact || !strays.is_empty() {
+        *row.strays_redacted.get_or_insert(0) += strays.values().sum::<u64>();
+    }
+    for (column, cells) in strays {
+        *sums.entry(column.clone()).or_default() += cells;
+    }
 }
 
 fn counts(row: &mut ObjectRow, before: u64, removed: u64, after: u64) {

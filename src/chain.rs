@@ -342,9 +342,14 @@ async fn keep_public_key(store: &dyn Store, state: &Location, key: &PublicKey) -
         Some((_, there)) if there == pem => Ok(()),
         Some(_) => {
             let later = keys.join(&format!("{}.pub", key.keyid()));
-            write_once(store, &later, pem, Precondition::Absent).await.map(drop)
+            write_once(store, &later, pem, Precondition::Absent).await?;
+            Ok(store.open_to_readers(&later).await?)
         }
-        None => write_once(store, &first, pem, Precondition::Absent).await.map(drop),
+        None => {
+            write_once(store, &first, pem, Precondition::Absent).await?;
+            // Who is to check what it signed may be another user.
+            Ok(store.open_to_readers(&first).await?)
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, Result};
+use crate::progress::LogBesideBars;
 
 /// Removes the people who opted out from a data lake, and proves it.
 #[derive(Debug, Parser)]
@@ -41,7 +42,7 @@ pub enum Command {
         #[arg(long, env = "LAKESCRUB_SEARCH", value_parser = FalseyValueParser::new())]
         search: bool,
     },
-    /// Validates the job file, lists, keys, credentials and reach of every location; reads no rows
+    /// Validates the job file, lists, keys, credentials and reach of every location; reads the lists, and no rows of the datasets
     Check { job: PathBuf },
     /// Makes DIR/signing.key, DIR/signing.pub and DIR/tag.key; never overwrites
     Keygen { dir: PathBuf },
@@ -253,7 +254,12 @@ pub enum ManifestCommand {
         public_key: Option<PathBuf>,
     },
     /// Shows what changed between two runs
-    Diff { a: String, b: String },
+    Diff {
+        /// The folder of the earlier run: STATE/manifests/RUN_ID
+        a: String,
+        /// The folder of the later run
+        b: String,
+    },
 }
 
 #[derive(Debug, Clone, Args)]
@@ -276,9 +282,17 @@ pub struct Common {
     /// Overrides a value of the job file, e.g. guard.max_rows=10 or dataset.0.action=redact
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", env = "LAKESCRUB_SET", value_delimiter = '\n')]
     pub set: Vec<String>,
-    /// The time the run takes as now, in RFC 3339
-    #[arg(long, global = true, value_name = "RFC3339", env = "LAKESCRUB_NOW")]
+    /// The time the run takes as now, in RFC 3339; a date means its midnight in UTC
+    #[arg(long, global = true, value_name = "RFC3339", env = "LAKESCRUB_NOW", value_parser = moment)]
     pub now: Option<jiff::Timestamp>,
+}
+
+/// A time in RFC 3339, or a date: its midnight in UTC, as in the lists.
+fn moment(text: &str) -> Result<jiff::Timestamp, String> {
+    let midnight = |date: jiff::civil::Date| date.to_zoned(jiff::tz::TimeZone::UTC).map(|zoned| zoned.timestamp());
+    text.parse()
+        .or_else(|_| text.parse().and_then(midnight))
+        .map_err(|_| "neither a time such as 2026-11-01T02:00:00Z nor a date such as 2026-11-01".to_owned())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -319,7 +333,7 @@ pub fn start_log(common: &Common) {
         (false, _) => "trace",
     };
     let filter = EnvFilter::new(format!("off,lakescrub={level}"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogBesideBars).with_target(false);
     // A log that cannot be written (a full disk, a closed stderr) must not end the run, as a panic about it would.
     let log = log.log_internal_errors(false);
     // A second start in one process (tests) keeps the first log.

@@ -303,7 +303,7 @@ impl Job {
             .and_then(|absolute| absolute.parent().map(Path::to_owned))
             .unwrap_or_else(|| PathBuf::from("/"));
         Job::parse(&text, &folder, overrides).map_err(|faults| {
-            let lines: Vec<String> = faults.iter().map(|fault| display_fault(path, fault)).collect();
+            let lines: Vec<String> = faults.iter().map(|fault| display_fault(path, overrides, fault)).collect();
             Error::usage(lines.join("\n")).hint("the README's section \"The job file\" lists every key")
         })
     }
@@ -347,7 +347,19 @@ pub fn scope_of(uri: &str) -> Result<Scope> {
     Edge { folder }.parse_scope(uri).map_err(|message| Error::usage(format!("{uri} {message}")))
 }
 
-fn display_fault(path: &Path, fault: &Fault) -> String {
+fn display_fault(path: &Path, overrides: &[String], fault: &Fault) -> String {
+    if fault.key == "--set" {
+        return format!("--set {}", fault.message);
+    }
+    // What `--set` says stands in no line of the file.
+    let key = fault.key.replace('[', ".").replace(']', "");
+    let is_set = |text: &&String| {
+        let path = text.split('=').next().unwrap_or("").trim();
+        key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    if let Some(text) = overrides.iter().find(is_set).filter(|_| fault.line.is_none()) {
+        return format!("--set {text}: {} {}", fault.key, fault.message);
+    }
     let line = fault.line.map(|line| format!(":{line}")).unwrap_or_default();
     let key = if fault.key.is_empty() { String::new() } else { format!(" {}", fault.key) };
     format!("{}{line}:{key} {}", path.display(), fault.message)
@@ -494,9 +506,9 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
             ("[[deadline]]\nname = \"a\"\ndays = 1\nmonths = 1", "3:deadline[0] needs one of"),
             (
                 "[[deadline]]\nname = \"a\"\ndays = 1\ndays_off = [\"24.12.2026\"]",
-                "6:deadline[0].days_off[0] \"24.12.2026\" is none of",
+                "6:deadline[0].days_off[0] \"24.12.2026\" is not a date",
             ),
-            ("[schedule]\nevery = \"soon\"", "4:schedule.every \"soon\" is none of durations such as"),
+            ("[schedule]\nevery = \"soon\"", "4:schedule.every \"soon\" is not a duration such as"),
         ] {
             let found = faults(&with(broken));
             assert!(found.len() == 1 && found[0].starts_with(wanted), "{found:?}");
@@ -526,7 +538,7 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
                 "dataset[0].drop.NDZ must name 4 columns, of name, name, date, zip in this order, not 3",
             ),
             ("Email =", "email =", "dataset[0].drop.email is not a known key; did you mean \"Email\"?"),
-            ("\"%F\"", "\"DD.MM.YY\"", "dataset[0].drop.date_format \"DD.MM.YY\" is none of formats that tell"),
+            ("\"%F\"", "\"DD.MM.YY\"", "dataset[0].drop.date_format \"DD.MM.YY\" is not a format that tells"),
             ("[\"user.email\", \"mail\"]", "[]", "dataset[0].drop.Email names no column"),
         ] {
             let found = faults(&events.replace("[state]", &format!("{drop}[state]")).replace(from, to));
@@ -534,10 +546,10 @@ all = [{ column = "first", kind = "text", list_column = "first" }, { column = "z
         }
         for (broken, wanted) in [
             ("[drop]\n", "drop.broker_id is missing"),
-            ("[drop]\nbroker_id = \"48\"\n", "drop.broker_id \"48\" is none of a broker id of four digits"),
+            ("[drop]\nbroker_id = \"48\"\n", "drop.broker_id \"48\" is not a broker id of four digits"),
             (
                 "[drop]\nbroker_id = \"4821\"\narchive_recipient = \"age1x\"\n",
-                "drop.archive_recipient \"age1x\" is none of an age",
+                "drop.archive_recipient \"age1x\" is not an age",
             ),
         ] {
             let found = faults(&DEMO.replace("[state]", &format!("{broken}[state]")));

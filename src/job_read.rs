@@ -200,7 +200,7 @@ fn day(field: Field<'_>) -> Option<Date> {
 /// Days are of 24 hours: a schedule has no time zone.
 fn runs_every(mut table: Table<'_>) -> Option<SignedDuration> {
     let every = table.take("every").and_then(|field| {
-        field.one_of(&["durations such as \"24h\" or \"7 days\""], |text| {
+        field.one_of(&["a duration such as \"24h\" or \"7 days\""], |text| {
             let span: Span = text.parse().ok()?;
             let every = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
             every.is_positive().then_some(every)

@@ -120,7 +120,7 @@ pub(crate) fn kind(table: &mut Table<'_>) -> Option<Kind> {
 }
 
 fn date_format(table: &mut Table<'_>) -> Option<Option<DateFormat>> {
-    let allowed = "formats that tell %Y, %m and %d (or %b, %B for the month) once each, such as \"%m/%d/%Y\"";
+    let allowed = "a format that tells %Y, %m and %d (or %b, %B for the month) once each, such as \"%m/%d/%Y\"";
     flatten(table.take("date_format").map(|field| field.one_of(&[allowed], DateFormat::parse)))
 }
 

@@ -3,6 +3,7 @@
 //! Every swap of an object is announced before it happens and confirmed after it (write before destroy), each entry an
 //! object of its own that is written once. After a kill, the next run reads the journal and knows what the dead one did.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -78,6 +79,9 @@ pub struct Swap {
     pub rows_matched: u64,
     pub rows_removed: u64,
     pub rows_redacted: u64,
+    /// Cells in which a stray identifier was replaced, by column.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub strays_redacted: BTreeMap<String, u64>,
     pub rows_after: u64,
     pub dropped: bool,
     /// Of the new content; an object that has both is ours.

@@ -27,8 +27,8 @@ pub struct NewKeys {
 
 const MAKE_KEYS: &str = "make keys with `lakescrub keygen DIR` and name them as signing_key and tag_key under [state]";
 
-/// Makes `folder`, and in it `signing.key`, `signing.pub` and `tag.key`, all with mode 0600. All three or none: an existing
-/// one is a usage error, and after a failure what was made is removed again.
+/// Makes `folder`, and in it `signing.key`, `signing.pub` and `tag.key`, the secret ones with mode 0600. All three or none: an
+/// existing one is a usage error, and after a failure what was made is removed again.
 pub fn generate_keys(folder: &Path) -> Result<NewKeys> {
     let mut secrets = Zeroizing::new([0u8; 64]);
     getrandom::fill(&mut *secrets)
@@ -44,12 +44,16 @@ pub fn generate_keys(folder: &Path) -> Result<NewKeys> {
         keyid: signing.public_key().keyid(),
     };
     let public = Zeroizing::new(signing.public_key().to_pem());
-    let files = [(&keys.signing_key, signing.to_pem()), (&keys.public_key, public), (&keys.tag_key, tag.to_text())];
-    refuse_existing(files.iter().map(|(path, _)| path.as_path()))?;
+    let files = [
+        (&keys.signing_key, signing.to_pem(), SECRET_MODE),
+        (&keys.public_key, public, PUBLIC_MODE),
+        (&keys.tag_key, tag.to_text(), SECRET_MODE),
+    ];
+    refuse_existing(files.iter().map(|(path, ..)| path.as_path()))?;
     make_folder(folder)?;
-    for (made, (path, text)) in files.iter().enumerate() {
-        if let Err(error) = write_new(path, text.as_bytes()) {
-            for (path, _) in &files[..made] {
+    for (made, (path, text, mode)) in files.iter().enumerate() {
+        if let Err(error) = write_new(path, text.as_bytes(), *mode) {
+            for (path, ..) in &files[..made] {
                 // The fault that stopped us is the one to tell; a file left behind shows at the next keygen.
                 std::fs::remove_file(path).ok();
             }
@@ -105,7 +109,8 @@ fn refuse_existing<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<()> {
     if there.is_empty() {
         return Ok(());
     }
-    Err(Error::usage(format!("cannot make keys: {} exists already and is never overwritten", there.join(", ")))
+    let is = if there.len() == 1 { "exists already and is" } else { "exist already and are" };
+    Err(Error::usage(format!("cannot make keys: {} {is} never overwritten", there.join(", ")))
         .hint("choose another folder; with the old signing key gone, old manifests can still be checked, with the old tag key gone, old tags no longer compare"))
 }
 
@@ -120,11 +125,16 @@ fn cannot_make(folder: &Path, error: &io::Error) -> Error {
     Error::usage(format!("cannot make key folder {}: {error}", folder.display()))
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+/// For the owner alone.
+const SECRET_MODE: u32 = 0o600;
+/// For auditors, too: a public key that only its owner can read proves nothing to anybody.
+const PUBLIC_MODE: u32 = 0o644;
+
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     let written = (|| {
         // The mode of `open` is cut by the umask.
-        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()
     })();
@@ -172,7 +182,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let keys = generate_keys(&folder.path().join("new/keys")).unwrap();
         for path in [&keys.signing_key, &keys.public_key, &keys.tag_key] {
-            assert_eq!(mode(path), 0o600, "{}", path.display());
+            let wanted = if path == &keys.public_key { 0o644 } else { 0o600 };
+            assert_eq!(mode(path), wanted, "{}", path.display());
         }
         let signing = load_signing_key(&KeySource::File(keys.signing_key.clone())).unwrap();
         let public = load_public_keys(&keys.public_key).unwrap();

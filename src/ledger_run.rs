@@ -114,6 +114,7 @@ pub fn report(job: &Job, ledger: &Ledger, now: Timestamp) -> Option<(ListReport,
         read_at: now,
         rows: ledger.requests().len() as u64,
         malformed: 0,
+        blank: 0,
         bad: Vec::new(),
     };
     Some((report, added))

@@ -13,7 +13,7 @@
 //!
 //! ```text
 //! wiring       run  session  requests  request_deadlines  request_export  gate  drop  drop_consumers  ledger_run
-//!              cli  account  canary  show  progress
+//!              cli  account  canary  show  show_table  progress
 //! stages       find  rewrite  purge  verify  manifest_diff    never use each other
 //! edges        job  request  ledger  drop_files  drop_answer  store  format  dataset  journal  keys  chain  manifest_check
 //! pure facts   match_*  ledger_event  ledger_fold  plan  deadline  standing  manifest  object_table  signature  merkle  tag    no I/O, no clock
@@ -173,6 +173,7 @@ pub mod manifest_diff;
 // wiring
 pub mod canary;
 pub mod account;
+pub mod show_table;
 pub mod show;
 pub mod progress;
 pub mod cli;

@@ -209,6 +209,9 @@ pub struct ListRead {
     pub identifiers: BTreeMap<String, u64>,
     pub duplicates: u64,
     pub malformed: u64,
+    /// Rows without any identifier.
+    #[serde(default)]
+    pub blank: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,8 +235,21 @@ pub struct DatasetRecord {
     /// Column that no rule names to the count of its cells that hold a listed identifier.
     #[serde(default)]
     pub undeclared: Observed<BTreeMap<String, u64>>,
+    /// Column that no rule names to the count of its cells in which a listed identifier was replaced.
+    #[serde(default)]
+    pub strays_redacted: Observed<BTreeMap<String, u64>>,
     pub versions: VersionCounts,
     pub uploads: UploadCounts,
+}
+
+impl DatasetRecord {
+    /// Cells in which a listed identifier was replaced, of all columns.
+    pub fn strays_redacted_in_all(&self) -> Observed<u64> {
+        match &self.strays_redacted {
+            Observed::Seen(columns) => Observed::Seen(columns.values().sum()),
+            Observed::NotChecked => Observed::NotChecked,
+        }
+    }
 }
 
 /// Current objects of one dataset. Made by [`ObjectCounts::tally`].
@@ -450,7 +466,9 @@ fn dataset_adds_up(dataset: &DatasetRecord, rows: &[ObjectRow]) -> Result<(), St
         ("objects dropped", stated.dropped, counted.dropped),
         ("objects unreadable", stated.unreadable, counted.unreadable),
     ];
-    for (what, stated, counted) in pairs.into_iter().chain(objects) {
+    let redacted: u64 = current(&dataset.name, rows).filter_map(|row| row.strays_redacted).sum();
+    let strays = [("strays redacted", dataset.strays_redacted_in_all(), Observed::Seen(redacted))];
+    for (what, stated, counted) in pairs.into_iter().chain(objects).chain(strays) {
         // A total that nobody states claims nothing; one that is stated must be what the table shows.
         if let Observed::Seen(stated) = stated
             && stated != counted.or(0)
@@ -691,6 +709,7 @@ mod tests {
                 rows: RowCounts::tally("events", rows),
                 not_comparable: Seen(BTreeMap::from([("email".into(), 2)])),
                 undeclared: NotChecked,
+                strays_redacted: NotChecked,
                 versions: VersionCounts::default(),
                 uploads: UploadCounts::default(),
             }],

@@ -359,10 +359,11 @@ fn check_inclusion(objects: &ObjectsFile, rows: &[ObjectRow]) -> Result<u64, Str
     let Some(signed) = signed.filter(|signed| *signed == tree.root()) else {
         return Err("has rows whose Merkle root is not the one that was signed".to_owned());
     };
+    let has_strays = object_table::has_strays(rows);
     let step = count.div_ceil(PROOFS_MAX).max(1) as usize;
     let mut proofs = 0;
     for index in (0..count).step_by(step) {
-        let leaf = rows[index as usize].canonical_json();
+        let leaf = rows[index as usize].canonical_json(has_strays);
         let proof = tree.inclusion_proof(index).unwrap_or_default();
         if !merkle::is_included(&leaf, index, count, &proof, &signed) {
             return Err(format!("has row {index}, which is not under the Merkle root that was signed"));

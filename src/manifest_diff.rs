@@ -289,6 +289,7 @@ fn counts(dataset: Option<&DatasetRecord>) -> Vec<(&'static str, Observed<u64>)>
         ("rows.removed", rows.removed),
         ("rows.redacted", rows.redacted),
         ("rows.after", rows.after),
+        ("strays_redacted", dataset.map(DatasetRecord::strays_redacted_in_all).unwrap_or_default()),
         ("versions.listed", versions.listed),
         ("versions.purged", versions.purged),
         ("versions.locked", versions.locked),

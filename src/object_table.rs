@@ -35,6 +35,10 @@ pub struct ObjectRow {
     pub rows_scanned: Option<u64>,
     pub rows_matched: Option<u64>,
     pub rows_redacted: Option<u64>,
+    /// Cells in which a stray identifier was replaced. The column is there when a dataset of the run redacts strays: without a count
+    /// in any row, neither the table nor the Merkle leaves have it.
+    #[serde(default)]
+    pub strays_redacted: Option<u64>,
     /// Known together with `rows_removed` and `rows_after`, or not at all.
     pub rows_before: Option<u64>,
     pub rows_removed: Option<u64>,
@@ -170,6 +174,7 @@ impl ObjectRow {
             rows_scanned: None,
             rows_matched: None,
             rows_redacted: None,
+            strays_redacted: None,
             rows_before: None,
             rows_removed: None,
             rows_after: None,
@@ -185,12 +190,13 @@ impl ObjectRow {
         (&self.dataset, &self.location, !self.is_current, self.version_id.as_deref())
     }
 
-    /// The Merkle leaf: JSON without white space, keys in byte order, every key there (`null`: not checked).
-    pub fn canonical_json(&self) -> Vec<u8> {
+    /// The Merkle leaf: JSON without white space, keys in byte order, every column of the table there (`null`: not checked).
+    pub fn canonical_json(&self, has_strays: bool) -> Vec<u8> {
         let serde_json::Value::Object(fields) = serde_json::to_value(self).expect("a row has string keys only") else {
             unreachable!("a struct becomes an object");
         };
-        let sorted: std::collections::BTreeMap<_, _> = fields.into_iter().collect();
+        let fields = fields.into_iter().filter(|(name, _)| has_strays || name != STRAYS_COLUMN);
+        let sorted: std::collections::BTreeMap<_, _> = fields.collect();
         serde_json::to_vec(&sorted).expect("a row has string keys only")
     }
 }
@@ -200,8 +206,17 @@ pub fn sort(rows: &mut [ObjectRow]) {
     rows.sort_by(|a, b| a.key().cmp(&b.key()));
 }
 
+/// The column that only the tables of some runs have, and none of those before it was thought of.
+const STRAYS_COLUMN: &str = "strays_redacted";
+
+/// Whether a table of these rows has the column of redacted strays.
+pub fn has_strays(rows: &[ObjectRow]) -> bool {
+    rows.iter().any(|row| row.strays_redacted.is_some())
+}
+
 pub fn tree(rows: &[ObjectRow]) -> MerkleTree {
-    MerkleTree::new(rows.iter().map(ObjectRow::canonical_json))
+    let has_strays = has_strays(rows);
+    MerkleTree::new(rows.iter().map(|row| row.canonical_json(has_strays)))
 }
 
 /// Rows that are held as Arrow arrays at a time.
@@ -216,10 +231,11 @@ pub fn encode(rows: &[ObjectRow]) -> Result<Bytes> {
         .set_statistics_enabled(EnabledStatistics::None)
         .build();
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-    let schema = batch(&[]).map_err(|error| cannot(&error))?.schema();
+    let has_strays = has_strays(rows);
+    let schema = batch(&[], has_strays).map_err(|error| cannot(&error))?.schema();
     let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options).map_err(|error| cannot(&error))?;
     for rows in rows.chunks(ROWS_A_BATCH) {
-        let batch = batch(rows).map_err(|error| cannot(&error))?;
+        let batch = batch(rows, has_strays).map_err(|error| cannot(&error))?;
         writer.write(&batch).map_err(|error| cannot(&error))?;
     }
     writer.into_inner().map(Bytes::from).map_err(|error| cannot(&error))
@@ -238,7 +254,7 @@ pub fn decode(bytes: Bytes) -> Result<Vec<ObjectRow>, String> {
     Ok(rows)
 }
 
-fn batch(rows: &[ObjectRow]) -> Result<RecordBatch, arrow::error::ArrowError> {
+fn batch(rows: &[ObjectRow], has_strays: bool) -> Result<RecordBatch, arrow::error::ArrowError> {
     let text =
         |field: fn(&ObjectRow) -> &str| Arc::new(StringArray::from_iter_values(rows.iter().map(field))) as ArrayRef;
     let maybe =
@@ -249,7 +265,7 @@ fn batch(rows: &[ObjectRow]) -> Result<RecordBatch, arrow::error::ArrowError> {
         Arc::new(Int64Array::from_iter(counts)) as ArrayRef
     };
     let current = Arc::new(BooleanArray::from_iter(rows.iter().map(|row| Some(row.is_current)))) as ArrayRef;
-    RecordBatch::try_from_iter_with_nullable([
+    let mut columns = vec![
         ("dataset", text(|row| &row.dataset), false),
         ("location", text(|row| &row.location), false),
         ("etag", maybe(|row| row.etag.as_deref()), true),
@@ -267,7 +283,11 @@ fn batch(rows: &[ObjectRow]) -> Result<RecordBatch, arrow::error::ArrowError> {
         ("outcome", text(|row| row.outcome.name()), false),
         ("checked_by", maybe(|row| row.checked_by.as_deref()), true),
         ("reason", maybe(|row| row.reason.as_deref()), true),
-    ])
+    ];
+    if has_strays {
+        columns.push((STRAYS_COLUMN, count(|row| row.strays_redacted), true));
+    }
+    RecordBatch::try_from_iter_with_nullable(columns)
 }
 
 fn decode_batch(batch: &RecordBatch, rows: &mut Vec<ObjectRow>) -> Result<(), String> {
@@ -291,13 +311,14 @@ fn decode_batch(batch: &RecordBatch, rows: &mut Vec<ObjectRow>) -> Result<(), St
     let names =
         ["size_bytes", "rows_scanned", "rows_matched", "rows_redacted", "rows_before", "rows_removed", "rows_after"];
     let counts = names.iter().map(|name| count(name)).collect::<Result<Vec<_>, _>>()?;
+    let strays = batch.column_by_name(STRAYS_COLUMN).is_some().then(|| count(STRAYS_COLUMN)).transpose()?;
     for i in 0..batch.num_rows() {
         let outcome = texts.outcome.value(i);
-        let count = |column: usize| -> Result<Option<u64>, String> {
-            let counts = counts[column];
+        let in_row = |counts: &Int64Array, name: &str| -> Result<Option<u64>, String> {
             let count = (!counts.is_null(i)).then(|| u64::try_from(counts.value(i)));
-            count.transpose().map_err(|_| format!("column {} holds a negative count", names[column]))
+            count.transpose().map_err(|_| format!("column {name} holds a negative count"))
         };
+        let count = |column: usize| in_row(counts[column], names[column]);
         rows.push(ObjectRow {
             dataset: texts.dataset.value(i).to_owned(),
             location: texts.location.value(i).to_owned(),
@@ -309,6 +330,7 @@ fn decode_batch(batch: &RecordBatch, rows: &mut Vec<ObjectRow>) -> Result<(), St
             rows_scanned: count(1)?,
             rows_matched: count(2)?,
             rows_redacted: count(3)?,
+            strays_redacted: strays.map_or(Ok(None), |strays| in_row(strays, STRAYS_COLUMN))?,
             rows_before: count(4)?,
             rows_removed: count(5)?,
             rows_after: count(6)?,
@@ -372,7 +394,9 @@ mod tests {
 
     #[test]
     fn rows_come_back_as_they_were_and_the_bytes_are_always_the_same() {
-        for rows in [vec![], rows()] {
+        let mut strayed = rows();
+        strayed[0].strays_redacted = Some(3);
+        for rows in [vec![], rows(), strayed] {
             let bytes = encode(&rows).unwrap();
             assert_eq!(decode(bytes.clone()).unwrap(), rows);
             assert_eq!(encode(&rows).unwrap(), bytes);
@@ -388,13 +412,20 @@ mod tests {
             r#""rows_matched":null,"rows_redacted":null,"rows_removed":null,"rows_scanned":null,"sha256":null,"#,
             r#""size_bytes":null,"version_id":null}"#
         );
-        assert_eq!(String::from_utf8(row.canonical_json()).unwrap(), wish);
+        assert_eq!(
+            String::from_utf8(row.canonical_json(false)).unwrap(),
+            wish,
+            "as it was before there was a count of strays"
+        );
+        let with_strays = wish.replace(r#""version_id"#, r#""strays_redacted":null,"version_id"#);
+        assert_eq!(String::from_utf8(row.canonical_json(true)).unwrap(), with_strays);
     }
 
     #[test]
     fn every_field_reaches_the_leaf() {
         let base = rows().pop().unwrap();
-        let changes: [fn(&mut ObjectRow); 6] = [
+        let changes: [fn(&mut ObjectRow); 7] = [
+            |row| row.strays_redacted = Some(1),
             |row| row.etag = Some("x".into()),
             |row| row.is_current = true,
             |row| row.rows_after = None,
@@ -405,7 +436,7 @@ mod tests {
         for change in changes {
             let mut changed = base.clone();
             change(&mut changed);
-            assert_ne!(changed.canonical_json(), base.canonical_json(), "{changed:?}");
+            assert_ne!(changed.canonical_json(true), base.canonical_json(true), "{changed:?}");
         }
     }
 

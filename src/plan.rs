@@ -104,6 +104,10 @@ pub struct Step {
     pub compression: Compression,
     pub rows: u64,
     pub rows_matched: u64,
+    /// Other rows, in which a stray identifier is to be replaced.
+    pub rows_strayed: u64,
+    /// By column, cells with a stray identifier that is to be replaced; those of rows that match are among them.
+    pub strays: BTreeMap<ColumnPath, u64>,
     /// What the object holds beside the rows that match, in words.
     pub beside: Option<String>,
     /// The match columns that were skipped, in words.
@@ -232,6 +236,20 @@ impl DatasetPlan {
         self.steps.iter().map(|step| step.rows_matched).sum()
     }
 
+    /// Rows that do not match, but get a cell without the identifier that strayed into it.
+    pub fn rows_strayed(&self) -> u64 {
+        self.steps.iter().map(|step| step.rows_strayed).sum()
+    }
+
+    /// By column, cells in which stray identifiers are to be replaced.
+    pub fn strays(&self) -> BTreeMap<&ColumnPath, u64> {
+        let mut sums = BTreeMap::new();
+        for (column, cells) in self.steps.iter().flat_map(|step| &step.strays) {
+            *sums.entry(column).or_default() += cells;
+        }
+        sums
+    }
+
     pub fn objects(&self, decision: &str) -> usize {
         self.steps.iter().filter(|step| step.decision.name() == decision).count()
     }
@@ -315,6 +333,8 @@ fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
         compression: finding.compression,
         rows: 0,
         rows_matched: 0,
+        rows_strayed: 0,
+        strays: BTreeMap::new(),
         beside: None,
         skipped: lacking(&finding.lacks),
         has_other_names: finding.has_other_names,
@@ -349,7 +369,10 @@ fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
             let left = finding.residues.beside(&matched, &spec.action);
             let redacts_strays = spec.stray == Stray::Redact;
             (step.rows, step.rows_matched, step.beside) = (rows, matched.len(), left.words(redacts_strays));
-            let strays = left.by_column(Place::Undeclared).into_keys().filter(|_| redacts_strays).collect();
+            let found = left.by_column(Place::Undeclared).into_iter().filter(|_| redacts_strays);
+            let found: BTreeMap<ColumnPath, u64> = found.collect();
+            let strays = found.keys().cloned().collect();
+            let strayed = (&left.stray_rows - &matched).len();
             let all = matched.len() == rows && spec.action == Action::Delete && spec.when_empty == WhenEmpty::Drop;
             step.decision = match (&step.beside, matched.is_empty()) {
                 (None, true) => Decision::Keep,
@@ -365,6 +388,11 @@ fn decide(spec: &DatasetSpec, finding: Finding, shown: Shown<'_>) -> Step {
                 (_, false) if all => Decision::Drop { why: "every row matches and when_empty = \"drop\"".to_owned() },
                 (_, _) => Decision::Rewrite { rows: matched, cleanse: Cleanse { strays, ..left.cleanse() } },
             };
+            if let Decision::Rewrite { .. } = step.decision
+                && redacts_strays
+            {
+                (step.rows_strayed, step.strays) = (strayed, found);
+            }
         }
     }
     if let (Decision::Keep, Some(reason)) = (&step.decision, &step.skipped) {
@@ -380,30 +408,42 @@ fn lacking(columns: &[ColumnPath]) -> Option<String> {
     (!names.is_empty()).then(|| format!("lacks match column {}", names.join(", ")))
 }
 
-/// Refuses a plan that would change more than the job allows.
+/// Refuses a plan that would change more than the job allows: rows that match, and rows that stay with a cell replaced.
 pub fn check_guard(plan: &Plan, guard: &Guard) -> Result<()> {
-    let total: u64 = plan.datasets.iter().map(DatasetPlan::rows_matched).sum();
-    if total > guard.max_rows {
+    let sum = |rows: fn(&DatasetPlan) -> u64| plan.datasets.iter().map(rows).sum::<u64>();
+    let (matched, strayed) = (sum(DatasetPlan::rows_matched), sum(DatasetPlan::rows_strayed));
+    if matched + strayed > guard.max_rows {
+        let rows = changing(&matched.to_string(), strayed);
         return Err(Error::new(
             Exit::Refused,
-            format!("{total} rows match, more than [guard] max_rows = {}; nothing was written", guard.max_rows),
+            format!("{rows}, more than [guard] max_rows = {}; nothing was written", guard.max_rows),
         )
         .hint("look at `lakescrub plan`; if the lists are right, raise [guard] max_rows"));
     }
     for dataset in &plan.datasets {
-        let (matched, rows) = (dataset.rows_matched(), dataset.rows());
-        if matched as f64 > guard.max_fraction * rows as f64 {
+        let (matched, strayed, rows) = (dataset.rows_matched(), dataset.rows_strayed(), dataset.rows());
+        if (matched + strayed) as f64 > guard.max_fraction * rows as f64 {
             return Err(Error::new(
                 Exit::Refused,
                 format!(
-                    "dataset {}: {matched} of {rows} rows match, a larger share than [guard] max_fraction = {}; nothing was written",
-                    dataset.name, guard.max_fraction
+                    "dataset {}: {}, a larger share than [guard] max_fraction = {}; nothing was written",
+                    dataset.name,
+                    changing(&format!("{matched} of {rows}"), strayed),
+                    guard.max_fraction
                 ),
             )
             .hint("look at `lakescrub plan`; if the lists are right, raise [guard] max_fraction"));
         }
     }
     Ok(())
+}
+
+/// The rows that a plan changes, in words; `told` is how many match.
+fn changing(told: &str, strayed: u64) -> String {
+    match strayed {
+        0 => format!("{told} rows match"),
+        more => format!("{told} rows match and {more} more hold a stray identifier"),
+    }
 }
 
 /// Refuses two datasets that hold one object: the second would find it changed by the first, run after run.
@@ -455,9 +495,13 @@ pub fn to_json(plan: &Plan) -> Value {
             "format": step.format.map(Format::name),
             "rows": step.rows,
             "rows_matched": step.rows_matched,
+            "rows_strayed": step.rows_strayed,
             "decision": step.decision.name(),
             "reason": step.reason(),
         })
+    };
+    let strays = |dataset: &DatasetPlan| -> BTreeMap<String, u64> {
+        dataset.strays().into_iter().map(|(column, cells)| (column.to_string(), cells)).collect()
     };
     let dataset = |dataset: &DatasetPlan| {
         json!({
@@ -473,7 +517,8 @@ pub fn to_json(plan: &Plan) -> Value {
                 "refuse": dataset.objects("refuse"),
                 "not_in_scope": dataset.not_in_scope.len(),
             },
-            "rows": { "before": dataset.rows(), "matched": dataset.rows_matched() },
+            "rows": { "before": dataset.rows(), "matched": dataset.rows_matched(), "strayed": dataset.rows_strayed() },
+            "strays": strays(dataset),
             "not_comparable": dataset.not_comparable,
             "unlisted": dataset.unlisted.as_ref().map(|error| &error.message),
             "steps": dataset.steps.iter().map(step).collect::<Vec<_>>(),

@@ -42,6 +42,8 @@ pub struct ListReport {
     pub rows: u64,
     /// Rows with at least one malformed cell.
     pub malformed: u64,
+    /// Rows without any identifier, and without a malformed cell.
+    pub blank: u64,
     /// The first [`BAD_ENTRIES_MAX`] malformed cells.
     pub bad: Vec<BadEntry>,
 }
@@ -110,7 +112,7 @@ async fn read_list(
     files.iter().for_each(|(file, _)| meter.expect(1, file.size_bytes));
     let shared = Arc::new(list.clone());
     let mut digests = Vec::with_capacity(files.len());
-    let (mut rows, mut malformed, mut bad) = (0, 0, Vec::new());
+    let (mut rows, mut malformed, mut blank, mut bad) = (0, 0, 0, Vec::new());
     for (file, format) in &files {
         let read = read_file(&shared, file, *format, store.clone(), meter, each)
             .await
@@ -118,11 +120,13 @@ async fn read_list(
         digests.push((read.digest, file.location.to_string()));
         rows += read.rows;
         malformed += read.malformed;
+        blank += read.blank;
         bad.extend(read.bad);
         bad.truncate(BAD_ENTRIES_MAX);
     }
     let (name, uri) = (list.name.clone(), list.uri.clone());
-    Ok(ListReport { name, uri, files: files.len(), digest: digest_of(digests), read_at, rows, malformed, bad })
+    let (files, digest) = (files.len(), digest_of(digests));
+    Ok(ListReport { name, uri, files, digest, read_at, rows, malformed, blank, bad })
 }
 
 fn digest_of(mut files: Vec<(String, String)>) -> String {
@@ -189,6 +193,7 @@ struct FileReport {
     digest: String,
     rows: u64,
     malformed: u64,
+    blank: u64,
     bad: Vec<BadEntry>,
 }
 
@@ -234,6 +239,7 @@ fn give(list: &ListSpec, cells: &Cells, each: &mut (dyn FnMut(Entry<'_>) + Send)
 #[derive(Default)]
 struct Tally {
     malformed: u64,
+    blank: u64,
     flaws: Vec<Flaw>,
 }
 
@@ -241,6 +247,7 @@ impl Tally {
     fn add(&mut self, parts: &[Cells]) {
         for part in parts {
             self.malformed += part.malformed_rows();
+            self.blank += part.blank_rows();
             let room = BAD_ENTRIES_MAX - self.flaws.len();
             self.flaws.extend(part.flaws.iter().take(room));
         }
@@ -273,7 +280,7 @@ fn decode(list: &ListSpec, format: ListFormat, object: &ObjectReader, sink: Sink
     };
     drop(content);
     let bad = locate(list, location, format, &tally.flaws, delimited)?;
-    Ok(FileReport { digest: stored.finish()?, rows, malformed: tally.malformed, bad })
+    Ok(FileReport { digest: stored.finish()?, rows, malformed: tally.malformed, blank: tally.blank, bad })
 }
 
 fn copied(content: &mut dyn std::io::Read) -> Result<Scratch, Unusable> {
@@ -314,12 +321,14 @@ fn unusable_list(list: &ListSpec, location: &Location, unusable: Unusable) -> Er
         Unusable::Corrupt { line, reason } => {
             let line = line.map(|line| format!(":{line}")).unwrap_or_default();
             Error::usage(format!("list {name}: {location}{line} cannot be decoded: {reason}"))
-                .hint("nothing was touched; have the list delivered again")
+                .hint("nothing was touched; have the list delivered again. Such a fault is of the file, not of a row: [guard] max_bad_list_rows does not allow it")
         }
         Unusable::NoColumn { column, there } => {
             let error = |what: &str| Error::usage(format!("list {name}: {location} has no column \"{column}\"{what}"));
             match there {
-                Some(there) => error(&format!("; it has {}", there.join(", "))),
+                Some(there) => error(&format!("; it has {}", there.join(", "))).hint(format!(
+                    "correct {column} in [[list]] {name} of the job file, or have the list delivered with that column"
+                )),
                 None => error("").hint(
                     "what it has does not look like column names and is not shown; a file without a header needs [list.csv] header = false",
                 ),

@@ -3,6 +3,8 @@
 //! Canonical forms are those of `identifier`, and nothing is normalised here. Invariant: a cell that holds something is either
 //! given on in canonical form or told as a flaw, never dropped.
 
+use std::collections::BTreeSet;
+
 use crate::identifier::{Canonical, HashFunction, Hashed, Kind, Value};
 use crate::job::{ListColumn, ListSpec};
 use crate::request_bytes::Unusable;
@@ -36,6 +38,8 @@ pub struct Cells {
     columns: Vec<Column>,
     /// By row, then by column.
     pub flaws: Vec<Flaw>,
+    /// The rows of the flaws.
+    flawed: BTreeSet<usize>,
 }
 
 /// All canonical forms of a column one after the other; none is empty, so an empty one stands for no identifier.
@@ -53,6 +57,15 @@ impl Cells {
     /// How many rows hold a malformed cell.
     pub fn malformed_rows(&self) -> u64 {
         self.flaws.chunk_by(|a, b| a.place == b.place).count() as u64
+    }
+
+    /// How many rows hold no identifier, nor anything that was meant to be one.
+    pub fn blank_rows(&self) -> u64 {
+        let is_blank = |row: usize| {
+            let begin = |column: &Column| if row == 0 { 0 } else { column.ends[row - 1] };
+            self.columns.iter().all(|column| column.ends[row] == begin(column)) && !self.flawed.contains(&row)
+        };
+        (0..self.rows).filter(|row| is_blank(*row)).count() as u64
     }
 
     /// The cells of one row, into `out` (cleared first); whether there is any.
@@ -77,7 +90,7 @@ impl<'a> CellsBuilder<'a> {
     pub fn new(list: &'a ListSpec, rows: usize) -> Self {
         let column = || Column { bytes: Vec::new(), ends: Vec::with_capacity(rows) };
         let columns = list.columns.iter().map(|_| column()).collect();
-        let cells = Cells { rows, columns, flaws: Vec::new() };
+        let cells = Cells { rows, columns, flaws: Vec::new(), flawed: BTreeSet::new() };
         CellsBuilder { columns: &list.columns, cells, scratch: Vec::new() }
     }
 
@@ -95,6 +108,7 @@ impl<'a> CellsBuilder<'a> {
             Canonical::NotComparable => {
                 let reason = if matches!(cell, Cell::NotUtf8) { Reason::NotUtf8 } else { Reason::NotComparable };
                 self.cells.flaws.push(Flaw { place, column, reason });
+                self.cells.flawed.insert(out.ends.len());
             }
         }
         out.ends.push(out.bytes.len());
@@ -315,7 +329,12 @@ mod tests {
         let columns = [column(Kind::Email), column(Kind::Integer)];
         let mut builder = CellsBuilder {
             columns: &columns,
-            cells: Cells { rows: 3, columns: vec![Column::default(), Column::default()], flaws: Vec::new() },
+            cells: Cells {
+                rows: 3,
+                columns: vec![Column::default(), Column::default()],
+                flaws: Vec::new(),
+                flawed: BTreeSet::new(),
+            },
             scratch: Vec::new(),
         };
         for (place, cell) in [Cell::Value(Value::Text("A@b.c")), Cell::NotUtf8, Cell::Empty].into_iter().enumerate() {

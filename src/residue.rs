@@ -150,6 +150,8 @@ pub struct Residues {
     pub unread_labels: u64,
     /// Cells of undeclared columns in which a listed address is part of a longer one, which may be another person's.
     pub unsure_cells: u64,
+    /// Rows with a listed identifier in a cell of an undeclared column.
+    pub stray_rows: RoaringTreemap,
 }
 
 impl Residues {
@@ -198,6 +200,14 @@ impl Residues {
         self.unread_filters += other.unread_filters;
         self.unread_labels += other.unread_labels;
         self.unsure_cells += other.unsure_cells;
+        self.stray_rows |= &other.stray_rows;
+    }
+
+    /// The rows were numbered from the `first` one on.
+    pub fn count_rows_from(&mut self, first: u64) {
+        if first > 0 && !self.stray_rows.is_empty() {
+            self.stray_rows = self.stray_rows.iter().map(|row| row + first).collect();
+        }
     }
 
     pub fn count(&self, place: Place) -> u64 {

@@ -3,6 +3,7 @@
 //! An object that fails is an outcome of its own and stays as it was; the others go on. Old bytes go only after the new
 //! ones were read back and compared: before the swap where the store can show them (a local disk), right after it otherwise.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct Outcome {
     pub sha256: Option<String>,
     pub rows_removed: u64,
     pub rows_redacted: u64,
+    /// Cells in which a stray identifier was replaced, by column.
+    pub strays_redacted: BTreeMap<String, u64>,
     /// Counted from the store after the write.
     pub rows_after: Option<u64>,
     pub ended: Ended,
@@ -64,7 +67,15 @@ pub enum Ended {
 
 impl Outcome {
     fn nothing(ended: Ended) -> Outcome {
-        Outcome { object: None, sha256: None, rows_removed: 0, rows_redacted: 0, rows_after: None, ended }
+        Outcome {
+            object: None,
+            sha256: None,
+            rows_removed: 0,
+            rows_redacted: 0,
+            strays_redacted: BTreeMap::new(),
+            rows_after: None,
+            ended,
+        }
     }
 }
 
@@ -173,6 +184,8 @@ async fn swap_rows(
     let Ready { mut replacement, proof, written } = ready;
     let (size_bytes, sha256) = (written.size_bytes, hex::encode(written.sha256));
     let receipt = proof.receipt().clone();
+    let strays_redacted: BTreeMap<String, u64> =
+        receipt.strays_redacted.iter().map(|(column, cells)| (column.to_string(), *cells)).collect();
     let staged = match check_counts(step, &rewrite.spec.action, &receipt) {
         Ok(()) => replacement.stage().await.map_err(Failure::from),
         Err(failure) => Err(failure),
@@ -198,6 +211,7 @@ async fn swap_rows(
         rows_matched: step.rows_matched,
         rows_removed: receipt.rows_removed,
         rows_redacted: receipt.rows_redacted,
+        strays_redacted: strays_redacted.clone(),
         rows_after: receipt.rows_after,
         dropped: false,
         size_bytes,
@@ -242,6 +256,7 @@ async fn swap_rows(
         sha256: Some(sha256),
         rows_removed: receipt.rows_removed,
         rows_redacted: receipt.rows_redacted,
+        strays_redacted,
         rows_after: Some(receipt.rows_after),
         ended: Ended::Rewritten,
     })
@@ -293,6 +308,7 @@ async fn drop_object(rewrite: &Rewrite<'_>, step: &Step) -> Result<Outcome, Fail
         rows_matched: step.rows_matched,
         rows_removed: step.rows,
         rows_redacted: 0,
+        strays_redacted: BTreeMap::new(),
         rows_after: 0,
         dropped: true,
         size_bytes: 0,

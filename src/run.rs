@@ -696,7 +696,9 @@ async fn check(common: &Common, path: &Path) -> Result<Exit> {
         request::read_lists(&session.job, &session.stores, &|| session.now(), &Default::default(), &mut |_| {}).await?;
     for report in &reports {
         let files = show::plural(report.files as u64, "file", "files");
-        lines.push(format!("list {}: {} in {files}", report.name, show::plural(report.rows, "row", "rows")));
+        let blank = (report.blank > 0).then(|| format!(", {} of them without an identifier", report.blank));
+        let rows = show::plural(report.rows, "row", "rows");
+        lines.push(format!("list {}: {rows} in {files}{}", report.name, blank.unwrap_or_default()));
     }
     let key = keys::load_tag_key(&session.job.state.tag_key)?;
     if let Some(ledger) = ledger_run::open(&session.job, &session.stores, &key, session.now()).await? {

@@ -251,6 +251,9 @@ impl Session {
             if added.identifiers.values().sum::<u64>() == 0 && added.duplicates == 0 && added.let_go == 0 {
                 tracing::warn!(list = report.name, uri = list.uri, "list holds no identifier");
             }
+            if report.blank > 0 {
+                tracing::warn!(list = report.name, rows = report.blank, "list has rows without an identifier");
+            }
             account::let_go(report, added).into_iter().for_each(|sentence| tracing::warn!("{sentence}"));
         }
         let unlisted = self.job.datasets.iter().flat_map(|spec| account::unlisted_kinds(&self.job, spec));
@@ -291,7 +294,7 @@ impl Session {
         let mut known = known.into_iter();
         let mut found = Vec::new();
         for (number, spec) in self.job.datasets.iter().enumerate() {
-            let stage = self.progress.begin(StageName::Find);
+            let stage = self.progress.begin_of(StageName::Find, &spec.name);
             let find = Find {
                 spec,
                 store: self.stores.of(spec.scope.root()),
@@ -315,8 +318,8 @@ impl Session {
     /// Adds what the objects hold beside their rows: the verifier's own look at bytes and names, before anything is decided.
     pub async fn inspect(&mut self, lists: &verify::Lists, found: &mut [Found]) -> Result<()> {
         for (number, found) in found.iter_mut().enumerate() {
-            let stage = self.progress.begin(StageName::Find);
             let spec = &self.job.datasets[number];
+            let stage = self.progress.begin_of(StageName::Find, &spec.name);
             let (summaries, others) = std::mem::take(&mut found.not_in_scope).into_iter().partition(verify::is_summary);
             found.not_in_scope = others;
             let rows = |object| (object, plan::Seen::Rows { rows: 0, matched: Default::default() });

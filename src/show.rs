@@ -1,9 +1,8 @@
 //! What a person reads on stdout: the plan and the result as tables. Builds text; reads and decides nothing.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, TableComponent, Width};
 use jiff::Timestamp;
 use jiff::civil::Date;
 
@@ -12,6 +11,7 @@ use crate::ledger_fold::{Holds, Request, Requests};
 use crate::manifest::{ObjectCounts, Observations, Observed, Reappearance, Residue};
 use crate::object_table::ObjectRow;
 use crate::plan::{DatasetPlan, Plan, Step};
+use crate::show_table;
 
 /// Objects that are named one by one before the rest is only counted.
 const OBJECTS_SHOWN: usize = 50;
@@ -19,9 +19,8 @@ const OBJECTS_SHOWN: usize = 50;
 /// The plan: totals by dataset, then every object that would change or could not be looked at, with the reason.
 pub fn plan(plan: &Plan) -> String {
     let mut out = String::new();
-    let mut totals = table(&["dataset", "objects", "rewrite", "drop", "keep", "refuse", "rows", "matched", "purge"]);
-    for dataset in &plan.datasets {
-        totals.add_row([
+    let totals = plan.datasets.iter().map(|dataset| {
+        vec![
             dataset.name.clone(),
             dataset.steps.len().to_string(),
             dataset.objects("rewrite").to_string(),
@@ -31,10 +30,10 @@ pub fn plan(plan: &Plan) -> String {
             dataset.rows().to_string(),
             dataset.rows_matched().to_string(),
             dataset.versions.as_ref().map_or_else(|| "-".to_owned(), |_| dataset.versions("purge").to_string()),
-        ]);
-    }
-    numbers_right(&mut totals, 1);
-    line(&mut out, &totals.to_string());
+        ]
+    });
+    let heads = ["dataset", "objects", "rewrite", "drop", "keep", "refuse", "rows", "matched", "purge"];
+    out += &show_table::numbers(&heads, &totals.collect::<Vec<_>>());
     for dataset in &plan.datasets {
         steps(&mut out, dataset);
     }
@@ -51,29 +50,60 @@ fn steps(out: &mut String, dataset: &DatasetPlan) {
     } else if dataset.steps.is_empty() {
         line(out, &format!("{}: no object matches {}", dataset.name, dataset.uri));
     }
-    let all = dataset.steps.iter().chain(dataset.versions.iter().flatten());
-    let changing: Vec<&Step> = all.filter(|step| step.decision.name() != "keep").collect();
-    if changing.is_empty() {
-        return;
+    let strays: BTreeMap<String, u64> =
+        dataset.strays().into_iter().map(|(column, cells)| (column.to_string(), cells)).collect();
+    if !strays.is_empty() {
+        let rows = plural(dataset.rows_strayed(), "row that does not match", "rows that do not match");
+        line(out, &format!("{}: {}, with those in {rows}: to be redacted", dataset.name, stray_cells(&strays)));
     }
-    let mut objects = table(&["object", "step", "reason"]);
-    for step in changing.iter().take(OBJECTS_SHOWN) {
+    let all = || dataset.steps.iter().chain(dataset.versions.iter().flatten());
+    let changing: Vec<&Step> = all().filter(|step| step.decision.name() != "keep").collect();
+    let objects = changing.iter().take(OBJECTS_SHOWN).map(|step| {
         let version = step.object.version_id.as_ref().map(|id| format!(" (version {id})")).unwrap_or_default();
-        objects.add_row([format!("{}{version}", step.shown), step.decision.name().to_owned(), step.reason()]);
-    }
-    line(out, &objects.to_string());
+        [format!("{}{version}", step.shown), step.decision.name().to_owned(), step.reason()]
+    });
+    let folder = folder(all().map(|step| step.shown.as_str()));
+    titled(out, &dataset.name, folder, "step", objects.collect());
     if changing.len() > OBJECTS_SHOWN {
         line(out, &format!("and {} more objects; --json lists all", changing.len() - OBJECTS_SHOWN));
     }
+}
+
+/// Objects of one dataset, by their names below `folder`.
+fn titled(out: &mut String, dataset: &str, folder: &str, head: &str, objects: Vec<[String; 3]>) {
+    if objects.is_empty() {
+        return;
+    }
+    line(out, &format!("{dataset}, in {}", if folder.is_empty() { "several places" } else { folder }));
+    let short = |name: String| name.strip_prefix(folder).map(str::to_owned).unwrap_or(name);
+    let rows: Vec<Vec<String>> =
+        objects.into_iter().map(|[name, step, reason]| vec![short(name), step, reason]).collect();
+    *out += &show_table::texts(&["object", head, "reason"], &rows);
+}
+
+/// The folder that all objects lie in, with its slash.
+fn folder<'a>(mut names: impl Iterator<Item = &'a str>) -> &'a str {
+    let Some(first) = names.next() else { return "" };
+    let up_to_slash = |text: &'a str| &text[..text.rfind('/').map_or(0, |at| at + 1)];
+    names.fold(up_to_slash(first), |folder, name| {
+        let same = folder.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
+        // A slash is one byte, so that this ends between two letters.
+        &folder[..folder.as_bytes()[..same].iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1)]
+    })
+}
+
+/// Cells that hold a stray identifier, by column.
+fn stray_cells(columns: &BTreeMap<String, u64>) -> String {
+    let cells = columns
+        .iter()
+        .map(|(column, cells)| format!("{} of column {column}", plural(*cells, "stray cell", "stray cells")));
+    cells.collect::<Vec<_>>().join(", ")
 }
 
 /// A count with its noun.
 pub fn counted(count: u64, noun: &str) -> String {
     plural(count, noun, &format!("{noun}s"))
 }
-
-/// The column of the requests from which on there are dates.
-const DATES_FROM: usize = 4;
 
 /// What is shown of a request beside what the ledger says.
 pub struct RequestRow {
@@ -87,7 +117,7 @@ pub fn requests(requests: &Requests, shown: &[&Request], rows: &[RequestRow], ho
     let mut out = String::new();
     let names = ["request", "state", "source", "kinds", "received", "due", "removed", "verified", "DROP"];
     let has_drop = rows.iter().any(|row| row.drop.is_some());
-    let mut all = table(&names[..names.len() - usize::from(!has_drop)]);
+    let mut all: Vec<Vec<String>> = Vec::new();
     let day = |time: Timestamp| time.strftime("%Y-%m-%d").to_string();
     for (request, row) in shown.iter().zip(rows) {
         let mut kinds: Vec<&str> = requests.identifiers(request).map(|identifier| &*identifier.kind).collect();
@@ -106,13 +136,9 @@ pub fn requests(requests: &Requests, shown: &[&Request], rows: &[RequestRow], ho
             request.verified.as_ref().map_or_else(|| "-".to_owned(), |verified| day(verified.at)),
         ];
         let drop = has_drop.then(|| row.drop.clone().unwrap_or_else(|| "-".to_owned()));
-        all.add_row(cells.into_iter().chain(drop));
+        all.push(cells.into_iter().chain(drop).collect());
     }
-    // A date is not broken.
-    for column in all.column_iter_mut().skip(DATES_FROM).take(2) {
-        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(11)));
-    }
-    line(&mut out, &all.to_string());
+    out += &show_table::records(&names[..names.len() - usize::from(!has_drop)], &all);
     line(&mut out, &format!("{} of {}", shown.len(), counted(requests.len() as u64, "request")));
     out
 }
@@ -120,25 +146,10 @@ pub fn requests(requests: &Requests, shown: &[&Request], rows: &[RequestRow], ho
 /// The result of a run that wrote a manifest: totals by dataset, what did not go well, the verdict.
 pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String {
     let mut out = String::new();
-    let mut totals = table(&[
-        "dataset",
-        "objects",
-        "rewritten",
-        "dropped",
-        "rows before",
-        "removed",
-        "redacted",
-        "after",
-        "verified",
-        "purged",
-    ]);
-    for dataset in &observed.datasets {
-        let verified: u64 = rows
-            .iter()
-            .filter(|row| row.dataset == dataset.name && row.is_current)
-            .filter_map(|row| row.rows_scanned)
-            .sum();
-        totals.add_row([
+    let totals = observed.datasets.iter().map(|dataset| {
+        let of_dataset = rows.iter().filter(|row| row.dataset == dataset.name && row.is_current);
+        let verified: u64 = of_dataset.filter_map(|row| row.rows_scanned).sum();
+        vec![
             dataset.name.clone(),
             count(in_scope(&dataset.objects)),
             count(dataset.objects.rewritten),
@@ -149,26 +160,36 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
             count(dataset.rows.after),
             verified.to_string(),
             count(dataset.versions.purged),
-        ]);
+        ]
+    });
+    let heads = ["dataset", "objects", "written", "gone", "rows", "removed", "redacted", "after", "verified", "purged"];
+    out += &show_table::numbers(&heads, &totals.collect::<Vec<_>>());
+    for dataset in &observed.datasets {
+        if let Observed::Seen(columns) = &dataset.strays_redacted
+            && !columns.is_empty()
+        {
+            line(&mut out, &format!("{}: {} redacted", dataset.name, stray_cells(columns)));
+        }
     }
-    numbers_right(&mut totals, 1);
-    line(&mut out, &totals.to_string());
-    let bad: Vec<&ObjectRow> = rows.iter().filter(|row| !row.outcome.is_clean()).collect();
-    if !bad.is_empty() {
-        let mut objects = table(&["object", "outcome", "reason"]);
-        for row in bad.iter().take(OBJECTS_SHOWN) {
+    let mut room = OBJECTS_SHOWN;
+    for dataset in &observed.datasets {
+        let of_dataset = || rows.iter().filter(|row| row.dataset == dataset.name);
+        let bad = of_dataset().filter(|row| !row.outcome.is_clean()).take(room).map(|row| {
             let noncurrent = row.version_id.as_ref().filter(|_| !row.is_current);
             let version = noncurrent.map(|id| format!(" (version {id})")).unwrap_or_default();
-            objects.add_row([
+            [
                 format!("{}{version}", row.location),
                 row.outcome.name().to_owned(),
                 row.reason.clone().unwrap_or_default(),
-            ]);
-        }
-        line(&mut out, &objects.to_string());
-        if bad.len() > OBJECTS_SHOWN {
-            line(&mut out, &format!("and {} more objects; objects.parquet lists all", bad.len() - OBJECTS_SHOWN));
-        }
+            ]
+        });
+        let bad: Vec<_> = bad.collect();
+        room -= bad.len();
+        titled(&mut out, &dataset.name, folder(of_dataset().map(|row| row.location.as_str())), "outcome", bad);
+    }
+    let bad = rows.iter().filter(|row| !row.outcome.is_clean()).count();
+    if bad > OBJECTS_SHOWN {
+        line(&mut out, &format!("and {} more objects; objects.parquet lists all", bad - OBJECTS_SHOWN));
     }
     for dataset in &observed.datasets {
         if let Observed::Seen(columns) = &dataset.not_comparable {
@@ -186,6 +207,11 @@ pub fn result(observed: &Observations, rows: &[ObjectRow], exit: Exit) -> String
     line(&mut out, &format!("lists     {}", plural(listed(observed), "identifier", "identifiers")));
     line(&mut out, &format!("verified  {verified} of {objects} with {engine} {engine_version}"));
     line(&mut out, &format!("residue   {}", residue(&verification.residue)));
+    let canaries = &verification.canaries;
+    if let (Observed::Seen(planted), Observed::Seen(found)) = (canaries.planted, canaries.found) {
+        let removed = canaries.removed.or(0);
+        line(&mut out, &format!("canaries  {planted} planted, {found} found, {removed} removed"));
+    }
     for back in observed.ledger.iter().flat_map(|ledger| &ledger.reappearances) {
         let Reappearance { object, requests, request_ids, rows, since, written_by, .. } = back;
         let (requests, rows) = (plural(*requests, "request", "requests"), plural(*rows, "row", "rows"));
@@ -251,25 +277,6 @@ fn count(observed: Observed<u64>) -> String {
     match observed {
         Observed::Seen(count) => count.to_string(),
         Observed::NotChecked => "-".to_owned(),
-    }
-}
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    // To the terminal's width, where there is one. A rule below every row would double the length.
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 1));
-    }
-    for inner in [TableComponent::HorizontalLines, TableComponent::MiddleIntersections] {
-        table.remove_style(inner);
-    }
-    table
-}
-
-fn numbers_right(table: &mut Table, from: usize) {
-    for column in table.column_iter_mut().skip(from) {
-        column.set_cell_alignment(CellAlignment::Right);
     }
 }
 

@@ -109,7 +109,10 @@ impl<'i> Table<'i> {
         match &field.value {
             DeValue::Integer(digits) => match u64::from_str_radix(digits.as_str(), digits.radix()) {
                 Ok(value) if value >= least => Some(value),
-                _ => field.wrong(&wanted),
+                _ => {
+                    field.fault(format!("must be {wanted}, not {digits}"));
+                    None
+                }
             },
             _ => field.wrong(&wanted),
         }
@@ -125,7 +128,10 @@ impl<'i> Table<'i> {
         };
         match text.parse() {
             Ok(value) if (0.0..=1.0).contains(&value) => Some(value),
-            _ => field.wrong("a number between 0 and 1"),
+            _ => {
+                field.fault(format!("must be a number between 0 and 1, not {text}"));
+                None
+            }
         }
     }
 
@@ -221,13 +227,17 @@ impl<'i> Field<'i> {
         elements.into_iter().enumerate().map(element).collect()
     }
 
-    /// The string, mapped by `parse`; a fault that names what is allowed when it returns `None`.
+    /// The string, mapped by `parse`; a fault that names what is allowed when it returns `None`: names, or the one description, such as `a date`.
     pub fn one_of<T>(self, allowed: &[&str], parse: impl Fn(&str) -> Option<T>) -> Option<T> {
         let (key, span, faults) = (self.key.clone(), self.span.clone(), self.faults.clone());
         let text = self.string()?;
         let parsed = parse(&text);
         if parsed.is_none() {
-            faults.add(span, &key, format!("\"{text}\" is none of {}", allowed.join(", ")));
+            let why = match allowed {
+                [one] => format!("\"{text}\" is not {one}"),
+                names => format!("\"{text}\" is none of {}", names.join(", ")),
+            };
+            faults.add(span, &key, why);
         }
         parsed
     }

@@ -129,6 +129,12 @@ impl std::fmt::Debug for CutBound {
 }
 
 impl Tally {
+    /// Adds the rows that come next.
+    pub fn follow(&mut self, mut next: Tally) {
+        next.residues.count_rows_from(self.rows);
+        self.add(&next);
+    }
+
     pub fn add(&mut self, other: &Tally) {
         self.residues.merge(&other.residues);
         self.cut.extend(other.cut.iter().cloned());

@@ -45,7 +45,7 @@ pub fn scan_ndjson(
             .flat_map(|(path, found)| found.leaves().into_iter().map(move |leaf| (ColumnPath(path.clone()), leaf)));
         let (rows, others) = (lines.len(), others.collect());
         let columns = found.into_iter().map(Found::leaves).collect();
-        scanned.tally.add(&work(&Batch { rows, columns, others })?);
+        scanned.tally.follow(work(&Batch { rows, columns, others })?);
         Ok(())
     })?;
     if scanned.tally.rows > 0 {

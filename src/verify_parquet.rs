@@ -295,7 +295,9 @@ async fn scan_row_group(
         let mut sum = Tally { residues, ..Default::default() };
         if look.rows.is_some() || suspicions.iter().any(|(_, suspicions)| !suspicions.is_empty()) {
             let bytes = fetched.into_iter().map(Vec::from).collect();
-            sum.add(&decode_row_group(&file, group, bytes, slice_rows as usize, &look, &mut suspicions)?);
+            let mut decoded = decode_row_group(&file, group, bytes, slice_rows as usize, &look, &mut suspicions)?;
+            decoded.residues.count_rows_from(file.rows_of(group).start);
+            sum.add(&decoded);
         } else {
             sum.rows = rows as u64;
         }
@@ -532,7 +534,7 @@ fn decode_row_group(
         });
         let batch = Batch { rows: end - start, others: others.collect(), columns };
         match &look.rows {
-            Some(work) => sum.add(&work(&batch)?),
+            Some(work) => sum.follow(work(&batch)?),
             None => sum.rows += batch.rows as u64,
         }
     }

@@ -131,7 +131,7 @@ fn scan_delimited(
                     table = Some(DelimitedTable::of(&block, delimiter, dialect, columns, others)?);
                 }
                 let table = table.as_mut().expect("made above");
-                scanned.tally.add(&work(&table.parse(block)?)?);
+                scanned.tally.follow(work(&table.parse(block)?)?);
             }
             scanned.missing = table.map(|table: DelimitedTable| table.missing()).unwrap_or_default();
             Ok(scanned)
@@ -629,7 +629,7 @@ fn scan_lines(content: &mut dyn BufRead, columns: &[ColumnPath], work: &Work) ->
         let texts = StringChunked::from_iter_values("v".into(), text.split('\n'));
         // One identifier a line: there is one column, whatever it is called.
         let columns = (0..columns.len()).map(|i| if i == 0 { cells(&texts, &[], escapes) } else { Vec::new() });
-        scanned.tally.add(&work(&Batch { rows: lines.len(), columns: columns.collect(), others: Vec::new() })?);
+        scanned.tally.follow(work(&Batch { rows: lines.len(), columns: columns.collect(), others: Vec::new() })?);
         Ok(())
     })?;
     Ok(scanned)

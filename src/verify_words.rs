@@ -90,7 +90,7 @@ impl Suppressed {
                 DataType::Binary => leaf.values.binary()?.iter().map(Option::unwrap_or_default).collect(),
                 _ => continue,
             };
-            for cells in cells.chunks(CELLS_A_TIME) {
+            for (cells, first) in cells.chunks(CELLS_A_TIME).zip((0..).step_by(CELLS_A_TIME)) {
                 let hits = self.tokens(cells, Around::Text)?;
                 // `anna@x.y` in `mary-anna@x.y` is nobody's who is listed.
                 let is_sure =
@@ -98,6 +98,7 @@ impl Suppressed {
                 let sure: BTreeSet<usize> = hits.iter().filter(is_sure).map(|hit| hit.text).collect();
                 let all: BTreeSet<usize> = hits.iter().map(|hit| hit.text).collect();
                 found.unsure_cells += (all.len() - sure.len()) as u64;
+                found.stray_rows.extend(sure.iter().map(|cell| u64::from(leaf.row(first + cell))));
                 found.add(Place::Undeclared, Some((0, path.clone())), sure.len() as u64);
             }
         }

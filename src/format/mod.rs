@@ -21,6 +21,7 @@ pub mod parquet_statistics;
 pub mod parquet_v1;
 pub mod records;
 
+use std::collections::BTreeMap;
 use std::io;
 
 use roaring::RoaringTreemap;
@@ -104,6 +105,8 @@ pub struct Receipt {
     pub rows_removed: u64,
     pub rows_redacted: u64,
     pub rows_after: u64,
+    /// Cells of kept rows in which a stray identifier was replaced, by column.
+    pub strays_redacted: BTreeMap<ColumnPath, u64>,
 }
 
 #[derive(Debug, thiserror::Error)]

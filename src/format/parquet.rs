@@ -6,10 +6,11 @@
 //! chunk show the kept rows alone; bytes between chunks and the key-value metadata of columns are not copied. A chunk may
 //! be encoded anew for that alone, without a row that changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -34,6 +35,7 @@ use super::parquet_column::resolve;
 use super::parquet_pages::{self, copy_pages};
 use super::{Edit, FormatError, Receipt, scrubbed};
 use crate::action::{Action, Redact, Redaction};
+use crate::identifier::ColumnPath;
 use crate::parquet_bounds;
 use crate::store::{InMemory, Sink, store_error};
 
@@ -345,6 +347,12 @@ impl Sink for Output<'_> {
     }
 }
 
+/// A column in which stray identifiers are replaced, and in how many cells they were.
+struct Strayed<'a> {
+    column: &'a ColumnPath,
+    cells: AtomicU64,
+}
+
 /// What a rewrite reads.
 struct Input<'a, R> {
     source: &'a R,
@@ -355,7 +363,7 @@ struct Input<'a, R> {
     /// By group and leaf: encoded anew though no row of theirs changes.
     cleansed: BTreeSet<(usize, usize)>,
     /// Leaves in whose cells identifiers may have strayed, in any group.
-    strayed: BTreeSet<usize>,
+    strayed: BTreeMap<usize, Strayed<'a>>,
     /// What is kept of the file's key-value metadata.
     key_values: Option<Vec<KeyValue>>,
 }
@@ -403,7 +411,9 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
         });
         let cleansed = cleansed.collect::<Result<_, _>>()?;
         let strayed = edit.cleanse.strays.iter().map(|column| {
-            resolve(schema, column).map_err(|error| FormatError::Unsupported(format!("redaction, because it {error}")))
+            resolve(schema, column)
+                .map(|leaf| (leaf, Strayed { column, cells: AtomicU64::new(0) }))
+                .map_err(|error| FormatError::Unsupported(format!("redaction, because it {error}")))
         });
         let strayed = strayed.collect::<Result<_, _>>()?;
         let key_values = kept_key_values(metadata, edit);
@@ -448,7 +458,7 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             Action::Redact(_) => !rows.is_empty() && self.input.redacts(leaf),
         };
         let cleansed =
-            |leaf: usize| self.input.cleansed.contains(&(number, leaf)) || self.input.strayed.contains(&leaf);
+            |leaf: usize| self.input.cleansed.contains(&(number, leaf)) || self.input.strayed.contains_key(&leaf);
         let touched = |leaf: usize| loses(leaf) || cleansed(leaf);
         let touched: Vec<bool> = (0..group.num_columns()).map(touched).collect();
         let start = self.out.bytes_written() as i64;
@@ -585,6 +595,8 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
             self.groups[group] = with_filters.map_err(parquet_error)?;
         }
         let rows_after = rows_before - self.rows_removed;
+        let strays = self.input.strayed.values().map(|it| (it.column.clone(), it.cells.load(Ordering::Relaxed)));
+        let strays_redacted = strays.filter(|(_, cells)| *cells > 0).collect();
         let source = self.input.metadata.file_metadata();
         let file = FileMetaData::new(
             source.version(),
@@ -615,6 +627,7 @@ impl<'a, 'w, R: ChunkReader + Clone + 'static> Rewrite<'a, 'w, R> {
                 rows_removed: self.rows_removed,
                 rows_redacted: self.rows_redacted,
                 rows_after,
+                strays_redacted,
             },
             schema: source.schema().clone(),
             key_values: self.input.key_values,
@@ -669,8 +682,15 @@ impl<R: ChunkReader + Clone + 'static> Input<'_, R> {
             Action::Redact(_) if !self.redacts(leaf) => &none,
             Action::Delete | Action::Redact(_) => rows,
         };
-        let without_strays = |value: &[u8]| self.edit.tagger.without_strays(value);
-        let clean = self.strayed.contains(&leaf).then_some(&without_strays as &Clean);
+        let strayed = self.strayed.get(&leaf);
+        let without_strays = |value: &[u8]| {
+            let cleaned = self.edit.tagger.without_strays(value)?;
+            if let Some(strayed) = strayed {
+                strayed.cells.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(cleaned)
+        };
+        let clean = strayed.is_some().then_some(&without_strays as &Clean);
         // Without column orders bounds are not to be trusted; what is to be cleansed may stand anywhere in the chunk.
         let is_trusted = self.metadata.file_metadata().column_orders().is_some();
         if is_trusted

@@ -1,5 +1,7 @@
 //! The rewrite of record files: kept records leave byte for byte, removed ones leave nothing.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::Read;
 
 use super::compression::{self, Encoder};
@@ -8,6 +10,7 @@ use super::kept::{Kept, RecordsReceipt};
 use super::ndjson::{self, Lines};
 use super::{CsvDialect, Edit, Format, FormatError};
 use crate::action::{Action, Redact, Redaction};
+use crate::identifier::ColumnPath;
 use crate::store::Sink;
 
 /// Writes `source` to `out` without the removed rows, or with redacted cells, in the compression it came in. When the last record
@@ -22,13 +25,14 @@ pub fn rewrite(
     let (compression, source) = compression::decode(source)?;
     let mut out = Encoder::new(compression, out).map_err(FormatError::from_io)?;
     let mut kept = Kept::default();
-    let editor = Editor { dialect, edit, tsv: format == Format::Tsv };
+    let editor = Editor { dialect, edit, tsv: format == Format::Tsv, strays_redacted: RefCell::default() };
     match format {
         Format::Csv | Format::Tsv => editor.csv(source, &mut kept, &mut out)?,
         Format::Ndjson => editor.ndjson(source, &mut kept, &mut out)?,
         Format::Parquet => return Err(FormatError::Unsupported("Parquet as records".to_owned())),
     }
-    let receipt = kept.end(compression, &mut out)?;
+    let mut receipt = kept.end(compression, &mut out)?;
+    receipt.counts.strays_redacted = editor.strays_redacted.into_inner();
     out.finish().map_err(FormatError::from_io)?;
     if let Some(last) = edit.rows.max()
         && last >= receipt.counts.rows_before
@@ -42,6 +46,7 @@ struct Editor<'a> {
     dialect: &'a CsvDialect,
     edit: &'a Edit<'a>,
     tsv: bool,
+    strays_redacted: RefCell<BTreeMap<ColumnPath, u64>>,
 }
 
 impl Editor<'_> {
@@ -134,11 +139,17 @@ impl Editor<'_> {
             let positions = csv::positions(names, column)
                 .map_err(|error| FormatError::Unsupported(format!("redaction, because it {error}")))?;
             for position in positions {
-                let cleaned = record.field(position).and_then(|cell| self.edit.tagger.without_strays(cell));
+                let cleaned = record.field(position).and_then(|cell| self.without_strays(column, cell));
                 found.extend(cleaned.map(|text| (position, String::from_utf8_lossy(&text).into_owned())));
             }
         }
         Ok(found)
+    }
+
+    fn without_strays(&self, column: &ColumnPath, text: &[u8]) -> Option<Vec<u8>> {
+        let cleaned = self.edit.tagger.without_strays(text)?;
+        *self.strays_redacted.borrow_mut().entry(column.clone()).or_default() += 1;
+        Some(cleaned)
     }
 
     fn cell(&self, redact: &Redact, value: &[u8]) -> String {
@@ -171,7 +182,7 @@ impl Editor<'_> {
         for column in &self.edit.cleanse.strays {
             for span in ndjson::spans(line, column)? {
                 let Ok(text) = serde_json::from_slice::<String>(&line.raw[span.clone()]) else { continue };
-                if let Some(cleaned) = self.edit.tagger.without_strays(text.as_bytes()) {
+                if let Some(cleaned) = self.without_strays(column, text.as_bytes()) {
                     let cleaned = String::from_utf8_lossy(&cleaned).into_owned();
                     replacements.push((span, serde_json::Value::from(cleaned).to_string().into_bytes()));
                 }
@@ -215,7 +226,6 @@ mod tests {
     use super::*;
     use crate::format::Tagger;
     use crate::format::kept::read_back;
-    use crate::identifier::ColumnPath;
     use crate::residue::Cleanse;
     use crate::store::InMemory;
 

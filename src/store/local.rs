@@ -401,6 +401,11 @@ impl Store for LocalStore {
         blocking(move || Ok(sweep(&root))).await
     }
 
+    async fn open_to_readers(&self, location: &Location) -> Result<(), StoreError> {
+        let path = path_of(location)?.to_owned();
+        blocking(move || fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(failed(&path))).await
+    }
+
     async fn probe(&self, _: &Location) -> Result<ConditionalWrites, StoreError> {
         Ok(ConditionalWrites::Honoured)
     }

@@ -172,6 +172,19 @@ impl StoreError {
         }
     }
 
+    /// The same fault, told of another place.
+    pub fn at(self, location: Location) -> StoreError {
+        match self {
+            StoreError::NotFound(_) => StoreError::NotFound(location),
+            StoreError::Changed(_) => StoreError::Changed(location),
+            StoreError::Denied { reason, .. } => StoreError::Denied { location, reason },
+            StoreError::Locked { reason, until, .. } => StoreError::Locked { location, reason, until },
+            StoreError::Archived { class, .. } => StoreError::Archived { location, class },
+            StoreError::Unavailable { reason, .. } => StoreError::Unavailable { location, reason },
+            StoreError::Other { reason, .. } => StoreError::Other { location, reason },
+        }
+    }
+
     /// Whether the answer to a listing is that there is no object: a bucket that does not exist is another matter.
     pub fn is_no_object(&self) -> bool {
         match self {
@@ -274,6 +287,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Asks, with a probe object beside `prefix` that is removed again, whether conditional writes are honoured by the calls
     /// that [`Store::replace`] and [`Store::put`] use.
     async fn probe(&self, prefix: &Location) -> Result<ConditionalWrites, StoreError>;
+
+    /// Lets every user of the machine read the object, where the store is a folder of it and new files are private.
+    async fn open_to_readers(&self, _location: &Location) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// The listed names below `prefix` that share their bytes with another name, as on a local disk they may.
     async fn aliases(&self, _prefix: &Location) -> Result<BTreeMap<Location, Alias>, StoreError> {

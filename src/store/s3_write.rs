@@ -179,7 +179,9 @@ impl S3Store {
         if let Err(error) = self.remove_probe(place, &written).await {
             tracing::warn!(object = %location, %error, "probe object not removed");
         }
-        let verdict = verdict?;
+        // The probe's own name tells nobody what is wrong.
+        let asked = Location::S3 { bucket: near.bucket.to_owned(), key: folder.to_owned() };
+        let verdict = verdict.map_err(|error| error.at(asked))?;
         tracing::debug!(bucket = near.bucket, ?verdict, "conditional writes probed");
         Ok(verdict)
     }

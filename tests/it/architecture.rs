@@ -76,6 +76,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "account",
             "canary",
             "show",
+            "show_table",
             "progress",
             "cli",
             "ledger_run",

@@ -161,6 +161,76 @@ fn exit_2_keys_that_are_not_there_or_are_none() {
 }
 
 #[test]
+fn exit_2_a_fault_of_set_is_not_blamed_on_the_file() {
+    let lake = lake();
+    for (set, says) in [
+        (
+            "guard.max_row=10",
+            "error: --set guard.max_row=10: guard.max_row is not a known key; did you mean \"max_rows\"?",
+        ),
+        ("guard.max_fraction=1.5", "guard.max_fraction must be a number between 0 and 1, not 1.5"),
+        ("guard.max_rows=-3", "guard.max_rows must be a whole number of at least 0, not -3"),
+        ("dataset.0.format=cvs", "error: --set dataset.0.format=cvs: dataset[0].format \"cvs\" is none of parquet"),
+        ("dataset.0.match.0.column=a..b", "is not a column path such as"),
+        ("guard", "error: --set \"guard\" is not key=value"),
+    ] {
+        let ran = lake.run(&["check", "job.toml", "--set", set]).exits(2).says(&[says]);
+        assert!(!ran.stderr.contains("job.toml:"), "{}", ran.stderr);
+    }
+    lake.run(&["plan", "job.toml", "--now", "2026-11-01"]).exits(0);
+    lake.run(&["plan", "job.toml", "--now", "soon"]).exits(2).says(&["a date such as 2026-11-01"]);
+}
+
+#[test]
+fn bars_are_drawn_where_they_are_asked_for_and_no_log_line_is_lost_in_them() {
+    let lake = lake();
+    let ran = lake.run(&["scrub", "job.toml", "--progress", "always"]).exits(0);
+    assert!(ran.stderr.contains("\u{1b}[2K") && ran.stderr.contains("objects  "), "{:?}", ran.stderr);
+    assert!(
+        ran.stderr.contains("stage ended stage=\"find\" dataset=\"customers\" objects=2 rows=4"),
+        "{:?}",
+        ran.stderr
+    );
+    assert_eq!(ran.stderr.matches("stage=\"find\"").count(), 1, "a look at nothing is no news: {:?}", ran.stderr);
+    let quiet = lake.run(&["verify", "job.toml"]).exits(0);
+    assert!(!quiet.stderr.contains('\u{1b}'), "{:?}", quiet.stderr);
+}
+
+#[test]
+fn list_rows_without_an_identifier_are_counted_and_told() {
+    let lake = lake();
+    lake.write("optouts.csv", "id,email\n1,ada@example.com\n2,\n3, \n");
+    let check = lake.run(&["check", "job.toml"]).exits(0);
+    assert!(check.stdout.contains("3 rows in 1 file, 2 of them without an identifier"), "{}", check.stdout);
+    lake.run(&["scrub", "job.toml"]).exits(0).says(&["list has rows without an identifier list=\"optouts\" rows=2"]);
+    assert_eq!(
+        (&lake.manifest()["lists"][0]["blank"], &lake.manifest()["lists"][0]["malformed"]),
+        (&2.into(), &0.into())
+    );
+    lake.write("optouts.csv", "id,email\n1,ada@example.com\n2,b@example.com,surplus\n");
+    let ran = lake.run(&["scrub", "job.toml", "--set", "guard.max_bad_list_rows=5"]).exits(2);
+    assert!(ran.stderr.contains("max_bad_list_rows does not allow it"), "{}", ran.stderr);
+}
+
+#[test]
+fn strays_are_told_under_the_tables() {
+    let lake = lake();
+    lake.write(
+        "lake/a.csv",
+        "id,email,note\n1,eve@example.com,from ada@example.com\n2,eve@example.com,ada@example.com\n",
+    );
+    let set =
+        ["--set", "dataset.0.search=residue", "--set", "dataset.0.stray=redact", "--set", "guard.max_fraction=1.0"];
+    let plan = lake.run(&[&["plan", "job.toml"], &set[..]].concat()).exits(0);
+    let says = "customers: 2 stray cells of column note, with those in 2 rows that do not match: to be redacted";
+    assert!(plan.stdout.contains(says), "{}", plan.stdout);
+    let ran = lake.run(&[&["scrub", "job.toml", "--set", "canary.count=3"], &set[..]].concat()).exits(0);
+    assert!(ran.stdout.contains("customers: 2 stray cells of column note redacted\n"), "{}", ran.stdout);
+    let canaries = ran.stdout.lines().find(|line| line.starts_with("canaries ")).expect("a line about canaries");
+    assert!(canaries.contains("3 planted, 3 found, 3 removed"), "{canaries}");
+}
+
+#[test]
 fn exit_2_malformed_list_entries_are_told_by_line_and_never_quoted() {
     let lake = lake();
     lake.write("optouts.csv", "email\nada@example.com\n\"two\nlines\"\nno-address\n");
@@ -209,7 +279,7 @@ fn exit_3_what_could_not_be_looked_at_is_listed_beside_what_was_done() {
     let ran = lake.run(&["scrub", "job.toml"]).exits(3).says(&["object left alone", "lake/c.csv"]);
     let shown = told(&lake, &ran.stdout);
     assert!(shown.contains("verdict incomplete (exit 3)"), "{shown}");
-    assert!(shown.lines().any(|line| line.contains("FOLDER/lake/c.csv") && line.contains("unreadable")), "{shown}");
+    assert!(shown.lines().any(|line| line.contains("c.csv") && line.contains("unreadable")), "{shown}");
 }
 
 #[test]
@@ -389,10 +459,11 @@ fn stdout_is_the_result_and_stderr_the_log() {
     ═
     customers 2 1 0 1 0 4 2 -
     ─
+    customers, in FOLDER/lake/
     ─
     object step reason
     ═
-    FOLDER/lake/a.csv rewrite 2 of 3 rows match
+    a.csv rewrite 2 of 3 rows match
     ─
     nothing was written
     "#);
@@ -402,7 +473,7 @@ fn stdout_is_the_result_and_stderr_the_log() {
     let without_run = shown.rsplit_once('/').unwrap().0;
     assert_snapshot!(without_run, @r#"
     ─
-    dataset objects rewritten dropped rows before removed redacted after verified purged
+    dataset objects written gone rows removed redacted after verified purged
     ═
     customers 2 1 0 4 2 0 2 2 0
     ─
@@ -569,7 +640,7 @@ fn keygen_makes_private_keys_and_never_overwrites() {
     assert_eq!(keys.keys().collect::<Vec<_>>(), ["signing.key", "signing.pub", "tag.key"]);
     for name in keys.keys() {
         let mode = std::fs::metadata(lake.path().join("new/keys").join(name)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "{name}");
+        assert_eq!(mode & 0o777, if name == "signing.pub" { 0o644 } else { 0o600 }, "{name}");
     }
     lake.run(&["keygen", "new/keys"]).exits(2).says(&["never overwritten", "signing.key"]);
     assert_eq!(lake.files("new/keys"), keys);

@@ -90,6 +90,7 @@ fn observed(run_id: &str, rows: &[ObjectRow]) -> Observations {
             rows: RowCounts::tally("events", rows),
             not_comparable: NotChecked,
             undeclared: NotChecked,
+            strays_redacted: NotChecked,
             versions: VersionCounts::default(),
             uploads: UploadCounts::default(),
         }],

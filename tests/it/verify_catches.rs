@@ -662,7 +662,44 @@ fn strays_are_replaced_in_their_cells_and_nothing_else_changes() {
         text("lake/c.ndjson"),
         "{\"email\":\"b@x.org\",\"note\":{\"text\":[\"x\",\"mail [removed]\"]}, \"n\" : 4155559317}\n{\"email\":null}\n"
     );
+    let dataset = &said.document["datasets"][0];
+    assert_eq!(dataset["strays_redacted"], serde_json::json!({ "note": 4, "note.text": 1 }), "{dataset:#}");
+    assert_eq!((&dataset["rows"]["matched"], &dataset["rows"]["redacted"]), (&Value::from(0), &Value::from(0)));
+    let cells: Vec<_> = lake.rows(&said).iter().map(|row| row.strays_redacted).collect();
+    assert_eq!(cells, [Some(3), Some(1), Some(1)]);
+    assert_eq!(lake.run(&["manifest", "check", ".lakescrub"]).exit, 0);
     lake.cleans("strays");
+}
+
+/// Rows that keep all but a word are changed rows: a guard that does not count them lets a wrong list through the whole lake.
+#[test]
+fn rows_with_a_stray_count_for_the_guard_and_in_the_plan() {
+    let lake = with_strays("search = \"residue\"\nstray = \"redact\"");
+    // A row that goes counts once, whatever else it holds.
+    lake.put("lake/d.csv", format!("email,note\n{ANNA},{ANNA}\nb@x.org,{ANNA} {ANNA}\n").as_bytes());
+    let before = lake.get("lake/b.csv");
+    for (guard, says) in [
+        (["guard.max_rows=6", "guard.max_fraction=1.0"], "1 rows match and 6 more hold a stray identifier, more than"),
+        (
+            ["guard.max_rows=7", "guard.max_fraction=0.69"],
+            "1 of 10 rows match and 6 more hold a stray identifier, a larger share",
+        ),
+    ] {
+        let said = lake.run(&["scrub", "job.toml", "--set", guard[0], "--set", guard[1]]);
+        assert_eq!(said.exit, 10, "{:#}", said.document);
+        assert!(said.stderr.contains(says), "{}", said.stderr);
+        assert_eq!(lake.get("lake/b.csv"), before);
+    }
+    let allowed = ["--set", "guard.max_rows=7", "--set", "guard.max_fraction=0.7"];
+    let plan = lake.run(&[&["plan", "job.toml"], &allowed[..]].concat());
+    assert_eq!(plan.exit, 0, "{}", plan.stderr);
+    let dataset = &plan.document["datasets"][0];
+    assert_eq!(dataset["rows"], serde_json::json!({ "before": 10, "matched": 1, "strayed": 6 }), "{dataset:#}");
+    assert_eq!(dataset["strays"], serde_json::json!({ "note": 6, "note.text": 1 }), "{dataset:#}");
+    let said = lake.run(&[&["scrub", "job.toml"], &allowed[..]].concat());
+    assert_eq!(said.exit, 0, "{}", said.stderr);
+    // What goes with its row is removed, not redacted.
+    assert_eq!(said.document["datasets"][0]["strays_redacted"], serde_json::json!({ "note": 5, "note.text": 1 }));
 }
 
 #[test]
