@@ -12,8 +12,8 @@
 //! own, and [`session`] what all of them begin and end with. The modules below stand in reading order, in layers:
 //!
 //! ```text
-//! wiring       run  session  requests  request_deadlines  request_export  gate  drop  drop_consumers  ledger_run
-//!              cli  account  canary  show  show_table  progress
+//! wiring       run  session  requests  request_deadlines  request_export  gate  gate_scope  gate_names  drop  drop_consumers
+//!              ledger_run  cli  account  canary  show  show_table  progress
 //! stages       find  rewrite  purge  verify  manifest_diff    never use each other
 //! edges        job  request  ledger  drop_files  drop_answer  store  format  dataset  journal  keys  chain  manifest_check
 //! pure facts   match_*  ledger_event  ledger_fold  plan  deadline  standing  manifest  object_table  signature  merkle  tag    no I/O, no clock

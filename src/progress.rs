@@ -74,7 +74,7 @@ impl Progress {
         let (name, dataset) = (stage.name.name(), stage.dataset.as_deref());
         let told_seconds = (seconds * 1000.0).round() / 1000.0;
         // A look that found nothing to look at, such as the one for objects that landed late, is no news.
-        if stage.name == StageName::Find && objects.is_none() && seconds < 1.0 {
+        if stage.name == StageName::Find && objects.is_none() {
             tracing::debug!(stage = name, dataset, seconds = told_seconds, "stage ended");
         } else {
             tracing::info!(stage = name, dataset, objects, rows, bytes, seconds = told_seconds, "stage ended");
@@ -185,6 +185,8 @@ fn draw(name: StageName, meter: Arc<Meter>) -> Bar {
     let bar = bars().add(ProgressBar::new_spinner());
     bar.set_style(style("{prefix:>7} {spinner} {wide_msg}"));
     bar.set_prefix(name.name());
+    // At once, for whoever waits for the first object.
+    bar.set_message(message(&meter, Duration::ZERO));
     let drawn = bar.clone();
     let started = Instant::now();
     let drawing = tokio::spawn(async move {
