@@ -494,16 +494,18 @@ fn is_canonical_email(bytes: &[u8]) -> bool {
     is_fit && bytes.first() != Some(&b'@') && bytes.last() != Some(&b'@')
 }
 
-/// A column of numbers with gaps is written as floats by many programs: the zero of `4155559317.0` is no digit of the number, and with
-/// it another's would be left.
-fn without_float_zero(text: &str) -> &str {
-    let whole = text.trim().strip_suffix(".0");
-    let is_number = |whole: &&str| !whole.is_empty() && whole.bytes().all(|byte| byte.is_ascii_digit());
-    whole.filter(is_number).unwrap_or(text)
+/// A column of numbers with gaps is written as floats by many programs: the zeros of `4155559317.0` are no digits of the number, and with
+/// them another's would be left. More than one are told from `555.0000` by the length of what stands before.
+fn without_float_zeros(text: &str) -> &str {
+    let Some((whole, zeros)) = text.trim().split_once('.') else { return text };
+    let digits = whole.strip_prefix('+').unwrap_or(whole);
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let are_zeros = zeros == "0" || (digits.len() >= 10 && !zeros.is_empty() && zeros.bytes().all(|byte| byte == b'0'));
+    if is_number && are_zeros { whole } else { text }
 }
 
 fn phone(text: &str, out: &mut Vec<u8>) -> bool {
-    let text = without_float_zero(text);
+    let text = without_float_zeros(text);
     out.extend(text.bytes().filter(u8::is_ascii_digit));
     out.drain(..out.len().saturating_sub(10));
     !out.is_empty()
@@ -707,6 +709,9 @@ mod tests {
             ("phone", "555.0000", Some("5550000")),
             ("phone", "415.555.0", Some("4155550")),
             ("phone", ".0", Some("0")),
+            ("phone", "+14155559317.0", Some("4155559317")),
+            ("phone", "4155559318.00", Some("4155559318")),
+            ("phone", "4155559318.01", Some("5555931801")),
             ("maid", "a3f1c2d4-5678-90ab-cdef-1234567890a", None),
             ("uuid", "{550E8400-E29B-41D4-A716-446655440000}", Some("550e8400-e29b-41d4-a716-446655440000")),
             ("uuid", "550e8400e29b41d4a716446655440000", Some("550e8400-e29b-41d4-a716-446655440000")),

@@ -44,13 +44,13 @@ fn tells(id: &str, cells: &[Held<'_>], undone_max: usize) -> bool {
         plain = percent_decoded(&plain);
     }
     let is_identifier = |text: &str| {
-        is_one_of(text, cells, |_| true) || behind_signs(text).any(|rest| is_one_of(rest, cells, is_distinctive))
+        is_one_of(text, cells, |_| true) || between_signs(text).any(|rest| is_one_of(rest, cells, is_distinctive))
     };
     if plain.contains('@') || holds_digest(&plain) || [id, &plain].into_iter().any(is_identifier) {
         return true;
     }
     let number = plain.strip_prefix("0x").or_else(|| plain.strip_prefix("0X"));
-    let spellings = std::iter::once(&*plain).chain(number).chain(behind_signs(&plain));
+    let spellings = std::iter::once(&*plain).chain(number).chain(between_signs(&plain));
     let mut undone = spellings.flat_map(decoded);
     undone.any(|bytes| {
         let text = std::str::from_utf8(&bytes).ok().filter(|text| !text.contains(char::is_control));
@@ -59,10 +59,17 @@ fn tells(id: &str, cells: &[Held<'_>], undone_max: usize) -> bool {
     })
 }
 
-/// What follows each sign: behind it may stand the identifier of a scheme (`tel:…`), or the digest of a function (`md5-…`).
-fn behind_signs(text: &str) -> impl Iterator<Item = &str> {
-    let signs = text.char_indices().filter(|(_, c)| SIGNS.contains(*c));
-    signs.map(|(at, c)| &text[at + c.len_utf8()..]).filter(|rest| !rest.is_empty())
+/// More of them than an id has.
+const SIGNS_MAX: usize = 16;
+
+/// What stands behind, before and between signs: the identifier of a scheme (`tel:…`), the digest of a function (`md5-…`), or one of
+/// them with a number behind it (`…-1`).
+fn between_signs(text: &str) -> impl Iterator<Item = &str> {
+    let signs = || text.char_indices().filter(|(_, c)| SIGNS.contains(*c)).take(SIGNS_MAX);
+    let starts = std::iter::once(0).chain(signs().map(|(at, c)| at + c.len_utf8()));
+    let ends: Vec<usize> = signs().map(|(at, _)| at).chain([text.len()]).collect();
+    let pieces = starts.flat_map(move |start| ends.clone().into_iter().map(move |end| start..end));
+    pieces.filter(|piece| piece.start < piece.end && piece.len() < text.len()).map(|piece| &text[piece])
 }
 
 /// Not a number or a word that stands in ids by accident.
@@ -220,6 +227,9 @@ mod tests {
             "ann%252540x.org".to_owned(),
             "tel:+1-415-555-9317".to_owned(),
             "customer/4155559317".to_owned(),
+            "4155559317-1".to_owned(),
+            "crm:(415) 555-9317:7".to_owned(),
+            format!("{}:7", md5_base64("ann@x.org")),
             BASE64_STANDARD_NO_PAD.encode("Ann@x.org"),
             hex::encode("ann@x.org"),
             BASE64_STANDARD.encode(hex::encode("ann@x.org")),

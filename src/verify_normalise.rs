@@ -258,8 +258,8 @@ fn rule(kind: &Kind) -> Expr {
         Kind::Text => only(v(), r"(?s)^.+$"),
         Kind::Email => whole(replaced(v(), r"\s+", "").str().to_lowercase(), r"(?s)^[^@]+@.+$"),
         Kind::Phone => {
-            // The zero of a number that was written as a float is none of its digits.
-            let unfloated = replaced(v(), r"^\s*([0-9]+)\.0\s*$", "${1}");
+            // The zeros of a number that was written as a float are none of its digits.
+            let unfloated = replaced(v(), r"^\s*\+?(?:([0-9]+)\.0|([0-9]{10,})\.0+)\s*$", "${1}${2}");
             only(replaced(unfloated, "[^0-9]+", ""), "[0-9]{1,10}$")
         }
         Kind::PhoneE164 { region } => {
@@ -656,6 +656,9 @@ mod tests {
             (Kind::Phone, "555.0000", Some("5550000")),
             (Kind::Phone, "415.555.0", Some("4155550")),
             (Kind::Phone, ".0", Some("0")),
+            (Kind::Phone, "+14155559317.0", Some("4155559317")),
+            (Kind::Phone, "4155559318.00", Some("4155559318")),
+            (Kind::Phone, "4155559318.01", Some("5555931801")),
             (Kind::Phone, "0049 (30) 12345678", Some("3012345678")),
             (Kind::Maid, "a3f1c2d4-5678-90ab-cdef-1234567890a", None),
             (Kind::Uuid, "550E8400E29B41D4A716446655440000", Some("550e8400-e29b-41d4-a716-446655440000")),
