@@ -384,13 +384,15 @@ async fn import(
             "malformed": report.malformed,
             "added": appended.events,
             "known": appended.known,
+            "rows_not_heard": not_heard,
         }));
         let (name, rows) = (&report.name, report.rows);
         lines.push(format!(
-            "list {name}: {}, {} recorded, {} known",
+            "list {name}: {}, {} recorded, {} known{}",
             counted(rows, "row"),
             appended.events,
-            appended.known
+            appended.known,
+            if not_heard > 0 { format!("; {not_heard} name somebody who opted in again") } else { String::new() }
         ));
     }
     desk.refresh_probe(total.events + rekeyed).await;

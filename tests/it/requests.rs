@@ -341,7 +341,9 @@ fn an_identifier_is_hung_onto_no_withdrawn_request_but_by_a_later_asking() {
     for asked in ["", "2026-08-01"] {
         lake.write("crm.csv", format!("id,asked,email\nR1,{asked},zoe@example.com\n"));
         let told = lake.run(&["requests", "import", "job.toml", "crm", "--json"]).exits(0);
-        assert_eq!(told.says(&["who opted in again"]).json()["added"], 0, "{asked:?}");
+        let told = told.says(&["who opted in again"]).json();
+        let of_list = &told["lists"][0];
+        assert_eq!((&told["added"], &of_list["rows_not_heard"]), (&0.into(), &1.into()), "{asked:?}");
     }
     lake.write("zoe.csv", "email\nzoe@example.com\n");
     assert_eq!(import(&lake, &["zoe.csv"])["added"], 1);
