@@ -19,6 +19,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescPtr;
 
 use crate::format::parquet_chunk::{CheckedPages, Window};
+use crate::format::parquet_filled::FilledPages;
 use crate::format::parquet_packed::{Hybrid, Plain, corrupt, decode_levels, is_dictionary, parts};
 use crate::match_index::Check;
 
@@ -98,7 +99,7 @@ where
         probe.pages(pages)?;
         probe.answer.beside = Some(probe.beside()?);
     } else {
-        probe.values(Box::new(CheckedPages::new(pages, column)), column.column_descr_ptr())?;
+        probe.values(Box::new(FilledPages(CheckedPages::new(pages, column))), column.column_descr_ptr())?;
     }
     let answer = probe.answer;
     if answer.rows == rows { Ok(answer) } else { Err(corrupt("a column holds fewer or more rows than its row group")) }

@@ -50,8 +50,6 @@ pub struct VerifiedList {
     pub digest: String,
     pub read_at: Timestamp,
     pub rows: u64,
-    /// Different ones, plain or hashed, over all columns.
-    pub identifiers: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -460,8 +458,7 @@ async fn read_list(
         let digest = stored_digest(&store, &file).await.map_err(|fault| unusable_list(list, &file.location, fault))?;
         file_digests.push((digest, file.location.to_string()));
     }
-    let identifiers = suppressed.lock().unwrap_or_else(|broken| broken.into_inner()).count_identifiers();
-    Ok(VerifiedList { name: list.name.clone(), digest: list_digest(file_digests), read_at, rows, identifiers })
+    Ok(VerifiedList { name: list.name.clone(), digest: list_digest(file_digests), read_at, rows })
 }
 
 /// Gives all batches of a list to `work`, with the columns in the order of `list.columns`.

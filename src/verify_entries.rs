@@ -38,14 +38,8 @@ pub fn add(suppressed: &Mutex<Suppressed>, list: &ListSpec, batch: &Batch) -> Po
     let keyed = columns.zip(&gone).map(|((column, leaves), gone)| keying.column(column, leaves, gone));
     let keyed: Vec<(Vec<Keyed>, FilterHashes)> = keyed.collect::<PolarsResult<_>>()?;
     let mut sets = locked();
-    if sets.counting.is_none() {
-        sets.counting = Some(sets.counting_of(list));
-    }
-    let Suppressed { fingerprints, selections, composites, counting, .. } = &mut *sets;
+    let Suppressed { fingerprints, selections, composites, .. } = &mut *sets;
     for (column, (keyed, filter_hashes)) in list.columns.iter().zip(&keyed) {
-        if let Some(Counting::Halves(halves)) = counting {
-            halves.extend(keyed.iter().filter(|keyed| keyed.is_entry).map(|keyed| keyed.key as u64));
-        }
         for selection in selections.iter_mut().filter(|selection| selection.takes(column)) {
             selection.keys.extend(keyed.iter().map(|keyed| keyed.key));
             for (hashed, hashes) in filter_hashes {
@@ -108,57 +102,10 @@ impl LetGo {
     }
 }
 
-impl Suppressed {
-    /// How many different identifiers (or digests of some) have been added since the last call.
-    pub fn count_identifiers(&mut self) -> u64 {
-        let different = match self.counting.take() {
-            None => 0,
-            Some(Counting::Selection(selection)) => self.selections[selection].keys.len(),
-            Some(Counting::Halves(mut halves)) => {
-                halves.sort_unstable();
-                halves.dedup();
-                halves.len()
-            }
-        };
-        different as u64
-    }
-
-    /// A list of tens of millions, which has one column as a rule, is better not held once more only to be counted.
-    fn counting_of(&self, list: &ListSpec) -> Counting {
-        let only_entries = |column: &ListColumn| {
-            column.hashed.is_some() || (self.stored_functions.is_empty() && column.kind != Kind::Text)
-        };
-        let fresh = |column: &ListColumn| {
-            let mut selections = self.selections.iter();
-            selections.position(|selection| selection.takes(column) && selection.keys.is_empty())
-        };
-        match &list.columns[..] {
-            [column] if only_entries(column) => fresh(column).map_or_else(Counting::halves, Counting::Selection),
-            _ => Counting::halves(),
-        }
-    }
-}
-
-/// What tells how many entries of a list are different.
-pub(crate) enum Counting {
-    /// The keys of this selection: it held nothing before, and takes nothing but the list's entries.
-    Selection(usize),
-    /// Half of each entry's key, half as large as keys in a set.
-    Halves(Vec<u64>),
-}
-
-impl Counting {
-    fn halves() -> Counting {
-        Counting::Halves(Vec::new())
-    }
-}
-
 /// One way in which an entry of a list may be met in the data.
 struct Keyed {
     row: u32,
     key: u128,
-    /// The entry itself, not one of its other forms.
-    is_entry: bool,
 }
 
 impl Keyed {
@@ -199,7 +146,7 @@ impl Keying {
                     }
                     let key = self.fingerprints.digest(function_of(hashed), digest);
                     self.spell(function_of(hashed), digest, &mut filter_hashes);
-                    keyed.push(Keyed { row: leaf.row(index), key, is_entry: true });
+                    keyed.push(Keyed { row: leaf.row(index), key });
                 })?,
                 None => self.plain(&column.kind, leaf, gone, &mut keyed, &mut filter_hashes)?,
             };
@@ -223,11 +170,11 @@ impl Keying {
             }
             // A number in a list stands for its text too, as it would in a list of text.
             let key = self.fingerprints.canonical(Form::Text, canonical);
-            keyed.push(Keyed { row, key, is_entry: true });
+            keyed.push(Keyed { row, key });
             add_filter_hashes(filter_hashes, None, &[hash_byte(canonical)]);
             for function in &self.stored_functions {
                 let digest = digest_of(*function, canonical);
-                keyed.push(Keyed { row, key: self.fingerprints.digest(*function, &digest), is_entry: false });
+                keyed.push(Keyed { row, key: self.fingerprints.digest(*function, &digest) });
                 self.spell(*function, &digest, filter_hashes);
             }
             if let (Kind::Text, Ok(text)) = (kind, std::str::from_utf8(canonical)) {
@@ -238,7 +185,7 @@ impl Keying {
         let numbers = plain_numbers(StringChunked::from_iter_values("v".into(), texts.1.iter()))?;
         for (row, number) in texts.0.iter().zip(numbers.iter()) {
             let key = number.map(|number| self.fingerprints.canonical(Form::Number, number.as_bytes()));
-            keyed.extend(key.map(|key| Keyed { row: *row, key, is_entry: false }));
+            keyed.extend(key.map(|key| Keyed { row: *row, key }));
         }
         Ok(not_comparable)
     }

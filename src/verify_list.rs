@@ -16,7 +16,7 @@ use crate::job::{Job, ListColumn, MatchPart, MatchRule};
 use crate::verify::{Sighting, Sightings};
 use crate::verify_batch::{Batch, Element, Leaf, Tally};
 use crate::verify_bytes::Listed;
-use crate::verify_entries::{Counting, FilterHashes};
+use crate::verify_entries::FilterHashes;
 use crate::verify_ledger::{Tagged, Tagger};
 use crate::verify_normalise::{Fingerprints, Form, canonicals, digest_of, digests, function_of, plain_texts};
 use crate::verify_rules::{Held, Joined, Probe, Rules, each_row};
@@ -32,8 +32,6 @@ pub struct Suppressed {
     pub(crate) stored_functions: Vec<HashFunction>,
     /// Their spellings.
     pub(crate) stored_spellings: Vec<Hashed>,
-    /// How the entries of the list that is being read are counted; `None` before its first batch.
-    pub(crate) counting: Option<Counting>,
     /// The identifiers of the request ledger, where it is a list of the job.
     pub tagged: Option<Tagged>,
 }
@@ -103,7 +101,6 @@ impl Suppressed {
             composites: Vec::new(),
             stored_functions: Vec::new(),
             stored_spellings: Vec::new(),
-            counting: None,
             tagged: None,
         };
         let parts = || job.datasets.iter().flat_map(|dataset| &dataset.rules).flat_map(MatchRule::compared);
